@@ -1,0 +1,76 @@
+"""Imports go only downward, and heavy packages stay on their floors (DESIGN.md's table, read from the source)."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import jaxrl4lm
+
+ROOT = pathlib.Path(jaxrl4lm.__file__).parent
+
+# Each room may import the rooms of lower floors, and rooms of its own floor that stand before it in the list.
+FLOORS = [
+    ["types"],
+    ["reduce"],
+    ["distributions", "returns", "advantages", "losses", "diagnostics"],
+    ["mdp", "bandits"],
+    ["tasks", "envs"],
+    ["models", "decoding"],
+    ["agents", "lm"],
+    ["data", "checkpoint", "metrics", "plots"],
+    ["cli"],
+]
+ORDER = {room: i for i, room in enumerate(room for floor in FLOORS for room in floor)}
+
+# Heavy packages, and the rooms that may import them at module level.
+HEAVY = {
+    "flax": {"models"},
+    "gymnax": {"envs", "agents"},
+    "optax": {"agents", "lm", "models"},
+    "orbax": {"checkpoint"},
+    "matplotlib": {"plots"},
+    "rich": {"metrics", "cli"},
+    "tyro": {"cli"},
+    "tokenizers": {"data"},
+    "safetensors": {"models"},
+}
+
+
+def rooms_and_files():
+    for path in sorted(ROOT.rglob("*.py")):
+        relative = path.relative_to(ROOT)
+        if relative.parts != ("__init__.py",):
+            yield relative.parts[0].removesuffix(".py"), path
+
+
+def imported(path):
+    """Every dotted name that a file imports, at any depth of its code."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room, path", rooms_and_files(), ids=lambda x: str(x).replace(str(ROOT), ""))
+def test_imports_go_downward(room, path):
+    assert room in ORDER, f"{room} has no floor: give it one in {__file__}"
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == "jaxrl4lm" and len(parts) > 1 and parts[1] in ORDER and parts[1] != room:
+            assert ORDER[parts[1]] < ORDER[room], f"{path} imports {name}, which stands above it"
+        if parts[0] in HEAVY:
+            assert room in HEAVY[parts[0]], f"{path} imports {name}"
+
+
+def test_the_ground_floor_is_light():
+    rooms = [r for floor in FLOORS[:3] for r in floor if (ROOT / f"{r}.py").exists() or (ROOT / r).exists()]
+    code = "import sys; " + "; ".join(f"import jaxrl4lm.{room}" for room in rooms)
+    code += "; print([m for m in ('flax', 'gymnax', 'matplotlib', 'optax') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
