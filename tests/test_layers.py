@@ -17,10 +17,10 @@ FLOORS = [
     ["reduce"],
     ["distributions", "returns", "advantages", "losses", "diagnostics"],
     ["mdp", "bandits"],
-    ["tasks", "envs"],
+    ["data", "tasks", "envs"],
     ["models", "decoding"],
     ["agents", "lm"],
-    ["data", "checkpoint", "metrics", "plots"],
+    ["checkpoint", "metrics", "plots"],
     ["cli"],
 ]
 ORDER = {room: i for i, room in enumerate(room for floor in FLOORS for room in floor)}
