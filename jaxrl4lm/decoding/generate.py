@@ -51,6 +51,7 @@ def generate(
     copies: int = 1,
     temperature: ScalarLike | None = 1.0,
     row_offset: ScalarLike = 0,
+    final_values: bool = True,
 ) -> Generation:
     """Completes every prompt `copies` times, token by token.
 
@@ -62,6 +63,7 @@ def generate(
       eos_id, pad_id: the token that ends a completion, and what fills the rest.
       temperature: of the softmax, traced. None (static) takes the most likely token, its log-probability at temperature 1.
       row_offset: number of the first row, for batches that are parts of a larger one.
+      final_values: whether to spend a step on the values after truncated completions; if not they are 0.
     """
     G, P = prompts.shape
     B, T = G * copies, max_new_tokens
@@ -111,5 +113,7 @@ def generate(
     def last_values(loop: _Loop) -> Array:
         return policy.values(params, policy.step(params, loop.carry, loop.token)[0])
 
-    final = jax.lax.cond(loop.ended.all(), lambda loop: jnp.zeros((B,), jnp.float32), last_values, loop)
+    final = loop.out.final_values
+    if final_values:
+        final = jax.lax.cond(loop.ended.all(), lambda loop: loop.out.final_values, last_values, loop)
     return loop.out._replace(final_values=jnp.where(loop.ended, 0.0, final), truncated=~loop.ended)
