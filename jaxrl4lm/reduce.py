@@ -21,7 +21,6 @@ import jax.numpy as jnp
 
 from jaxrl4lm.types import Array, ScalarLike
 
-
 Axis: TypeAlias = int | tuple[int, ...] | None
 
 
@@ -55,8 +54,8 @@ def check_broadcastable(name: str, shape: tuple[int, ...], target: tuple[int, ..
     fits = len(shape) == len(target) and all(n in (1, m) for n, m in zip(shape, target, strict=True))
     if shape and not fits:
         raise ValueError(
-            f"{name} has shape {shape}, which does not broadcast to {target}: give it as many axes, each equal "
-            f"or 1 (one value per sequence is {name}[:, None])."
+            f"{name} has shape {shape}, which does not broadcast to {target}: give it as many axes, each "
+            f"equal or 1 (one value per sequence is {name}[:, None])."
         )
 
 

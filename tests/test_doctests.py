@@ -8,7 +8,7 @@ import pytest
 
 import jaxrl4lm.losses
 
-MODULES = [f"jaxrl4lm.{name}" for name in ("reduce", "distributions", "returns", "advantages")]
+MODULES = [f"jaxrl4lm.{name}" for name in ("reduce", "distributions", "returns", "advantages", "diagnostics")]
 MODULES += [f"jaxrl4lm.losses.{module.name}" for module in pkgutil.iter_modules(jaxrl4lm.losses.__path__)]
 
 

@@ -20,14 +20,24 @@ target altogether.
 Gradients flow through `log_probs` only; the reference is a constant. Values are in nats.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.distributions import categorical_kl
+from jaxrl4lm.losses.importance import MAX_LOG_RATIO
 from jaxrl4lm.reduce import as_float, as_mask, check_broadcastable, mask_inputs
-from jaxrl4lm.types import Array
+from jaxrl4lm.types import Array, ScalarLike
 
-MAX_LOG_RATIO = 20.0
+
+class Controller(NamedTuple):
+    """A rule for the coefficient of a KL term, as two pure functions; its state is the coefficient."""
+
+    init: Callable[[], Array]
+    update: Callable[[Array, ScalarLike, ScalarLike], Array]
+    """(coefficient, measured KL, number of sequences since) → coefficient."""
 
 
 def _log_ratios(log_probs: Array, ref_log_probs: Array, mask: Array | None) -> tuple[Array, Array]:
@@ -140,3 +150,41 @@ def sequence_ratio_k3(log_probs: Array, ref_log_probs: Array, *, mask: Array | N
     """s·Σ_t (e^{−x} − 1 + x) with s = Π π/sg(π): as `sequence_ratio_k1`, with less variance."""
     keep, log_ratios = _log_ratios(log_probs, ref_log_probs, mask)
     return _per_sequence(keep, _sequence_ratio(log_probs, keep) * _k3(log_ratios).sum(-1, keepdims=True))
+
+
+def fixed_controller(coef: ScalarLike) -> Controller:
+    """A coefficient that stays."""
+    return Controller(lambda: as_float(coef), lambda coef, kl, count: coef)
+
+
+def adaptive_controller(
+    coef: ScalarLike = 0.15, *, target: ScalarLike = 6.0, horizon: ScalarLike = 10_000.0
+) -> Controller:
+    """coef ·= 1 + clip(KL/target − 1, ±0.2)·n/horizon: proportional control of the logarithm.
+
+    Args:
+      coef: the first coefficient.
+      target: KL per sequence to hold, in nats.
+      horizon: number of sequences over which a sustained error of 20 % changes the coefficient by 20 %.
+    Reference: Ziegler et al. 2019, arXiv:1909.08593, sec. 2.2.
+    """
+
+    def update(coef: Array, kl: ScalarLike, count: ScalarLike) -> Array:
+        error = jnp.clip(jnp.asarray(kl) / target - 1, -0.2, 0.2)
+        return coef * (1 + error * count / horizon)
+
+    return Controller(lambda: as_float(coef), update)
+
+
+def doubling_controller(coef: ScalarLike = 1.0, *, target: ScalarLike = 0.01) -> Controller:
+    """β doubles if KL > 1.5·target, and halves if KL < target/1.5: the rule of `losses.ppo_kl_penalty`.
+
+    Reference: Schulman et al. 2017, arXiv:1707.06347, sec. 4.
+    """
+
+    def update(coef: Array, kl: ScalarLike, count: ScalarLike) -> Array:
+        del count
+        kl = jnp.asarray(kl)
+        return coef * jnp.where(kl > 1.5 * target, 2.0, 1.0) * jnp.where(kl < target / 1.5, 0.5, 1.0)
+
+    return Controller(lambda: as_float(coef), update)
