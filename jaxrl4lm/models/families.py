@@ -23,6 +23,26 @@ ACTIVATIONS = {
     "relu": "relu",
 }
 ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
+# The fields of a `Rope` that each kind reads, and their names in the file.
+STRETCHES: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "original_context": "original_max_position_embeddings",
+        "low_frequency": "low_freq_factor",
+        "high_frequency": "high_freq_factor",
+    },
+    "yarn": {
+        "factor": "factor",
+        "original_context": "original_max_position_embeddings",
+        "beta_slow": "beta_slow",
+        "beta_fast": "beta_fast",
+        "attention_factor": "attention_factor",
+        "truncate": "truncate",
+    },
+}
+NO_BIAS = {"qkv_bias": False, "output_bias": False, "mlp_bias": False}
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
@@ -103,54 +123,28 @@ def _activation(name: str) -> str:
     return ACTIVATIONS[name]
 
 
-def _rope(
-    hf: Json, theta: float, parameters: Json | None = None, partial: str = "partial_rotary_factor"
-) -> Json:
-    """The rotary fields, from either format; `theta` is the family's default base."""
-    p = (
-        parameters
-        or hf.get("rope_parameters")
-        or {"rope_theta": hf.get("rope_theta", theta), **(hf.get("rope_scaling") or {})}
-    )
+def _rope(hf: Json, theta: float) -> tuple[Rope, float]:
+    """Rotary positions from either format, and the fraction of channels that rotate; `theta` is the default
+    base."""
+    older = {"rope_theta": hf.get("rope_theta", theta), **(hf.get("rope_scaling") or {})}
+    p = hf.get("rope_parameters") or older
     kind = p.get("rope_type", p.get("type", "default"))
-    base = float(p.get("rope_theta", theta))
-    stretch: Json = {
-        "factor": p.get("factor"),
-        "original_context": p.get("original_max_position_embeddings", hf.get("max_position_embeddings")),
-        "low_frequency": p.get("low_freq_factor"),
-        "high_frequency": p.get("high_freq_factor"),
-        "beta_slow": p.get("beta_slow"),
-        "beta_fast": p.get("beta_fast"),
-        "attention_factor": p.get("attention_factor"),
-        "truncate": p.get("truncate"),
-    }
-    used = {
-        "default": (),
-        "linear": ("factor",),
-        "llama3": ("factor", "original_context", "low_frequency", "high_frequency"),
-        "yarn": ("factor", "original_context", "beta_slow", "beta_fast", "attention_factor", "truncate"),
-    }
-    if kind not in used or p.get("mscale"):
+    if kind not in STRETCHES or p.get("mscale"):
         kind = f"{kind} with mscale" if p.get("mscale") else kind
-        raise ValueError(f"the rope type {kind!r} is not one of {', '.join(used)}")
-    rope = Rope(base, kind, **{k: stretch[k] for k in used[kind] if stretch[k] is not None})
-    fraction = p.get(partial, hf.get(partial, 1.0))
-    return {"rope": rope, "fraction": fraction}
+        raise ValueError(f"the rope type {kind!r} is not one of {', '.join(STRETCHES)}")
+    context = {"original_max_position_embeddings": hf.get("max_position_embeddings")}
+    given = {k: v for k, v in {**context, **p}.items() if v is not None}
+    stretch = {ours: given[name] for ours, name in STRETCHES[kind].items() if name in given}
+    rope = Rope(float(p.get("rope_theta", theta)), kind, **stretch)
+    return rope, p.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
 
 
 def _write_rope(rope: Rope) -> Json | None:
     """`rope_scaling`, in the format of transformers 4."""
     if rope.kind == "default":
         return None
-    p: Json = {"rope_type": rope.kind, "factor": rope.factor}
-    if rope.kind != "linear":
-        p["original_max_position_embeddings"] = rope.original_context
-    if rope.kind == "llama3":
-        p |= {"low_freq_factor": rope.low_frequency, "high_freq_factor": rope.high_frequency}
-    if rope.kind == "yarn":
-        p |= {"beta_slow": rope.beta_slow, "beta_fast": rope.beta_fast, "truncate": rope.truncate}
-        p |= {} if rope.attention_factor is None else {"attention_factor": rope.attention_factor}
-    return p
+    given = {name: getattr(rope, ours) for ours, name in STRETCHES[rope.kind].items()}
+    return {"rope_type": rope.kind, **{k: v for k, v in given.items() if v is not None}}
 
 
 def _first(xs: tuple, default: Any = None) -> Any:
@@ -167,16 +161,18 @@ def _windows(hf: Json, sliding: list[bool]) -> tuple[int | None, ...] | None:
     return tuple(window if s else None for s in sliding)
 
 
+def _write_windows(c: TransformerConfig) -> Json:
+    window = _first(c.layer_windows)
+    kinds = [FULL if w is None else SLIDING for w in c.layer_windows]
+    return {"sliding_window": window, "use_sliding_window": window is not None, "layer_types": kinds}
+
+
 def read_llama(hf: Json, *, theta: float = 10_000.0, tied: bool = False) -> Json:
-    """What all descendants of Llama share."""
+    """Llama, and what all of its descendants share."""
     layers, heads, width = hf["num_hidden_layers"], hf["num_attention_heads"], hf["hidden_size"]
-    rotary = (
-        _rope(hf, theta)
-        if not isinstance(next(iter((hf.get("rope_parameters") or {}).values()), 0), dict)
-        else None
-    )
+    rope, fraction = _rope(hf, theta)
     head_dim = hf.get("head_dim") or width // heads
-    fields = {
+    return {
         "vocab_size": hf["vocab_size"],
         "layers": layers,
         "width": width,
@@ -186,20 +182,18 @@ def read_llama(hf: Json, *, theta: float = 10_000.0, tied: bool = False) -> Json
         "mlp_width": hf["intermediate_size"],
         "context": hf.get("max_position_embeddings", 2048),
         "norm_eps": hf.get("rms_norm_eps", 1e-6),
-        "activation": _activation(hf.get("hidden_activation") or hf.get("hidden_act", "silu")),
+        "activation": _activation(hf.get("hidden_act", "silu")),
         "qkv_bias": hf.get("attention_bias", False),
         "output_bias": hf.get("attention_bias", False),
-        "mlp_bias": False,
+        "mlp_bias": hf.get("mlp_bias", False),
         "tied": hf.get("tie_word_embeddings", tied),
+        "rope_theta": rope.theta,
+        "ropes": (rope,) * layers,
+        "rope_dim": int(head_dim * fraction),
     }
-    if rotary is not None:
-        fields |= {"rope_theta": rotary["rope"].theta, "ropes": (rotary["rope"],) * layers}
-        fields["rope_dim"] = int(head_dim * rotary["fraction"])
-    return fields
 
 
 def write_llama(c: TransformerConfig) -> Json:
-    """What all descendants of Llama share."""
     rope = _first(c.layer_ropes, Rope())
     return {
         "vocab_size": c.vocab_size,
@@ -214,20 +208,12 @@ def write_llama(c: TransformerConfig) -> Json:
         "rms_norm_eps": c.norm_eps,
         "tie_word_embeddings": c.tied,
         "attention_bias": c.bias if c.qkv_bias is None else c.qkv_bias,
+        "mlp_bias": c.bias if c.mlp_bias is None else c.mlp_bias,
         "rope_theta": rope.theta,
         "rope_scaling": _write_rope(rope),
-        "use_cache": True,
+        "partial_rotary_factor": c.rotated / c.channels,
+        **_write_windows(c),
     }
-
-
-def _mlp_bias(c: TransformerConfig) -> bool:
-    return c.bias if c.mlp_bias is None else c.mlp_bias
-
-
-def _write_windows(c: TransformerConfig) -> Json:
-    window = _first(c.layer_windows)
-    kinds = [FULL if w is None else SLIDING for w in c.layer_windows]
-    return {"sliding_window": window, "use_sliding_window": window is not None, "layer_types": kinds}
 
 
 def read_gpt2(hf: Json) -> Json:
@@ -259,20 +245,161 @@ def write_gpt2(c: TransformerConfig) -> Json:
         "n_inner": c.hidden,
         "n_positions": c.context,
         "layer_norm_epsilon": c.norm_eps,
-        "activation_function": ACTIVATION_NAMES[c.activation],
+        "activation_function": "gelu_new" if c.activation == "gelu_tanh" else ACTIVATION_NAMES[c.activation],
         "tie_word_embeddings": c.tied,
     }
 
 
-def read_smollm(hf: Json) -> Json:
-    return {**read_llama(hf), "mlp_bias": hf.get("mlp_bias", False)}
+def read_gpt_neox(hf: Json) -> Json:
+    older = {
+        "rope_theta": hf.get("rotary_emb_base", 10_000.0),
+        "partial_rotary_factor": hf.get("rotary_pct", 0.25),
+    }
+    biased = hf.get("attention_bias", True)
+    return {
+        **read_llama({**older, **hf, "num_key_value_heads": None, "head_dim": None}),
+        "norm": "layer",
+        "norm_eps": hf.get("layer_norm_eps", 1e-5),
+        "parallel": hf.get("use_parallel_residual", True),
+        "qkv_bias": biased,
+        "output_bias": biased,
+        "mlp_bias": True,
+        "gated": False,
+        "activation": _activation(hf.get("hidden_act", "gelu")),
+    }
 
 
-def write_smollm(c: TransformerConfig) -> Json:
-    return {**write_llama(c), "mlp_bias": _mlp_bias(c)}
+def write_gpt_neox(c: TransformerConfig) -> Json:
+    llama = write_llama(c)
+    theta, fraction = llama.pop("rope_theta"), llama.pop("partial_rotary_factor")
+    eps = llama.pop("rms_norm_eps")
+    renamed = {"layer_norm_eps": eps, "rotary_pct": fraction, "rotary_emb_base": theta}
+    return {**llama, **renamed, "use_parallel_residual": c.parallel}
 
 
+def read_mistral(hf: Json) -> Json:
+    fields = {**read_llama(hf), **NO_BIAS}
+    return {**fields, "windows": _windows({**hf, "layer_types": None}, [True] * fields["layers"])}
+
+
+def read_qwen2(hf: Json) -> Json:
+    fields = {**read_llama(hf), **NO_BIAS, "qkv_bias": True}
+    first = hf.get("max_window_layers", 28)
+    hf = hf if hf.get("use_sliding_window") else {**hf, "sliding_window": None}
+    return {**fields, "windows": _windows(hf, [i >= first for i in range(fields["layers"])])}
+
+
+def read_qwen3(hf: Json) -> Json:
+    biased = hf.get("attention_bias", False)
+    return {**read_qwen2(hf), "qk_norm": "head", "qkv_bias": biased, "output_bias": biased}
+
+
+def _read_gemma(hf: Json, activation: str, theta: float = 10_000.0) -> Json:
+    fields = read_llama({**hf, "hidden_act": activation}, theta=theta, tied=True)
+    scale = float(hf["hidden_size"]) ** 0.5
+    return {**fields, "mlp_bias": False, "norm_offset": 1.0, "embedding_scale": scale}
+
+
+def read_gemma(hf: Json) -> Json:
+    activation = hf.get("hidden_activation") or hf.get("hidden_act", "gelu")
+    # The first checkpoints say "gelu" and were trained with its tanh form.
+    return _read_gemma(hf, "gelu_pytorch_tanh" if activation == "gelu" else activation)
+
+
+def read_gemma2(hf: Json) -> Json:
+    fields = _read_gemma(hf, hf.get("hidden_activation") or "gelu_pytorch_tanh")
+    alternate = [i % 2 == 0 for i in range(fields["layers"])]
+    return {
+        **fields,
+        "norm_placement": "both",
+        "attention_scale": float(hf.get("query_pre_attn_scalar", 256)) ** -0.5,
+        "attention_softcap": hf.get("attn_logit_softcapping", 50.0),
+        "logit_softcap": hf.get("final_logit_softcapping", 30.0),
+        "windows": _windows({"sliding_window": 4096, **hf}, alternate),
+    }
+
+
+def read_gemma3(hf: Json) -> Json:
+    both = hf.get("rope_parameters") or {}
+    activation = hf.get("hidden_activation") or "gelu_pytorch_tanh"
+    fields = _read_gemma({**hf, "rope_parameters": both.get(FULL)}, activation, theta=1e6)
+    local = both.get(SLIDING) or {"rope_theta": hf.get("rope_local_base_freq", 10_000.0)}
+    local_rope, _ = _rope({**hf, "rope_parameters": local}, 10_000.0)
+    layers = fields["layers"]
+    pattern = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern", 6)
+    windows = _windows({"sliding_window": 4096, **hf}, [(i + 1) % pattern != 0 for i in range(layers)])
+    full_rope = fields["ropes"][0]
+    return {
+        **fields,
+        "norm_placement": "both",
+        "qk_norm": "head",
+        "attention_scale": float(hf.get("query_pre_attn_scalar", 256)) ** -0.5,
+        "logit_softcap": hf.get("final_logit_softcapping"),
+        "windows": windows,
+        "ropes": tuple(full_rope if w is None else local_rope for w in windows or (None,) * layers),
+    }
+
+
+def write_gemma(c: TransformerConfig) -> Json:
+    scale = c.channels**-0.5 if c.attention_scale is None else c.attention_scale
+    caps = {"attn_logit_softcapping": c.attention_softcap, "final_logit_softcapping": c.logit_softcap}
+    squared = scale**-2
+    squared = round(squared) if abs(squared - round(squared)) < 1e-6 else squared
+    name = ACTIVATION_NAMES[c.activation]
+    return {**write_llama(c), "hidden_activation": name, "query_pre_attn_scalar": squared, **caps}
+
+
+def write_gemma3(c: TransformerConfig) -> Json:
+    pairs = list(zip(c.layer_ropes, c.layer_windows, strict=True))
+    full = _first(tuple(rope for rope, window in pairs if window is None), Rope(1e6))
+    local = _first(tuple(rope for rope, window in pairs if window is not None), Rope())
+    ropes = {
+        "rope_theta": full.theta,
+        "rope_scaling": _write_rope(full),
+        "rope_local_base_freq": local.theta,
+    }
+    return {**write_gemma(c), **ropes}
+
+
+def read_smollm3(hf: Json) -> Json:
+    fields = read_llama(hf, theta=2e6, tied=True)
+    layers, interval = fields["layers"], hf.get("no_rope_layer_interval", 4)
+    # 0: a layer without positions.
+    kept = hf.get("no_rope_layers") or [(i + 1) % interval for i in range(layers)]
+    ropes = tuple(rope if keep else None for rope, keep in zip(fields["ropes"], kept, strict=True))
+    hf = hf if hf.get("use_sliding_window") else {**hf, "sliding_window": None}
+    return {**fields, "ropes": ropes, "windows": _windows(hf, [not keep for keep in kept])}
+
+
+def write_smollm3(c: TransformerConfig) -> Json:
+    return {**write_llama(c), "no_rope_layers": [int(rope is not None) for rope in c.layer_ropes]}
+
+
+def read_phi3(hf: Json) -> Json:
+    scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if scaling.get("rope_type", scaling.get("type", "default")) != "default":
+        raise ValueError("the rope type 'longrope' of Phi-3's long-context models is not supported")
+    fields = {**read_llama({**hf, "head_dim": None}), **NO_BIAS}
+    return {**fields, "windows": _windows({**hf, "layer_types": None}, [True] * fields["layers"])}
+
+
+def read_olmo2(hf: Json) -> Json:
+    fields = {**read_llama(hf), "mlp_bias": False}
+    return {**fields, "norm_placement": "after", "qk_norm": "all"}
+
+
+LLAMA, SANDWICH = names.llama(), names.llama(norm_after=True)
 FAMILIES: dict[str, Family] = {
     "gpt2": Family("GPT2LMHeadModel", names.gpt2(), read_gpt2, write_gpt2),
-    "llama": Family("LlamaForCausalLM", names.llama(), read_smollm, write_smollm),
+    "llama": Family("LlamaForCausalLM", LLAMA, read_llama, write_llama),
+    "gpt_neox": Family("GPTNeoXForCausalLM", names.gpt_neox(), read_gpt_neox, write_gpt_neox),
+    "mistral": Family("MistralForCausalLM", LLAMA, read_mistral, write_llama),
+    "qwen2": Family("Qwen2ForCausalLM", LLAMA, read_qwen2, write_llama),
+    "qwen3": Family("Qwen3ForCausalLM", LLAMA, read_qwen3, write_llama),
+    "gemma": Family("GemmaForCausalLM", LLAMA, read_gemma, write_gemma),
+    "gemma2": Family("Gemma2ForCausalLM", SANDWICH, read_gemma2, write_gemma),
+    "gemma3_text": Family("Gemma3ForCausalLM", SANDWICH, read_gemma3, write_gemma3),
+    "smollm3": Family("SmolLM3ForCausalLM", LLAMA, read_smollm3, write_smollm3),
+    "phi3": Family("Phi3ForCausalLM", names.llama(fused=True), read_phi3, write_llama),
+    "olmo2": Family("Olmo2ForCausalLM", SANDWICH, read_olmo2, write_llama),
 }

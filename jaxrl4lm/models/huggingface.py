@@ -139,17 +139,16 @@ def save(
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, tensors, shard_bytes=shard_bytes)
+    ids: dict[str, int | None] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if tokenizer is not None:
         text = HuggingFaceTokenizer.of(tokenizer)
         text.save(folder)
-        hf |= {
-            "eos_token_id": text.eos_id,
-            "bos_token_id": text.bos_id,
-            "pad_token_id": text.pad_id,
-        }
+        ids = {"bos_token_id": text.bos_id, "eos_token_id": text.eos_id, "pad_token_id": text.pad_id}
     # Both spellings: transformers 4 reads torch_dtype, 5 reads dtype.
     name = np.dtype(leaves["embedding"].dtype).name
-    (folder / "config.json").write_text(json.dumps({**hf, "dtype": name, "torch_dtype": name}, indent=2))
+    (folder / "config.json").write_text(
+        json.dumps({**hf, **ids, "dtype": name, "torch_dtype": name}, indent=2)
+    )
     head = folder / f"{VALUE_HEAD}.npy"
     head.unlink(missing_ok=True)
     value_head = np.asarray(leaves[VALUE_HEAD], np.float32)

@@ -1,6 +1,6 @@
-"""Hugging Face folders: parity with transformers on random weights, round trips, errors that name the trouble."""
+"""Hugging Face folders: parity with transformers on random weights, round trips, errors that name the
+trouble."""
 
-import dataclasses
 import json
 
 import jax
@@ -27,29 +27,49 @@ SIZES = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
-CASES = {
-    "gpt2": (
-        "gpt2",
-        {
-            "n_embd": 48,
-            "n_layer": 2,
-            "n_head": 4,
-            "vocab_size": 89,
-            "n_positions": 64,
-            "bos_token_id": 1,
-            "eos_token_id": 1,
-        },
-    ),
-    "llama": ("llama", {"rope_theta": 100.0}),
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 12, "rope_theta": 100.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "rope_theta": 100.0}
+GLOBAL_LOCAL = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
 }
+PLAIN = {"rope_type": "default", "rope_theta": 100.0}
+THETA, PARTIAL = {"rope_parameters": PLAIN}, {"rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}}
+WINDOW = {"sliding_window": 7}
+GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 80, "vocab_size": 89}
+# Windows shorter than the text, scalings that bite within it, head_dim != width / heads, distinct scales.
+CASES = {
+    "gpt2": ("gpt2", GPT2),
+    "gpt_neox": ("gpt_neox", PARTIAL),
+    "gpt_neox_serial": ("gpt_neox", {**PARTIAL, "use_parallel_residual": False, "attention_bias": False}),
+    "llama": ("llama", {**THETA, "attention_bias": True, "mlp_bias": True}),
+    "llama3": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "llama_yarn": ("llama", {"rope_parameters": YARN}),
+    "mistral": ("mistral", {**THETA, **WINDOW}),
+    "qwen2": ("qwen2", {**THETA, **WINDOW, "use_sliding_window": True, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {**THETA, "tie_word_embeddings": True}),
+    "gemma": ("gemma", THETA),
+    "gemma2": ("gemma2", {**THETA, **WINDOW, "query_pre_attn_scalar": 9, "attn_logit_softcapping": 2.0}),
+    "gemma3": ("gemma3_text", {"rope_parameters": GLOBAL_LOCAL, **WINDOW, "sliding_window_pattern": 2}),
+    "smollm3": ("smollm3", {**THETA, **WINDOW, "no_rope_layers": [1, 0], "use_sliding_window": True}),
+    "phi3": ("phi3", {**PARTIAL, **WINDOW}),
+    "olmo2": ("olmo2", THETA),
+}
+
+
+def options(case):
+    """Arguments of the configuration of transformers."""
+    model_type, special = CASES[case]
+    sizes = {**SIZES, **special} if model_type != "gpt2" else special
+    if model_type in ("phi3", "gpt_neox"):  # head_dim is width / heads there
+        sizes = {k: v for k, v in sizes.items() if k != "head_dim"}
+    return {**sizes, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def make(case, **changes):
     """A random model of transformers in which every parameter is random: swapped or missing norms show."""
-    model_type, options = CASES[case]
-    if model_type != "gpt2":
-        options = {**SIZES, **options}
-    config = transformers.AutoConfig.for_model(model_type, **{**options, **changes})
+    config = transformers.AutoConfig.for_model(CASES[case][0], **options(case), **changes)
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
@@ -220,11 +240,18 @@ def test_leaves_go_straight_to_their_sharding(llama):
     assert params["embedding"].is_fully_replicated
 
 
-def test_every_family_reads_what_it_writes():
-    for model_type, (base, options) in CASES.items():
-        hf = transformers.AutoConfig.for_model(base, **(SIZES if base != "gpt2" else {}), **options).to_dict()
-        config = read_config(hf)
-        written = write_config(config)
-        assert written["model_type"] == base, model_type
-        assert dataclasses.replace(read_config(json.loads(json.dumps(written)))) == config
-    assert {base for base, _ in CASES.values()} == set(FAMILIES)
+@pytest.mark.parametrize("case", CASES)
+def test_every_family_reads_what_it_writes(case):
+    model_type = CASES[case][0]
+    config = read_config(transformers.AutoConfig.for_model(model_type, **options(case)).to_dict())
+    written = write_config(config)
+    assert written["model_type"] == model_type
+    assert read_config(json.loads(json.dumps(written))) == config
+    reopened = transformers.AutoConfig.for_model(
+        **written
+    ).to_dict()  # the older format, read by the newer program
+    assert read_config(reopened) == config
+
+
+def test_every_family_is_a_case():
+    assert {model_type for model_type, _ in CASES.values()} == set(FAMILIES)
