@@ -21,10 +21,11 @@ def greedy(logits: Array) -> Array:
 
 
 def draw(logits: Array, uniform: Array) -> Array:
-    """Tokens `[B]` drawn from softmax(logits `[B, V]`) by inverse transform of one uniform `[B]` in [0, 1) a row.
+    """Tokens `[B]` drawn from softmax(logits `[B, V]`) by inverse transform of one uniform `[B]` in [0, 1) a
+    row.
 
-    Never returns a token of probability 0. Large vocabularies are searched in two levels, so that only the sums of
-    blocks and one block a row are accumulated.
+    Never returns a token of probability 0. Large vocabularies are searched in two levels, so that only the
+    sums of blocks and one block a row are accumulated.
     """
     weights = jnp.exp(logits - logits.max(-1, keepdims=True))
     batch, vocab = weights.shape
@@ -40,7 +41,8 @@ def draw(logits: Array, uniform: Array) -> Array:
 
 
 def _search(weights: Array, target: Array) -> tuple[Array, Array]:
-    """First index with weight > 0 whose running sum exceeds the target (else the last with weight > 0), and the sum before it."""
+    """First index with weight > 0 whose running sum exceeds the target (else the last with weight > 0), and
+    the sum before it."""
     size = weights.shape[-1]
     index = jnp.arange(size, dtype=jnp.int32)[None]
     running = jnp.cumsum(weights, axis=-1)
@@ -53,7 +55,8 @@ def _search(weights: Array, target: Array) -> tuple[Array, Array]:
 
 
 def row_uniforms(key: Key, rows: Array, steps: int) -> Array:
-    """Uniforms `[B, steps]` from keys fold_in(fold_in(key, row), step): a row's draws do not depend on its batch."""
+    """Uniforms `[B, steps]` from keys fold_in(fold_in(key, row), step): a row's draws do not depend on its
+    batch."""
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     step_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(row_keys, jnp.arange(steps))
     return jax.vmap(jax.vmap(jax.random.uniform))(step_keys)

@@ -14,18 +14,21 @@ from jaxrl4lm.types import Array, Key, Params, ScalarLike
 
 
 class Generation(NamedTuple):
-    """Completions and what was known when each token was chosen; the completions of a prompt are consecutive."""
+    """Completions and what was known when each token was chosen; the completions of a prompt are
+    consecutive."""
 
     tokens: Array
     """int32 `[B, T]`; `pad_id` after the end."""
     mask: Array
     """bool `[B, T]`: True up to and including the end token."""
     log_probs: Array
-    """float32 `[B, T]`, of the distribution that was sampled (logits / temperature), in nats; 0 where masked."""
+    """float32 `[B, T]`, of the distribution that was sampled (logits / temperature), in nats; 0 where
+    masked."""
     values: Array
     """float32 `[B, T]`: the value head's estimate before each token; 0 where masked."""
     final_values: Array
-    """float32 `[B]`: the estimate after the last token, for completions cut by the limit; 0 for ended ones."""
+    """float32 `[B]`: the estimate after the last token, for completions cut by the limit; 0 for ended
+    ones."""
     truncated: Array
     """bool `[B]`: reached the limit without an end token."""
 
@@ -61,11 +64,12 @@ def generate(
       key: row i draws from fold_in(fold_in(key, row_offset + i), t): its text does not depend on its batch.
       max_new_tokens: T.
       eos_id, pad_id: the token that ends a completion, and what fills the rest.
-      temperature: of the softmax, traced. None (static) takes the most likely token, its log-probability at temperature 1.
+      temperature: of the softmax, traced. None (static) takes the most likely token, its log-probability at
+        temperature 1.
       row_offset: number of the first row, for batches that are parts of a larger one.
       final_values: whether to spend a step on the values after truncated completions; if not they are 0.
     """
-    G, P = prompts.shape
+    G = prompts.shape[0]
     B, T = G * copies, max_new_tokens
     sampled = temperature is not None
     uniforms = row_uniforms(key, row_offset + jnp.arange(B), T) if sampled else jnp.zeros((B, T))

@@ -20,16 +20,16 @@ def dense(x: Array, kernel: Array, bias: Array | None, dtype: jnp.dtype | None =
       `[..., out]`.
     """
     rows = x.reshape(-1, x.shape[-1])
-    y = _matmul(rows, kernel, dtype or x.dtype)
+    y: Array = _matmul(rows, kernel, dtype or x.dtype)  # pyright: ignore[reportAssignmentType]
     if bias is not None:
         y = y + bias.astype(y.dtype)[None]
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-# The weight gradient that autodiff emits for a product of higher rank contracts two transposed axes, which XLA:CPU runs
-# at less than half the speed of this form.
+# The weight gradient that autodiff emits for a product of higher rank contracts two transposed axes, which
+# XLA:CPU runs at less than half the speed of this form.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _matmul(x, kernel, dtype):
+def _matmul(x: Array, kernel: Array, dtype) -> Array:
     return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32).astype(dtype)
 
 

@@ -1,12 +1,15 @@
-"""A transformer as a policy whose actions are tokens: whole sequences for training, one step at a time for acting."""
+"""A transformer as a policy whose actions are tokens: whole sequences for training, one step at a time for
+acting."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.models.transformer import EMPTY, Cache, Transformer, TransformerConfig, empty_cache
+from jaxrl4lm.models.attention import EMPTY
+from jaxrl4lm.models.config import TransformerConfig
+from jaxrl4lm.models.transformer import Cache, Transformer, empty_cache
 from jaxrl4lm.types import Array, Key, Params
 
 
@@ -24,7 +27,8 @@ class Carry(NamedTuple):
 
 
 def positions_of(mask: Array) -> Array:
-    """Positions `[B, T]` of the real tokens of each row, counted from 0; `EMPTY` at padding, wherever it stands."""
+    """Positions `[B, T]` of the real tokens of each row, counted from 0; `EMPTY` at padding, wherever it
+    stands."""
     return jnp.where(mask, jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, EMPTY)
 
 
@@ -34,14 +38,13 @@ class LanguagePolicy:
 
     config: TransformerConfig
 
-    @property
-    def _module(self) -> Transformer:
-        return Transformer(self.config)
-
     def init(self, key: Key) -> Params:
         """Random parameters: a nested dict of float32 arrays."""
         tokens = jnp.zeros((1, 1), jnp.int32)
-        return self._module.init(key, tokens, tokens)["params"]
+        return Transformer(self.config).init(key, tokens, tokens)["params"]
+
+    def _call(self, params: Params, *args, method: str) -> Any:
+        return Transformer(self.config).apply({"params": params}, *args, method=method)
 
     def apply(self, params: Params, tokens: Array, mask: Array | None = None) -> tuple[Array, Array]:
         """Logits `[B, T, V]` of the token after each position and values `[B, T]` of each state, float32.
@@ -49,12 +52,15 @@ class LanguagePolicy:
         Args:
           params: as `init` gives them.
           tokens: int `[B, T]`.
-          mask: bool `[B, T]`, False at padding, which may stand on either side and contain anything. None: no padding.
+          mask: bool `[B, T]`, False at padding, which may stand on either side and contain anything. None:
+            no padding.
         """
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-        return self._module.apply({"params": params}, tokens, positions_of(mask))
+        return self._call(params, tokens, positions_of(mask), method="__call__")
 
-    def start(self, params: Params, tokens: Array, mask: Array, copies: int, length: int) -> tuple[Array, Carry]:
+    def start(
+        self, params: Params, tokens: Array, mask: Array, copies: int, length: int
+    ) -> tuple[Array, Carry]:
         """Reads the prompts once and prepares `copies` completions of each, up to `length` tokens long.
 
         Args:
@@ -76,9 +82,10 @@ class LanguagePolicy:
         return jnp.repeat(hidden[:, -1], copies, axis=0), carry
 
     def step(self, params: Params, carry: Carry, tokens: Array) -> tuple[Array, Carry]:
-        """Takes the tokens `[B]` just chosen; returns the hidden states `[B, D]` of the next choice, and the carry."""
-        hidden, cache = self._module.apply(
-            {"params": params},
+        """Takes the tokens `[B]` just chosen; returns the hidden states `[B, D]` of the next choice, and the
+        carry."""
+        hidden, cache = self._call(
+            params,
             tokens[:, None],
             carry.positions[:, None],
             carry.prefix,
@@ -91,13 +98,15 @@ class LanguagePolicy:
     def encode(
         self, params: Params, tokens: Array, positions: Array, prefix: Cache | None = None
     ) -> tuple[Array, Cache]:
-        """Hidden states `[B, T, D]` and the keys and values of the tokens, read after the prefix if there is one."""
-        return self._module.apply({"params": params}, tokens, positions, prefix, method="hidden")
+        """Hidden states `[B, T, D]` and the keys and values of the tokens, read after the prefix if there is
+        one."""
+        return self._call(params, tokens, positions, prefix, method="hidden")
 
     def completion_hidden(
         self, params: Params, prompts: Array, prompt_mask: Array, completions: Array
     ) -> Array:
-        """Hidden states `[B, T, D]` from which each completion token was chosen, the prompt being read once a group.
+        """Hidden states `[B, T, D]` from which each completion token was chosen, the prompt being read once
+        a group.
 
         Args:
           prompts: int `[G, P]`, padded on the left, and their mask.
@@ -113,11 +122,11 @@ class LanguagePolicy:
 
     def logits(self, params: Params, hidden: Array) -> Array:
         """Float32 logits `[..., V]` of hidden states."""
-        return self._module.apply({"params": params}, hidden, method="logits")
+        return self._call(params, hidden, method="logits")
 
     def values(self, params: Params, hidden: Array) -> Array:
         """Float32 values `[...]` of hidden states."""
-        return self._module.apply({"params": params}, hidden, method="values")
+        return self._call(params, hidden, method="values")
 
 
 def parameter_count(params: Params) -> int:

@@ -1,86 +1,39 @@
-"""A decoder-only transformer: GPT-2 and Llama styles behind one configuration.
+"""A decoder-only transformer behind one configuration.
 
 Positions are data. Every key carries its position, and the one mask rule `key position <= query position`
-covers left and right padding, ragged prompts, cached steps and prompts shared by several completions; the
-order of the keys does not matter.
+(and, under a sliding window, `query position - key position < window`) covers left and right padding, ragged
+prompts, cached steps and prompts shared by several completions; the order of the keys does not matter.
 
-Shapes: `B` sequences, `G` prompts (`B` is `G` times the completions of each), `T` queries, `S` keys, `D` width,
+Shapes: `B` sequences, `G` prompts (`B` is `G` times the completions of each), `T` queries, `S` keys, `D`
+  width,
 `H` heads, `K` key-value heads, `C` channels of a head, `V` vocabulary.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.models.attention import EMPTY, attention, rotary_table, rotate
+from jaxrl4lm.models.config import Rope, TransformerConfig
 from jaxrl4lm.models.dense import dense
 from jaxrl4lm.types import Array
 
-EMPTY = 2**30
-"""The position of a key that nobody may read: padding, or a cache slot not yet written."""
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes and style of a decoder. The defaults are Llama's style; `gpt2` gives the other."""
-
-    vocab_size: int
-    layers: int = 2
-    width: int = 64
-    heads: int = 4
-    kv_heads: int | None = None
-    """Grouped-query attention: key-value heads, each shared by heads / kv_heads query heads. None: as many as heads."""
-    head_dim: int | None = None
-    """Channels of a head. None: width / heads."""
-    mlp_width: int | None = None
-    """None: 4 x width."""
-    context: int = 1024
-    """Longest sequence; the size of the table where positions are learned."""
-    norm: Literal["rms", "layer"] = "rms"
-    norm_eps: float = 1e-5
-    rope_theta: float | None = 10_000.0
-    """Base of the rotary frequencies; None: positions are a learned table instead."""
-    bias: bool = False
-    """Biases in every dense layer of the blocks."""
-    gated: bool = True
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
-    tied: bool = True
-    """The unembedding is the embedding, transposed."""
-    dtype: str = "float32"
-    """Of the matrix products; statistics (softmax, norms, log-probabilities) are float32 whatever it is."""
-
-    def __post_init__(self) -> None:
-        if self.width % self.heads and self.head_dim is None:
-            raise ValueError(f"width {self.width} does not divide into heads {self.heads}: choose a multiple")
-        if self.heads % self.num_kv_heads:
-            raise ValueError(f"heads {self.heads} does not divide into kv_heads {self.kv_heads}: choose a divisor")
-        if self.rope_theta is not None and self.channels % 2:
-            raise ValueError(f"rotary positions need an even head_dim, not {self.channels}: change width or heads")
-
-    @classmethod
-    def gpt2(cls, vocab_size: int, **sizes) -> "TransformerConfig":
-        """GPT-2's style: learned positions, layer norm, biases, GELU (tanh), tied embeddings."""
-        style = {"norm": "layer", "rope_theta": None, "bias": True, "gated": False, "activation": "gelu_tanh"}
-        return cls(vocab_size, **{**style, **sizes})
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.kv_heads or self.heads
-
-    @property
-    def channels(self) -> int:
-        return self.head_dim or self.width // self.heads
-
-    @property
-    def hidden(self) -> int:
-        return self.mlp_width or 4 * self.width
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+NO_WINDOW = 2**29
+"""A sliding window longer than any text."""
 
 
 class Cache(NamedTuple):
-    """Keys and values of every layer; keys are stored transposed, so that a step is two plain matrix products."""
+    """Keys and values of every layer; keys are stored transposed, so that a step is two plain matrix
+    products."""
 
     keys: tuple[Array, ...]
     """Per layer `[B, K, C, S]`."""
@@ -100,64 +53,6 @@ def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
     )
 
 
-def rotary_table(positions_BT: Array, theta: float, channels: int) -> tuple[Array, Array]:
-    """Cosines and sines `[B, T, 1, C / 2]` of the rotary embedding (Su et al. 2021, arXiv:2104.09864)."""
-    frequencies = theta ** (-jnp.arange(0, channels, 2, dtype=jnp.float32) / channels)
-    angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
-    # Behind a barrier, or XLA computes the transcendentals again in every layer that reads them.
-    return jax.lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
-
-
-def rotate(x_BTHC: Array, table: tuple[Array, Array] | None) -> Array:
-    """Rotates channel pairs (i, i + C/2) by the angles of the table."""
-    if table is None:
-        return x_BTHC
-    cos, sin = table
-    a, b = jnp.split(x_BTHC.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHC.dtype)
-
-
-def attention(q_BTHC: Array, segments: list[tuple[Array, Array, Array]], positions_BT: Array) -> Array:
-    """Softmax attention over one or several segments of keys, as if they were one.
-
-    Args:
-      q_BTHC: queries, scaled.
-      segments: keys `[G, K, C, S]`, values `[G, K, S, C]`, key positions `[G, S]` each; a segment whose `G` is smaller
-        than `B` is shared by `B / G` consecutive sequences and is stored and read once.
-      positions_BT: query positions.
-    Returns:
-      `[B, T, H, C]`.
-    """
-    B, T, H, C = q_BTHC.shape
-    outputs, maxima, totals = [], [], []
-    for keys, values, key_positions in segments:
-        G, K = keys.shape[:2]
-        n, R = B // G, H // K
-        rows = n * T * R  # every query that reads the same keys, in one matrix product
-        q = q_BTHC.reshape(G, n * T, K, R, C).swapaxes(1, 2).reshape(G, K, rows, C)
-        allowed = key_positions[:, None, :] <= positions_BT.reshape(G, n * T)[:, :, None]
-        allowed = jnp.repeat(allowed, R, axis=1)[:, None]
-        scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32)
-        scores = jnp.where(allowed, scores, -1e30)
-        maximum = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
-        weights = jnp.exp(scores - maximum)
-        total = weights.sum(-1, keepdims=True)
-        output = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-
-        def by_query(x, K=K, R=R):
-            return x.reshape(x.shape[0], K, -1, R, x.shape[-1]).swapaxes(1, 2).reshape(B, T, H, -1)
-
-        outputs.append(by_query(output))
-        maxima.append(by_query(maximum))
-        totals.append(by_query(total))
-    if len(segments) == 1:
-        return (outputs[0] / totals[0]).astype(q_BTHC.dtype)
-    top = jnp.maximum(*maxima)
-    shares = [jnp.exp(m - top) for m in maxima]
-    output = sum(o * s for o, s in zip(outputs, shares, strict=True))
-    return (output / sum(t * s for t, s in zip(totals, shares, strict=True))).astype(q_BTHC.dtype)
-
-
 class Norm(nn.Module):
     """Root-mean-square or layer normalisation over the last axis, with float32 statistics."""
 
@@ -165,20 +60,21 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        width = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (width,))
+        c, width = self.config, x.shape[-1]
+        shape = (1,) * (x.ndim - 1) + (width,)
+        scale = self.param("scale", nn.initializers.constant(1.0 - c.norm_offset), (width,))
         y = x.astype(jnp.float32)
-        if self.config.norm == "layer":
+        if c.norm == "layer":
             y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + self.config.norm_eps)
-        y = y * scale.reshape((1,) * (x.ndim - 1) + (width,))
-        if self.config.norm == "layer":
-            y = y + self.param("bias", nn.initializers.zeros, (width,)).reshape((1,) * (x.ndim - 1) + (width,))
+        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + c.norm_eps)
+        y = y * (scale.astype(jnp.float32) + c.norm_offset if c.norm_offset else scale).reshape(shape)
+        if c.norm == "layer":
+            y = y + self.param("bias", nn.initializers.zeros, (width,)).reshape(shape)
         return y.astype(x.dtype)
 
 
 class Dense(nn.Module):
-    """x W + b with W stored `[in, out]`."""
+    """x W + b with W stored `[in, out]`; plus (x A) B where the parameters hold a low-rank adapter."""
 
     features: int
     use_bias: bool = False
@@ -189,21 +85,34 @@ class Dense(nn.Module):
         init = nn.initializers.normal(0.02 * self.scale)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        return dense(x, kernel, bias)
+        y = dense(x, kernel, bias)
+        if self.has_variable("params", "lora_a"):
+            y = y + dense(
+                dense(x, self.get_variable("params", "lora_a"), None),
+                self.get_variable("params", "lora_b"),
+                None,
+            )
+        return y
 
 
 class Attention(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, table, prefix, own, slot):
+    def __call__(self, x_BTD, positions_BT, table, window, prefix, own, slot):
         """Returns the output and the segment that holds this call's keys and values."""
         c = self.config
         B, T, _ = x_BTD.shape
         H, K, C = c.heads, c.num_kv_heads, c.channels
-        q = Dense(H * C, c.bias, name="query")(x_BTD).reshape(B, T, H, C)
-        k = Dense(K * C, c.bias, name="key")(x_BTD).reshape(B, T, K, C)
-        v = Dense(K * C, c.bias, name="value")(x_BTD).reshape(B, T, K, C)
+        biased = c.bias if c.qkv_bias is None else c.qkv_bias
+        q = Dense(H * C, biased, name="query")(x_BTD)
+        k = Dense(K * C, biased, name="key")(x_BTD)
+        v = Dense(K * C, biased, name="value")(x_BTD).reshape(B, T, K, C)
+        if c.qk_norm == "all":
+            q, k = Norm(c, name="query_norm")(q), Norm(c, name="key_norm")(k)
+        q, k = q.reshape(B, T, H, C), k.reshape(B, T, K, C)
+        if c.qk_norm == "head":
+            q, k = Norm(c, name="query_norm")(q), Norm(c, name="key_norm")(k)
         k_BKCT = rotate(k, table).transpose(0, 2, 3, 1)
         v_BKTC = v.transpose(0, 2, 1, 3)
         if own is not None:
@@ -213,13 +122,14 @@ class Attention(nn.Module):
             own_positions = own[2]
         else:
             own_positions = positions_BT
-        q = rotate(q, table) * C**-0.5
+        q = rotate(q, table) * (C**-0.5 if c.attention_scale is None else c.attention_scale)
         segments = [(k_BKCT, v_BKTC, own_positions)]
         if prefix is not None:
             segments.append(prefix)
-        output = attention(q, segments, positions_BT).reshape(B, T, H * C)
+        output = attention(q, segments, positions_BT, window, c.attention_softcap).reshape(B, T, H * C)
         depth = 1 / math.sqrt(2 * c.layers)
-        return Dense(c.width, c.bias, depth, name="output")(output), (k_BKCT, v_BKTC)
+        biased = c.bias if c.output_bias is None else c.output_bias
+        return Dense(c.width, biased, depth, name="output")(output), (k_BKCT, v_BKTC)
 
 
 class Mlp(nn.Module):
@@ -228,27 +138,27 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: Array) -> Array:
         c = self.config
-        activation = {
-            "silu": jax.nn.silu,
-            "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-            "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-            "relu": jax.nn.relu,
-        }[c.activation]
-        up = Dense(c.hidden, c.bias, name="up")(x_BTD)
-        inner = activation(Dense(c.hidden, c.bias, name="gate")(x_BTD)) * up if c.gated else activation(up)
-        return Dense(c.width, c.bias, 1 / math.sqrt(2 * c.layers), name="down")(inner)
+        activation = ACTIVATIONS[c.activation]
+        biased = c.bias if c.mlp_bias is None else c.mlp_bias
+        up = Dense(c.hidden, biased, name="up")(x_BTD)
+        inner = activation(Dense(c.hidden, biased, name="gate")(x_BTD)) * up if c.gated else activation(up)
+        return Dense(c.width, biased, 1 / math.sqrt(2 * c.layers), name="down")(inner)
 
 
 class Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x_BTD, positions_BT, table, prefix, own, slot):
+    def __call__(self, x_BTD, positions_BT, table, window, prefix, own, slot):
         c = self.config
-        h = Norm(c, name="attention_norm")(x_BTD)
-        h, kv = Attention(c, name="attention")(h, positions_BT, table, prefix, own, slot)
-        x_BTD = x_BTD + h
-        return x_BTD + Mlp(c, name="mlp")(Norm(c, name="mlp_norm")(x_BTD)), kv
+        before, after = c.norm_placement != "after", c.norm_placement != "before"
+        h = Norm(c, name="attention_norm")(x_BTD) if before else x_BTD
+        h, kv = Attention(c, name="attention")(h, positions_BT, table, window, prefix, own, slot)
+        h = Norm(c, name="attention_post_norm")(h) if after else h
+        y = x_BTD if c.parallel else x_BTD + h
+        m = Mlp(c, name="mlp")(Norm(c, name="mlp_norm")(y) if before else y)
+        m = Norm(c, name="mlp_post_norm")(m) if after else m
+        return x_BTD + h + m, kv
 
 
 class Transformer(nn.Module):
@@ -266,7 +176,9 @@ class Transformer(nn.Module):
         self.blocks = [Block(c, name=f"layer_{i}") for i in range(c.layers)]
         self.final_norm = Norm(c)
         if not c.tied:
-            self.unembedding = self.param("unembedding", nn.initializers.normal(0.02), (c.width, c.vocab_size))
+            self.unembedding = self.param(
+                "unembedding", nn.initializers.normal(0.02), (c.width, c.vocab_size)
+            )
         self.value_head = self.param("value_head", nn.initializers.zeros, (c.width,))
 
     def hidden(
@@ -282,39 +194,59 @@ class Transformer(nn.Module):
         Args:
           tokens_BT: token ids.
           positions_BT: their positions; `EMPTY` marks padding.
-          prefix: keys that every query may read besides the call's own, for each of `G` prompts; `B` is a multiple of `G`.
+          prefix: keys that every query may read besides the call's own, for each of `G` prompts; `B` is a
+            multiple of `G`.
           cache: where to store keys and values, from `slot` on. None: the call's own tokens are all there is.
           slot: first slot of the cache to write, one for the whole batch.
         Returns:
           The hidden states; the updated cache, or a new one of length T.
+        Raises:
+          ValueError: if positions are a learned table and the sequence is longer than it.
         """
         c = self.config
-        x_BTD = self.embedding[tokens_BT].astype(c.dtype)
-        table = None
-        if c.rope_theta is None:
-            x_BTD = x_BTD + self.position_embedding[jnp.minimum(positions_BT, c.context - 1)].astype(c.dtype)
-        else:
-            table = rotary_table(jnp.where(positions_BT == EMPTY, 0, positions_BT), c.rope_theta, c.channels)
+        room = positions_BT.shape[1] if cache is None else cache.positions.shape[1]
+        room += 0 if prefix is None else prefix.positions.shape[1]
+        if c.rope_theta is None and room > c.context:
+            raise ValueError(
+                f"{room} tokens do not fit the table of context {c.context} positions: shorten the text"
+            )
+        x_BTD = self._embed(tokens_BT, positions_BT)
         positions = positions_BT
         if cache is not None:
             positions = jax.lax.dynamic_update_slice(cache.positions, positions_BT, (0, slot))
+        tables = {rope: self._table(rope, positions_BT) for rope in dict.fromkeys(c.layer_ropes)}
         keys, values = [], []
         for i, block in enumerate(self.blocks):
             shared = None if prefix is None else (prefix.keys[i], prefix.values[i], prefix.positions)
             own = None if cache is None else (cache.keys[i], cache.values[i], positions)
-            x_BTD, (k, v) = block(x_BTD, positions_BT, table, shared, own, slot)
+            table, window = tables[c.layer_ropes[i]], c.layer_windows[i]
+            x_BTD, (k, v) = block(x_BTD, positions_BT, table, window, shared, own, slot)
             keys.append(k)
             values.append(v)
         return self.final_norm(x_BTD), Cache(tuple(keys), tuple(values), positions)
 
+    def _embed(self, tokens_BT: Array, positions_BT: Array) -> Array:
+        c = self.config
+        x_BTD = self.embedding[tokens_BT].astype(c.dtype)
+        if c.embedding_scale != 1.0:
+            x_BTD = x_BTD * jnp.asarray(c.embedding_scale, c.dtype)
+        if c.rope_theta is None:
+            x_BTD = x_BTD + self.position_embedding[jnp.minimum(positions_BT, c.context - 1)].astype(c.dtype)
+        return x_BTD
+
+    def _table(self, rope: Rope | None, positions_BT: Array) -> tuple[Array, Array] | None:
+        return None if rope is None else rotary_table(positions_BT, rope, self.config.rotated)
+
     def logits(self, hidden: Array) -> Array:
         """Float32 logits `[..., V]`."""
-        kernel = self.embedding.T if self.config.tied else self.unembedding
-        return dense(hidden, kernel, None, jnp.float32)
+        c = self.config
+        kernel = self.embedding.T if c.tied else self.unembedding
+        logits = dense(hidden, kernel, None, jnp.float32)
+        return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
 
     def values(self, hidden: Array) -> Array:
         """Float32 state values `[...]`, 0 at initialisation."""
-        return jnp.matmul(hidden.astype(jnp.float32), self.value_head)
+        return jnp.matmul(hidden.astype(jnp.float32), self.value_head.astype(jnp.float32))
 
     def __call__(self, tokens_BT: Array, positions_BT: Array) -> tuple[Array, Array]:
         hidden, _ = self.hidden(tokens_BT, positions_BT)
