@@ -23,14 +23,29 @@ class Credit(NamedTuple):
     """`[B, T]`, what the value head should have said; 0 where there is none."""
 
 
+def fixed(config: ReinforcementConfig) -> losses.kl.Controller:
+    """β = `kl_coef`."""
+    return losses.kl.fixed_controller(config.kl_coef)
+
+
+def adaptive(config: ReinforcementConfig) -> losses.kl.Controller:
+    """β starts at `kl_coef` and holds the divergence of a sequence at `kl_target`."""
+    return losses.kl.adaptive_controller(config.kl_coef, target=config.kl_target)
+
+
 class KL(NamedTuple):
-    """Where the divergence from the reference enters. NUMERICS: only k1 in the reward and the sequence forms give the
-    gradient of the sequence KL; token k2 and k3 as losses do not (k3's is that of the forward KL)."""
+    """Where the divergence from the reference enters, and how its price β is set.
+
+    Only k1 in the reward and the sequence forms give the gradient of the sequence KL; token k2 and k3 as losses miss how a
+    token changes later states, and k3's is moreover that of the forward KL (see the table in `losses.kl`).
+    """
 
     reward: Callable[..., Array] | None = None
     """(log_probs, ref_log_probs, mask=) → `[B, T]`, subtracted from the rewards times β."""
     loss: Callable[..., Array] | None = None
     """The same signature → `[B, T]` or one value a sequence, `[B]`; added to the loss times β."""
+    controller: Callable[[ReinforcementConfig], losses.kl.Controller] = fixed
+    """The rule for β."""
 
 
 class Algorithm(NamedTuple):

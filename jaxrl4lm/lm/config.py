@@ -33,6 +33,8 @@ class ReinforcementConfig(_Config):
     """Clip range of the probability ratio (PPO, GRPO)."""
     kl_coef: ScalarLike = 0.02
     """β: the price of a nat of divergence from the reference."""
+    kl_target: ScalarLike = 6.0
+    """Nats a sequence that an adaptive controller of β aims at."""
     discount: ScalarLike = 1.0
     gae_lambda: ScalarLike = 0.95
     temperature: ScalarLike = 1.0

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl4lm import losses, reduce
+from jaxrl4lm import diagnostics, reduce
+from jaxrl4lm.diagnostics import Diagnostics
 from jaxrl4lm.lm.algorithms import Algorithm
 from jaxrl4lm.lm.config import ReinforcementConfig
 from jaxrl4lm.lm.optimizer import adam, apply_if_finite
@@ -21,8 +22,6 @@ from jaxrl4lm.lm.rollout import Rollout, rollout, score
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Task, token_rewards
 from jaxrl4lm.types import Array, Key, Metrics, Params
-
-Fractions = dict[str, reduce.Fraction]
 
 
 class Learner(NamedTuple):
@@ -45,6 +44,8 @@ class State(NamedTuple):
     key: Key
     update: Array
     """int32: updates done."""
+    kl_coef: Array
+    """β, as the controller left it."""
     skipped: Array
     """int32: optimizer steps not applied because the gradient was not finite."""
 
@@ -58,7 +59,7 @@ class Batch(NamedTuple):
     targets: Array
 
 
-def init(key: Key, config: ReinforcementConfig, params: Params) -> State:
+def init(key: Key, config: ReinforcementConfig, learner: Learner, params: Params) -> State:
     """The state before the first update; both policies are copies of `params`."""
     return State(
         params=jax.tree.map(jnp.copy, params),
@@ -66,6 +67,7 @@ def init(key: Key, config: ReinforcementConfig, params: Params) -> State:
         opt_state=_optimizer(config).init(params),
         key=jnp.copy(key),
         update=jnp.int32(0),
+        kl_coef=jnp.array(learner.algorithm.kl.controller(config).init(), jnp.float32),
         skipped=jnp.int32(0),
     )
 
@@ -115,7 +117,7 @@ def learn(
     rewards = token_rewards(rewards, mask)
     penalized = rewards
     if kl.reward is not None:
-        penalized = rewards - config.kl_coef * kl.reward(trajectories.log_probs, ref, mask=mask)
+        penalized = rewards - state.kl_coef * kl.reward(trajectories.log_probs, ref, mask=mask)
     credit = learner.algorithm.credit(penalized, trajectories, config)
     batch = Batch(trajectories, ref, credit.advantages, credit.targets)
 
@@ -124,21 +126,42 @@ def learn(
 
     def minibatch(carry, part: Batch):
         params, opt_state = carry
-        grads, fractions = _gradient(params, part, config, learner)
+        grads, seen = _gradient(params, part, state.kl_coef, config, learner)
         params, opt_state, norm, applied = apply_if_finite(_optimizer(config), grads, opt_state, params)
-        return (params, opt_state), (fractions, norm, applied)
+        return (params, opt_state), (seen, norm, applied)
 
     keys = jax.random.split(_keys(state)[2], config.epochs)
-    (params, opt_state), (fractions, norms, applied) = jax.lax.scan(
-        epoch, (state.params, state.opt_state), keys
+    (params, opt_state), (seen, norms, applied) = jax.lax.scan(epoch, (state.params, state.opt_state), keys)
+    seen = _pool(seen) | _rollout_diagnostics(trajectories, rewards, ref)
+    metrics = diagnostics.finish(seen)
+    count = jnp.float32(mask.shape[0])
+    state = state._replace(
+        params=params,
+        opt_state=opt_state,
+        update=state.update + 1,
+        skipped=state.skipped + (~applied).sum(dtype=jnp.int32),
+        kl_coef=kl.controller(config).update(state.kl_coef, metrics["kl/ref_sequence"], count),
     )
-    skipped = state.skipped + (~applied).sum(dtype=jnp.int32)
-    fractions = jax.tree.map(jnp.sum, fractions) | _rollout_fractions(trajectories, rewards, ref, credit.advantages)
-    metrics = {name: reduce.divide(fraction) for name, fraction in sorted(fractions.items())}
-    metrics |= {"policy/grad_norm": norms.mean(), "skipped_updates": skipped}
-    metrics |= _group_metrics(rewards, trajectories.prompts.shape[0])
-    state = state._replace(params=params, opt_state=opt_state, update=state.update + 1, skipped=skipped)
+    metrics |= {"policy/grad_norm": norms.mean(), "skipped_updates": state.skipped, "kl/coef": state.kl_coef}
     return state, metrics
+
+
+def _pool(seen: Diagnostics) -> Diagnostics:
+    """Diagnostics that gained leading axes in a scan, as those of the union."""
+    return {
+        name: jax.tree.map(jnp.sum if isinstance(entry, reduce.Fraction) else jnp.max, entry)
+        for name, entry in seen.items()
+    }
+
+
+def _rollout_diagnostics(trajectories: Rollout, rewards: Array, ref_log_probs: Array) -> Diagnostics:
+    scores = rewards.sum(-1).reshape(trajectories.prompts.shape[0], -1)
+    return {
+        **diagnostics.rewards(scores),
+        **diagnostics.reference_kl(trajectories.log_probs, ref_log_probs, mask=trajectories.mask),
+        **diagnostics.completions(trajectories.mask, ~trajectories.truncated),
+        "completion/tokens": reduce.Fraction(trajectories.mask.sum(dtype=jnp.float32), jnp.float32(1)),
+    }
 
 
 def _shuffled(key: Key, batch: Batch, minibatches: int) -> Batch:
@@ -154,87 +177,65 @@ def _shuffled(key: Key, batch: Batch, minibatches: int) -> Batch:
     return jax.tree.map(arrange if minibatches > 1 else lambda x: x[None], batch)
 
 
-def _gradient(params: Params, batch: Batch, config: ReinforcementConfig, learner: Learner) -> tuple[Params, Fractions]:
+def _gradient(
+    params: Params, batch: Batch, kl_coef: Array, config: ReinforcementConfig, learner: Learner
+) -> tuple[Params, Diagnostics]:
     """Gradient of the loss of one minibatch, computed in micro-batches that share its denominators."""
     mask = batch.rollout.mask
     tokens = learner.algorithm.reduction(jnp.zeros(mask.shape), mask).denominator
     denominators = (jnp.maximum(tokens, 1.0), jnp.float32(mask.shape[0]))
-    gradient = jax.grad(_loss, has_aux=True)
+
+    def part_gradient(part: Batch) -> tuple[Params, Diagnostics]:
+        return jax.grad(_loss, has_aux=True)(params, part, denominators, kl_coef, config, learner)
+
     if config.micro_batches == 1:
-        return gradient(params, batch, denominators, config, learner)
+        return part_gradient(batch)
+
+    def add(total: Params, part: Batch) -> tuple[Params, Diagnostics]:
+        grads, seen = part_gradient(part)
+        return jax.tree.map(jnp.add, total, grads), seen
+
     parts = jax.tree.map(lambda x: x.reshape(config.micro_batches, -1, *x.shape[1:]), batch)
-
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, gradient(params, part, denominators, config, learner)), None
-
-    shapes = jax.eval_shape(lambda part: gradient(params, part, denominators, config, learner), jax.tree.map(lambda x: x[0], parts))
-    return jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), parts)[0]
+    grads, seen = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), parts)
+    return grads, _pool(seen)
 
 
 def _loss(
-    params: Params, batch: Batch, denominators: tuple[Array, Array], config: ReinforcementConfig, learner: Learner
-) -> tuple[Array, Fractions]:
-    """The part of a minibatch's loss that a micro-batch contributes, and its diagnostics."""
-    _, _, _, mask, old_log_probs, old_values, *_ = batch.rollout
+    params: Params,
+    batch: Batch,
+    denominators: tuple[Array, Array],
+    kl_coef: Array,
+    config: ReinforcementConfig,
+    learner: Learner,
+) -> tuple[Array, Diagnostics]:
+    """What a micro-batch contributes to its minibatch's loss, and diagnostics."""
+    mask, old = batch.rollout.mask, batch.rollout
     algorithm = learner.algorithm
     now = score(learner.policy, params, batch.rollout, config.temperature)
-    surrogate = algorithm.surrogate(now.log_probs, old_log_probs, batch.advantages, mask, config)
+    surrogate = algorithm.surrogate(now.log_probs, old.log_probs, batch.advantages, mask, config)
     per_token = surrogate - config.entropy_coef * jnp.where(mask, now.entropy, 0.0)
-    fractions = _policy_fractions(now.log_probs, now.entropy, batch, surrogate, config)
+    seen = diagnostics.policy(
+        now.log_probs,
+        old.log_probs,
+        batch.advantages,
+        clip_eps=config.clip_eps,
+        entropies=now.entropy,
+        loss=surrogate,
+        mask=mask,
+    )
     if algorithm.value_loss is not None:
-        value_loss = algorithm.value_loss(now.values, old_values, batch.targets, mask, config)
+        value_loss = algorithm.value_loss(now.values, old.values, batch.targets, mask, config)
         per_token += config.value_coef * value_loss
-        fractions["value/loss"] = reduce.token_fraction(value_loss, mask)
-        errors = reduce.token_fraction((batch.targets - now.values) ** 2, mask)
-        spread = reduce.token_fraction((batch.targets - reduce.masked_mean(batch.targets, mask)) ** 2, mask)
-        fractions["value/unexplained_variance"] = reduce.Fraction(errors.total, spread.total)
+        seen |= diagnostics.value(now.values, batch.targets, loss=value_loss, mask=mask)
     tokens, sequences = denominators
     loss = algorithm.reduction(per_token, mask).total / tokens
     if algorithm.kl.loss is not None:
         penalty = algorithm.kl.loss(now.log_probs, batch.ref_log_probs, mask=mask)
         if penalty.ndim == 1:
-            loss += config.kl_coef * penalty.sum() / sequences
+            loss += kl_coef * penalty.sum() / sequences
         else:
-            loss += config.kl_coef * algorithm.reduction(penalty, mask).total / tokens
-    return loss, jax.lax.stop_gradient(fractions)
-
-
-def _policy_fractions(
-    log_probs: Array, entropy: Array, batch: Batch, surrogate: Array, config: ReinforcementConfig
-) -> Fractions:
-    mask = batch.rollout.mask
-    log_ratio = log_probs - batch.rollout.log_probs
-    ratio = jnp.exp(jnp.where(mask, log_ratio, 0.0))
-    means = {
-        "policy/loss": surrogate,
-        "policy/entropy": entropy,
-        "policy/approx_kl": losses.kl.k3(batch.rollout.log_probs, log_probs, mask=mask),
-        "policy/ratio_mean": ratio,
-        "policy/clip_frac_low": (ratio < 1 - config.clip_eps) & (batch.advantages < 0),
-        "policy/clip_frac_high": (ratio > 1 + config.clip_eps) & (batch.advantages > 0),
-    }
-    return {name: reduce.token_fraction(value, mask) for name, value in means.items()}
-
-
-def _rollout_fractions(rollout: Rollout, rewards: Array, ref_log_probs: Array, advantages: Array) -> Fractions:
-    mask = rollout.mask
-    divergence = losses.kl.k1(rollout.log_probs, ref_log_probs, mask=mask)
-    return {
-        "kl/ref": reduce.token_fraction(divergence, mask),
-        "kl/ref_sequence": reduce.sequence_sum_fraction(divergence, mask),
-        "reward/mean": reduce.sequence_sum_fraction(rewards, mask),
-        "advantage/mean": reduce.token_fraction(advantages, mask),
-        "completion/length_mean": reduce.sequence_sum_fraction(mask, mask),
-        "completion/truncated_frac": reduce.token_fraction(rollout.truncated),
-    }
-
-
-def _group_metrics(rewards: Array, groups: int) -> Metrics:
-    scores = rewards.sum(-1).reshape(groups, -1)
-    metrics = {"reward/std": scores.std()}
-    if scores.shape[1] > 1:
-        metrics["group/frac_zero_std"] = (scores.max(-1) == scores.min(-1)).mean()
-    return metrics
+            loss += kl_coef * algorithm.reduction(penalty, mask).total / tokens
+    return loss, seen
 
 
 def iterate(
@@ -272,6 +273,6 @@ def train(
     """
     key_params, key_run = jax.random.split(key)
     params = learner.policy.init(key_params) if params is None else params
-    return run(init(key_run, config, params), config, learner, task, config.updates)
+    return run(init(key_run, config, learner, params), config, learner, task, config.updates)
 
 
