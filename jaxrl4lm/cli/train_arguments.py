@@ -93,8 +93,9 @@ class Reinforcement:
     entropy_coef: float = 0.0
     discount: float = 1.0
     gae_lambda: float = 0.95
-    truncation: Literal["bootstrap", "terminal"] = "bootstrap"
-    """Completions cut by the length limit: continue their return with the value estimate (ppo), or let it end there."""
+    truncation: Literal["bootstrap", "terminal"] | None = None
+    """A completion cut by the length limit: its return continues with the value estimate (ppo), or ends there. Terminal for
+    built-in tasks, whose verdict on a completion that ran out of room is final; else bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def resolve(arguments: TrainArguments) -> TrainArguments:
         rl,
         epochs=rl.epochs or (2 if reuse else 1),
         minibatches=rl.minibatches or (4 if reuse else 1),
+        truncation=rl.truncation or ("terminal" if on_task else "bootstrap"),
         max_new_tokens=rl.max_new_tokens or (None if on_task else 64),
     )
     reward = world.reward
