@@ -308,7 +308,6 @@ def vtrace(
     lambda_: ScalarLike = 1.0,
     clip_rho: ScalarLike = 1.0,
     clip_c: ScalarLike = 1.0,
-    clip_advantage_rho: ScalarLike = 1.0,
     mask: Array | None = None,
     axis: int = 0,
     recurrence: Recurrence = sequential_recurrence,
@@ -316,7 +315,7 @@ def vtrace(
     """V-trace off-policy advantages and value targets: v_t = V(s_t) + δ_t + γ·c_t·(v_{t+1} − V(s_{t+1})).
 
     With ρ_t = exp(log π − log μ): δ_t = min(ρ_t, ρ̄)·(r_t + γ·V(s_{t+1}) − V(s_t)), c_t = λ·min(ρ_t, c̄),
-    and the advantage is min(ρ_t, ρ̄_pg)·(r_t + γ·[λ·v_{t+1} + (1−λ)·V(s_{t+1})] − V(s_t)).
+    and the advantage is min(ρ_t, ρ̄)·(r_t + γ·[λ·v_{t+1} + (1−λ)·V(s_{t+1})] − V(s_t)).
 
     Args:
       rewards: [..., T, ...].
@@ -329,7 +328,6 @@ def vtrace(
       lambda_: λ.
       clip_rho: ρ̄, which fixes the policy whose value is the fixed point.
       clip_c: c̄, which trades variance for speed.
-      clip_advantage_rho: ρ̄ of the advantages.
       mask: the steps that exist.
       axis: the time axis.
       recurrence: `sequential_recurrence` or `associative_recurrence`.
@@ -350,5 +348,5 @@ def vtrace(
     mixed = lambda_ * _at_following(targets, steps.following, axis) + (1 - lambda_) * steps.next_values
     following = jnp.where(steps.last, steps.next_values, mixed)
     advantages = steps.rewards + discount * following - steps.values
-    advantages = jnp.minimum(ratios, clip_advantage_rho) * advantages
+    advantages = jnp.minimum(ratios, clip_rho) * advantages
     return jnp.where(steps.keep, advantages, 0), jnp.where(steps.keep, targets, 0)

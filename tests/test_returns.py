@@ -70,7 +70,7 @@ def loop(kind, column, gaps, **kwargs):
             ahead = 0.0 if u is None else out[1][u] - v[u]
             out[1][t] = v[t] + delta + DISCOUNT * LAMBDA * min(rho[t], 0.8) * ahead
             blend = value if u is None else LAMBDA * out[1][u] + (1 - LAMBDA) * value
-            out[0][t] = min(rho[t], 1.2) * (r[t] + DISCOUNT * blend - v[t])
+            out[0][t] = min(rho[t], 1.1) * (r[t] + DISCOUNT * blend - v[t])
     return out
 
 
@@ -78,9 +78,7 @@ KINDS = {
     "lambda": functools.partial(returns.lambda_returns, lambda_=LAMBDA),
     "gae": functools.partial(returns.generalized_advantage_estimation, gae_lambda=LAMBDA),
     "n_step": functools.partial(returns.n_step_returns, n=3),
-    "vtrace": functools.partial(
-        returns.vtrace, lambda_=LAMBDA, clip_rho=1.1, clip_c=0.8, clip_advantage_rho=1.2
-    ),
+    "vtrace": functools.partial(returns.vtrace, lambda_=LAMBDA, clip_rho=1.1, clip_c=0.8),
 }
 
 

@@ -52,7 +52,14 @@ def vtrace(which):
 def rlax_vtrace(which):
     rho = jnp.exp(LOG_RHO)
     out = rlax.vtrace_td_error_and_advantage(
-        VALUES[:-1], VALUES[1:], F["r"], DISCOUNTS, rho, lambda_=0.8, clip_rho_threshold=1.3
+        VALUES[:-1],
+        VALUES[1:],
+        F["r"],
+        DISCOUNTS,
+        rho,
+        0.8,
+        clip_rho_threshold=1.3,
+        clip_pg_rho_threshold=1.3,
     )
     return (out.pg_advantage, out.errors)[which]
 

@@ -512,7 +512,7 @@ TABLE = [
         lambda *x, **rest: returns.vtrace(*x[:-1], log_ratios=x[-1], axis=-1, **rest),
         STEPS | {"log_ratios": "value*"},
         None,
-        {"discount": 0.9, "lambda_": 0.8, "clip_rho": 1.1, "clip_c": 0.9, "clip_advantage_rho": 1.2},
+        {"discount": 0.9, "lambda_": 0.8, "clip_rho": 1.1, "clip_c": 0.9},
     ),
 ]
 rows = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
