@@ -157,7 +157,8 @@ def pass_at_k(rewards: Array, *, k: int) -> Array:
     order = jnp.argsort(rewards, axis=-1)
     # Centred first: groups of equal rewards then give exactly 0 (every row of weights sums to 0).
     ascending = jnp.take_along_axis(centered(rewards), order, axis=-1)
-    advantages = (ascending[..., None, :] * _subset_maximum_weights(n, k).astype(rewards.dtype)).sum(-1)
+    weights = jnp.asarray(_subset_maximum_weights(n, k), rewards.dtype)
+    advantages = jnp.einsum("ij,...j->...i", weights, ascending, precision="highest")
     return jnp.take_along_axis(advantages, jnp.argsort(order, axis=-1), axis=-1)
 
 

@@ -8,12 +8,12 @@ Inside `jit` each function gives (total, denominator) pairs, which `combine` add
 
 | here | TRL | verl |
 |---|---|---|
-| `policy/ratio_mean` | `sampling/importance_sampling_ratio/mean` | |
-| `policy/clip_frac_low`, `policy/clip_frac_high` | `clip_ratio/low_mean`, `clip_ratio/high_mean` | `actor/pg_clipfrac_lower`, `actor/pg_clipfrac` |
+| `policy/clip_frac_low`, `policy/clip_frac_high` | `clip_ratio/low_mean`, `clip_ratio/high_mean` | their sum: `actor/pg_clipfrac` |
 | `policy/approx_kl` (k3 of π_old and π, on samples of π_old) | | `actor/ppo_kl` (their −mean log ρ is k1) |
 | `policy/entropy` (exact) | `entropy` | `actor/entropy` |
 | `kl/ref`, `kl/ref_sequence` | `kl` (k3, per token) | `actor/kl_loss` |
-| `value/explained_variance` | `val/explained_var` | `critic/vf_explained_var` |
+| `mismatch/logprob_diff_max` | `sampling/sampling_logp_difference/max` | |
+| `value/explained_variance` | | `critic/vf_explained_var` |
 | `reward/mean`, `reward/std` | `reward`, `reward_std` | `critic/score/mean` |
 | `group/frac_zero_std` | `frac_reward_zero_std` | |
 | `completion/length_mean`, `completion/truncated_frac` | `completions/mean_length`, `completions/clipped_ratio` | `response_length/mean`, `response_length/clip_ratio` |

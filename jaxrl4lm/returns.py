@@ -47,7 +47,7 @@ def associative_recurrence(x: Array, decay: Array) -> Array:
 
 
 class _Steps(NamedTuple):
-    """Time-major arrays in which masked steps have no reward and are passed through."""
+    """Arrays of the shape of the rewards, in which masked steps have no reward and are passed through."""
 
     rewards: Array
     values: Array
@@ -69,59 +69,63 @@ def _steps(
     mask: ScalarLike | None,
     axis: int,
 ) -> _Steps:
-    """Validate, move time to the front, and clean what stands in masked slots."""
+    """Validate, broadcast, and clean what stands in masked slots."""
     rewards = as_float(rewards)
     shape, dtype = rewards.shape, rewards.dtype
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"axis is {axis}, rewards has shape {shape}: name one of its axes.")
 
-    def time_major(name: str, array: ScalarLike) -> Array:
+    def like_rewards(name: str, array: ScalarLike) -> Array:
         check_broadcastable(name, jnp.shape(array), shape)
-        return jnp.moveaxis(jnp.broadcast_to(jnp.asarray(array, dtype), shape), axis, 0)
+        return jnp.broadcast_to(jnp.asarray(array, dtype), shape)
 
-    def flags(name: str, array: ScalarLike | None) -> Array:
-        return jnp.moveaxis(as_mask(array, shape, name), axis, 0)
-
-    rewards = time_major("rewards", rewards)
-    values, next_values = time_major("values", values), time_major("next_values", next_values)
-    keep, ended = flags("mask", mask), flags("terminated", terminated)
-    cut = ended | flags("truncated", truncated)
-    length = len(rewards)
-    time = jnp.arange(length).reshape(-1, *[1] * (rewards.ndim - 1))
+    values, next_values = like_rewards("values", values), like_rewards("next_values", next_values)
+    keep, ended = as_mask(mask, shape), as_mask(terminated, shape, "terminated")
+    cut = ended | as_mask(truncated, shape, "truncated")
+    time = jax.lax.broadcasted_iota(jnp.int32, shape, axis % len(shape))
+    length = shape[axis]
     if mask is None:
         following, last = None, cut | (time == length - 1)
     else:
         rewards, values, next_values = (jnp.where(keep, x, 0) for x in (rewards, values, next_values))
-        first_from = jax.lax.cummin(jnp.where(keep, time, length), reverse=True)
-        following = jnp.concatenate([first_from[1:], jnp.full_like(first_from[:1], length)])
+        first_from = jax.lax.cummin(jnp.where(keep, time, length), axis % len(shape), reverse=True)
+        following = jnp.where(time == length - 1, length, _shifted(first_from, axis))
         last = cut | (following == length)
         across_gap = ~last & (following > time + 1)
-        next_values = jnp.where(across_gap, _at_following(values, following), next_values)
+        next_values = jnp.where(across_gap, _at_following(values, following, axis), next_values)
     return _Steps(rewards, values, jnp.where(ended, 0, next_values), following, last, keep)
 
 
-def _at_following(array: Array, following: Array | None) -> Array:
-    """array[next unmasked step], time-major; unspecified where there is none."""
+def _shifted(array: Array, axis: int) -> Array:
+    """array[t + 1]; at the end the last element again."""
+    length = array.shape[axis]
+    later = jax.lax.slice_in_dim(array, 1, length, axis=axis)
+    return jnp.concatenate([later, jax.lax.slice_in_dim(array, length - 1, length, axis=axis)], axis)
+
+
+def _at_following(array: Array, following: Array | None, axis: int) -> Array:
+    """array[next unmasked step]; unspecified where there is none."""
     if following is None:
-        return jnp.concatenate([array[1:], array[-1:]])
-    return jnp.take_along_axis(array, jnp.minimum(following, len(array) - 1), 0)
+        return _shifted(array, axis)
+    return jnp.take_along_axis(array, jnp.minimum(following, array.shape[axis] - 1), axis)
 
 
-def _coefficient(name: str, value: ScalarLike, steps: _Steps, axis: int) -> Array:
-    """A hyper-parameter as it stands if a scalar; else broadcast, time-major."""
-    value = jnp.asarray(value, steps.rewards.dtype)
-    shape = jnp.moveaxis(steps.rewards, 0, axis).shape
-    check_broadcastable(name, value.shape, shape)
-    return jnp.moveaxis(jnp.broadcast_to(value, shape), axis, 0) if value.shape else value
+def _coefficient(name: str, value: ScalarLike, steps: _Steps) -> Array:
+    """A hyper-parameter in the dtype of the rewards, checked to broadcast to them."""
+    check_broadcastable(name, jnp.shape(value), steps.rewards.shape)
+    return jnp.asarray(value, steps.rewards.dtype)
 
 
-def _solve(recurrence: Recurrence, steps: _Steps, x: Array, decay: Array) -> Array:
-    """The recurrence, in which a masked step adds nothing and hands on what follows it."""
-    return recurrence(jnp.where(steps.keep, x, 0), jnp.where(steps.keep, jnp.where(steps.last, 0, decay), 1))
+def _solve(recurrence: Recurrence, steps: _Steps, x: Array, decay: Array, axis: int) -> Array:
+    """The recurrence, in which a masked step adds nothing and hands on what follows it.
 
-
-def _restore(steps: _Steps, array: Array, axis: int) -> Array:
-    return jnp.moveaxis(jnp.where(steps.keep, array, 0), 0, axis)
+    Only here does time move to the front: two arrays are transposed in and one out, whatever the layout.
+    """
+    x = jnp.where(steps.keep, x, 0)
+    decay = jnp.where(steps.keep, jnp.where(steps.last, 0, decay), 1)
+    if axis % x.ndim == 0:
+        return recurrence(x, decay)
+    return jnp.moveaxis(recurrence(jnp.moveaxis(x, axis, 0), jnp.moveaxis(decay, axis, 0)), 0, axis)
 
 
 def discounted_returns(
@@ -192,11 +196,11 @@ def lambda_returns(
     Reference: Sutton & Barto 2018, eq. 12.2, in recursive form.
     """
     steps = _steps(rewards, values, next_values, terminated, truncated, mask, axis)
-    discount = _coefficient("discount", discount, steps, axis)
-    lambda_ = _coefficient("lambda_", lambda_, steps, axis)
+    discount = _coefficient("discount", discount, steps)
+    lambda_ = _coefficient("lambda_", lambda_, steps)
     bootstrap = jnp.where(steps.last, 1, 1 - lambda_) * steps.next_values
-    returns = _solve(recurrence, steps, steps.rewards + discount * bootstrap, discount * lambda_)
-    return _restore(steps, returns, axis)
+    returns = _solve(recurrence, steps, steps.rewards + discount * bootstrap, discount * lambda_, axis)
+    return jnp.where(steps.keep, returns, 0)
 
 
 def n_step_returns(
@@ -234,14 +238,15 @@ def n_step_returns(
     if n < 1:
         raise ValueError(f"n is {n}: an n-step return needs at least one reward, n >= 1.")
     steps = _steps(rewards, values, next_values, terminated, truncated, mask, axis)
-    discount = _coefficient("discount", discount, steps, axis)
+    discount = _coefficient("discount", discount, steps)
 
     def one_more(_: int, returns: Array) -> Array:
-        following = jnp.where(steps.last, steps.next_values, _at_following(returns, steps.following))
+        following = jnp.where(steps.last, steps.next_values, _at_following(returns, steps.following, axis))
         return steps.rewards + discount * following
 
     shortest = steps.rewards + discount * steps.next_values
-    return _restore(steps, jax.lax.fori_loop(1, min(n, len(shortest)), one_more, shortest), axis)
+    returns = jax.lax.fori_loop(1, min(n, shortest.shape[axis]), one_more, shortest)
+    return jnp.where(steps.keep, returns, 0)
 
 
 def generalized_advantage_estimation(
@@ -284,11 +289,11 @@ def generalized_advantage_estimation(
     (Array([0.5, 0.5], dtype=float32), Array([1., 1.], dtype=float32))
     """
     steps = _steps(rewards, values, next_values, terminated, truncated, mask, axis)
-    discount = _coefficient("discount", discount, steps, axis)
-    gae_lambda = _coefficient("gae_lambda", gae_lambda, steps, axis)
+    discount = _coefficient("discount", discount, steps)
+    gae_lambda = _coefficient("gae_lambda", gae_lambda, steps)
     errors = steps.rewards + discount * steps.next_values - steps.values
-    advantages = _solve(recurrence, steps, errors, discount * gae_lambda)
-    return _restore(steps, advantages, axis), _restore(steps, advantages + steps.values, axis)
+    advantages = _solve(recurrence, steps, errors, discount * gae_lambda, axis)
+    return jnp.where(steps.keep, advantages, 0), jnp.where(steps.keep, advantages + steps.values, 0)
 
 
 def vtrace(
@@ -303,7 +308,6 @@ def vtrace(
     lambda_: ScalarLike = 1.0,
     clip_rho: ScalarLike = 1.0,
     clip_c: ScalarLike = 1.0,
-    clip_advantage_rho: ScalarLike = 1.0,
     mask: Array | None = None,
     axis: int = 0,
     recurrence: Recurrence = sequential_recurrence,
@@ -311,7 +315,7 @@ def vtrace(
     """V-trace off-policy advantages and value targets: v_t = V(s_t) + δ_t + γ·c_t·(v_{t+1} − V(s_{t+1})).
 
     With ρ_t = exp(log π − log μ): δ_t = min(ρ_t, ρ̄)·(r_t + γ·V(s_{t+1}) − V(s_t)), c_t = λ·min(ρ_t, c̄),
-    and the advantage is min(ρ_t, ρ̄_pg)·(r_t + γ·[λ·v_{t+1} + (1−λ)·V(s_{t+1})] − V(s_t)).
+    and the advantage is min(ρ_t, ρ̄)·(r_t + γ·[λ·v_{t+1} + (1−λ)·V(s_{t+1})] − V(s_t)).
 
     Args:
       rewards: [..., T, ...].
@@ -324,7 +328,6 @@ def vtrace(
       lambda_: λ.
       clip_rho: ρ̄, which fixes the policy whose value is the fixed point.
       clip_c: c̄, which trades variance for speed.
-      clip_advantage_rho: ρ̄ of the advantages.
       mask: the steps that exist.
       axis: the time axis.
       recurrence: `sequential_recurrence` or `associative_recurrence`.
@@ -334,16 +337,16 @@ def vtrace(
     Reference: Espeholt et al. 2018, arXiv:1802.01561, eq. 1; λ as in its remark 2.
     """
     steps = _steps(rewards, values, next_values, terminated, truncated, mask, axis)
-    discount = _coefficient("discount", discount, steps, axis)
-    lambda_ = _coefficient("lambda_", lambda_, steps, axis)
-    log_ratios = jnp.where(steps.keep, _coefficient("log_ratios", log_ratios, steps, axis), 0)
+    discount = _coefficient("discount", discount, steps)
+    lambda_ = _coefficient("lambda_", lambda_, steps)
+    log_ratios = jnp.where(steps.keep, _coefficient("log_ratios", log_ratios, steps), 0)
     # A bound on the logarithm keeps the gradient of the clipped ratio finite; both clips are far below it.
     ratios = jnp.exp(jnp.clip(log_ratios, -20.0, 20.0))
     errors = jnp.minimum(ratios, clip_rho) * (steps.rewards + discount * steps.next_values - steps.values)
     decay = discount * lambda_ * jnp.minimum(ratios, clip_c)
-    targets = steps.values + _solve(recurrence, steps, errors, decay)
-    mixed = lambda_ * _at_following(targets, steps.following) + (1 - lambda_) * steps.next_values
+    targets = steps.values + _solve(recurrence, steps, errors, decay, axis)
+    mixed = lambda_ * _at_following(targets, steps.following, axis) + (1 - lambda_) * steps.next_values
     following = jnp.where(steps.last, steps.next_values, mixed)
     advantages = steps.rewards + discount * following - steps.values
-    advantages = jnp.minimum(ratios, clip_advantage_rho) * advantages
-    return _restore(steps, advantages, axis), _restore(steps, targets, axis)
+    advantages = jnp.minimum(ratios, clip_rho) * advantages
+    return jnp.where(steps.keep, advantages, 0), jnp.where(steps.keep, targets, 0)

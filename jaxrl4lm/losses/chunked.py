@@ -22,7 +22,7 @@ def chunked_token_log_probs(
     unembedding: Array,
     tokens: Array,
     *,
-    chunk_size: int = 8192,
+    chunk_size: int = 2048,
     temperature: ScalarLike = 1.0,
     mask: Array | None = None,
 ) -> tuple[Array, Array]:

@@ -176,6 +176,7 @@ def _per_token(
         chosen_lengths=chosen_lengths,
         rejected_lengths=rejected_lengths,
     )
+    chosen_lengths, rejected_lengths = jax.lax.stop_gradient((chosen_lengths, rejected_lengths))
     return keep, chosen / jnp.maximum(chosen_lengths, 1), rejected / jnp.maximum(rejected_lengths, 1)
 
 

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.reduce import as_float, as_mask, mask_inputs
+from jaxrl4lm.reduce import as_float, as_mask, check_broadcastable, mask_inputs
 from jaxrl4lm.types import Array, ScalarLike
 
 
@@ -161,6 +161,7 @@ def expected_sarsa_error(
     Reference: Sutton & Barto 2018, eq. 6.9.
     """
     keep, chosen = _action_values(q_values, actions, mask, "actions")
+    check_broadcastable("next_probs", jnp.shape(next_probs), jnp.shape(next_q_values))
     following = (as_float(next_probs) * as_float(next_q_values)).sum(-1)
     return td_error(chosen, rewards, following, terminated, discount=discount, mask=keep)
 
