@@ -1,0 +1,95 @@
+"""Finite Markov decision processes, solved exactly and fast, with stated error bounds."""
+
+from jaxrl4lm.mdp.bounds import span, supremum
+from jaxrl4lm.mdp.enumeration import from_environment
+from jaxrl4lm.mdp.exact import (
+    objective,
+    policy_action_values,
+    policy_gradient,
+    policy_matrix,
+    policy_values,
+    visitation,
+)
+from jaxrl4lm.mdp.finite_mdp import FiniteMDP, MDPError, dense, from_arrays, from_successors, sparse
+from jaxrl4lm.mdp.modified import modified_policy_iteration
+from jaxrl4lm.mdp.operators import (
+    action_backup,
+    action_values,
+    backup,
+    greedy,
+    policy_backup,
+    policy_chain,
+    soft_backup,
+)
+from jaxrl4lm.mdp.solvers import (
+    Plan,
+    Solution,
+    action_value_iteration,
+    backward_induction,
+    evaluate_policy,
+    policy_iteration,
+    soft_value_iteration,
+    value_iteration,
+)
+from jaxrl4lm.mdp.transitions import Banded, Dense, Sparse
+from jaxrl4lm.mdp.worlds import (
+    ARROWS,
+    GridWorld,
+    MapError,
+    chain,
+    cliff,
+    forest,
+    garnet,
+    grid_world,
+    lecture,
+    queue,
+    russell_norvig,
+)
+
+__all__ = [
+    "ARROWS",
+    "Banded",
+    "Dense",
+    "FiniteMDP",
+    "GridWorld",
+    "MDPError",
+    "MapError",
+    "Plan",
+    "Solution",
+    "Sparse",
+    "action_backup",
+    "action_value_iteration",
+    "action_values",
+    "backup",
+    "backward_induction",
+    "chain",
+    "cliff",
+    "dense",
+    "evaluate_policy",
+    "forest",
+    "from_arrays",
+    "from_environment",
+    "from_successors",
+    "garnet",
+    "greedy",
+    "grid_world",
+    "lecture",
+    "modified_policy_iteration",
+    "objective",
+    "policy_action_values",
+    "policy_backup",
+    "policy_chain",
+    "policy_gradient",
+    "policy_iteration",
+    "policy_matrix",
+    "policy_values",
+    "queue",
+    "russell_norvig",
+    "soft_backup",
+    "soft_value_iteration",
+    "span",
+    "sparse",
+    "supremum",
+    "value_iteration",
+    "visitation",
+]

@@ -1,0 +1,83 @@
+"""How far an iterate can be from the fixed point, from one sweep of the operator.
+
+For a monotone operator with T(v + c) = T v + γc (all of `operators`), δ = T v − v and N = γ/(1−γ):
+T v + N·min δ ≤ V* ≤ T v + N·max δ. At γ = 1, N is the expected time to termination instead.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.mdp.finite_mdp import FiniteMDP
+from jaxrl4lm.mdp.operators import action_values
+from jaxrl4lm.types import Array, ScalarLike
+
+
+def span(low: Array, high: Array) -> tuple[Array, Array]:
+    """(centre, radius) of [min δ, max δ]: a shift common to all states costs nothing.
+
+    Reference: MacQueen 1966; Puterman 1994, section 6.6.3.
+    """
+    return (low + high) / 2, (high - low) / 2
+
+
+def supremum(low: Array, high: Array) -> tuple[Array, Array]:
+    """(0, max |δ|): the textbook's stopping rule; values are not shifted."""
+    return jnp.zeros_like(low), jnp.maximum(jnp.abs(low), jnp.abs(high))
+
+
+def rounding(mdp: FiniteMDP, values: Array) -> Array:
+    """Bound on the rounding error of one sweep: u (K + 3) (max |r| + γ max |v|), scalar; u the unit roundoff.
+
+    Sums of more than 64 terms are taken as sums in blocks, which compiled code makes of them.
+    """
+    terms = min(mdp.transitions.shape[2], 64) + 3
+    unit = jnp.finfo(values.dtype).eps / 2
+    return unit * terms * (jnp.abs(mdp.rewards).max() + mdp.discount * jnp.abs(values).max())
+
+
+class Ending(NamedTuple):
+    """How fast episodes end."""
+
+    horizon: Array
+    """N: what multiplies a sweep's residual in the error bound; inf if some state never terminates."""
+    policy: Array
+    """`[S]`: greedy; at γ = 1, of the optimal actions the one that terminates soonest."""
+
+
+def ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike) -> Ending:
+    """N and a greedy policy: γ/(1−γ) below γ = 1; there, a bound on the expected time to termination.
+
+    At γ = 1 a plain argmax among equals can walk in circles. So n ← 1 + min_a E[n] is iterated over the actions
+    that are optimal up to rounding; once a sweep raises n by c < 1 at most, (I − P_π) n ≥ 1 − c proves that π
+    terminates within max n / (1 − c) steps on average. An improper world never gets there: inf.
+    """
+    q = action_values(mdp, values)
+    episodic = mdp.discount >= 1
+    slack = 4 * rounding(mdp, values)
+    optimal = q >= q.max(axis=-1, keepdims=True) - slack
+    alive = ~mdp.terminal
+
+    def sweep(steps: Array) -> Array:
+        ahead = jnp.where(optimal, mdp.transitions.expect(steps), jnp.inf)
+        return jnp.where(alive, 1 + ahead.min(axis=-1), 0)
+
+    def unproven(state: tuple[Array, Array, Array]) -> Array:
+        _, growth, iterations = state
+        return episodic & (growth > 0.5) & (iterations < max_iterations)
+
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        steps, _, iterations = state
+        new = sweep(steps)
+        return new, (new - steps).max(), iterations + 1
+
+    start = (jnp.zeros_like(values), jnp.ones((), values.dtype), jnp.int32(0))
+    steps, growth, _ = jax.lax.while_loop(unproven, step, start)
+    soonest = jnp.where(optimal & episodic, mdp.transitions.expect(steps), jnp.where(episodic, jnp.inf, -q))
+    discounted = mdp.discount / jnp.where(episodic, 1, 1 - mdp.discount)
+    proven = jnp.where(growth > 0.5, jnp.inf, steps.max() / (1 - jnp.minimum(growth, 0.5)))
+    return Ending(
+        jnp.where(episodic, proven, discounted).astype(values.dtype),
+        jnp.argmin(soonest, axis=-1).astype(jnp.int32),
+    )

@@ -1,0 +1,124 @@
+"""A finite MDP from any small environment with discrete states, by visiting every state and action."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl4lm.mdp.finite_mdp import FiniteMDP, MDPError, from_successors
+
+
+def from_environment(
+    environment: Any,
+    params: Any,
+    *,
+    discount: float,
+    samples: int = 1,
+    max_states: int = 10_000,
+    key: jax.Array | None = None,
+) -> FiniteMDP:
+    """Breadth-first enumeration of a gymnax-1.0 environment through `reset_env` and `step_env`.
+
+    Exact (with `samples` = 1) where transitions are deterministic; otherwise probabilities are frequencies over
+    `samples` draws, with a standard error of √(p(1−p)/samples). State leaves called `time` are set to 0: an MDP
+    knows no clock, and a time limit is a truncation, not a transition. All terminations lead to one terminal state,
+    the last, worth 0. States are numbered in the order in which they are met; an observation is not used.
+
+    Args:
+      environment: has `reset_env(key, params)`, `step_env(key, state, action, params)` and `num_actions`.
+      params: the environment's parameters.
+      discount: γ of the MDP.
+      samples: draws per state and action, and (at least 256) of the first state.
+      max_states: give up beyond.
+      key: for the draws; `jax.random.key(0)` by default.
+    Raises:
+      MDPError: if more than `max_states` states are met.
+    """
+    key = jax.random.key(0) if key is None else key
+    key_reset, key_step = jax.random.split(key)
+    starts = jax.vmap(lambda k: _without_clock(environment.reset_env(k, params)[1]))(
+        jax.random.split(key_reset, max(samples, 256))
+    )
+    treedef = jax.tree.structure(starts)
+    actions = jnp.arange(environment.num_actions, dtype=jnp.int32)
+
+    @jax.jit
+    def expand(states: Any, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        def step(state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+            _, new, reward, terminated, _ = environment.step_env(key, state, action, params)
+            return _without_clock(new), jnp.asarray(reward, float), terminated
+
+        keys = jax.random.split(key, (len(actions), samples))
+        over_draws = jax.vmap(step, in_axes=(None, None, 0))
+        over_actions = jax.vmap(over_draws, in_axes=(None, 0, 0))
+        return jax.vmap(over_actions, in_axes=(0, None, None))(states, actions, keys)
+
+    number: dict[bytes, int] = {}
+    found: list[list[np.ndarray]] = []
+
+    def numbered(leaves: list[np.ndarray]) -> int:
+        name = b"".join(leaf.tobytes() for leaf in leaves)
+        if name not in number:
+            number[name] = len(found)
+            found.append(leaves)
+        return number[name]
+
+    first = [numbered(row) for row in _rows(starts)]
+    outcomes: list[list[dict[int, list[float]]]] = []  # [S][A]: successor (−1: the end) → rewards met
+    block = 64  # one compiled shape, the last block is padded
+    while len(outcomes) < len(found):
+        if len(found) > max_states:
+            raise MDPError(
+                f"more than max_states = {max_states} states: raise it, or the states are not discrete."
+            )
+        todo = found[len(outcomes) : len(outcomes) + block]
+        padded = todo + [todo[0]] * (block - len(todo))
+        stacked = jax.tree.unflatten(treedef, [np.stack(leaf) for leaf in zip(*padded, strict=True)])
+        new, reward, ended = expand(stacked, jax.random.fold_in(key_step, len(outcomes)))
+        rows = _rows(jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), new))
+        shape = (len(todo), len(actions), samples)
+        reward, ended = np.asarray(reward), np.asarray(ended)
+        for s, a, i in np.ndindex(*shape):
+            if i == 0:
+                if a == 0:
+                    outcomes.append([])
+                outcomes[-1].append({})
+            after = (
+                -1 if ended[s, a, i] else numbered(rows[np.ravel_multi_index((s, a, i), (block, *shape[1:]))])
+            )
+            outcomes[-1][-1].setdefault(after, []).append(float(reward[s, a, i]))
+    return _tabulate(outcomes, first, samples, discount)
+
+
+def _tabulate(
+    outcomes: list[list[dict[int, list[float]]]], first: list[int], samples: int, discount: float
+) -> FiniteMDP:
+    num_states, num_actions = len(outcomes) + 1, len(outcomes[0])
+    width = max(len(successors) for row in outcomes for successors in row)
+    states = np.zeros((num_states, num_actions, width), np.int32)
+    chances, rewards = np.zeros(states.shape), np.zeros(states.shape)
+    for s, row in enumerate(outcomes):
+        for a, successors in enumerate(row):
+            for k, (after, met) in enumerate(successors.items()):
+                states[s, a, k] = after % num_states  # −1 is the last: the terminal state
+                chances[s, a, k] = len(met) / samples
+                rewards[s, a, k] = np.mean(met)
+    initial = np.bincount(first, minlength=num_states) / len(first)
+    return from_successors(
+        states, chances, rewards, discount, terminal=np.arange(num_states) == num_states - 1, initial=initial
+    )
+
+
+def _without_clock(state: Any) -> Any:
+    def forget(path: Any, leaf: Any) -> jax.Array:
+        named = getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
+        return jnp.zeros_like(leaf) if named == "time" else jnp.asarray(leaf)
+
+    return jax.tree_util.tree_map_with_path(forget, state)
+
+
+def _rows(stacked: Any) -> list[list[np.ndarray]]:
+    """A pytree with a leading axis → its leaves, row by row."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(stacked)]
+    return [list(row) for row in zip(*leaves, strict=True)]

@@ -1,0 +1,54 @@
+"""Exact answers by dense linear algebra: values, visits, the objective of a policy and its gradient."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.mdp.finite_mdp import FiniteMDP
+from jaxrl4lm.mdp.operators import action_values, policy_chain
+from jaxrl4lm.mdp.transitions import to_dense
+from jaxrl4lm.types import Array
+
+
+def policy_matrix(mdp: FiniteMDP, policy: Array) -> Array:
+    """P_π, `[S, S′]`; rows of terminal states are 0."""
+    return to_dense(policy_chain(mdp, policy).transitions).probabilities[:, 0]
+
+
+def policy_values(mdp: FiniteMDP, policy: Array) -> Array:
+    """V^π = (I − γ P_π)⁻¹ r_π, `[S]`, by one dense solve (S² memory). Differentiable in all arguments.
+
+    At γ = 1 the policy must be proper (reach a terminal state from everywhere), else the matrix is singular and
+    the result is not finite or meaningless; `evaluate_policy` reports that case.
+    """
+    system = jnp.eye(mdp.num_states, dtype=mdp.rewards.dtype) - mdp.discount * policy_matrix(mdp, policy)
+    return jnp.linalg.solve(system, policy_chain(mdp, policy).rewards[:, 0])
+
+
+def policy_action_values(mdp: FiniteMDP, policy: Array) -> Array:
+    """Q^π(s, a) = r(s, a) + γ E V^π(s′), `[S, A]`, exactly."""
+    return action_values(mdp, policy_values(mdp, policy))
+
+
+def visitation(mdp: FiniteMDP, policy: Array) -> Array:
+    """Discounted visits η(s) = Σ_t γ^t P(s_t = s), `[S]`: they sum to 1/(1−γ) if nothing is terminal.
+
+    Reference: Sutton & Barto 2018, section 9.2 and box on p. 325.
+    """
+    system = jnp.eye(mdp.num_states, dtype=mdp.rewards.dtype) - mdp.discount * policy_matrix(mdp, policy)
+    return jnp.linalg.solve(system.T, mdp.initial)
+
+
+def objective(mdp: FiniteMDP, logits: Array) -> Array:
+    """J(θ) = E[Σ γ^t r_t], scalar, of the softmax policy with logits θ `[S, A]`. `jax.grad` of it is exact too."""
+    return mdp.initial @ policy_values(mdp, jax.nn.softmax(logits, axis=-1))
+
+
+def policy_gradient(mdp: FiniteMDP, logits: Array) -> Array:
+    """∂J/∂θ(s, a) = η(s) π(a|s) (Q^π(s, a) − V^π(s)), `[S, A]`: the policy-gradient theorem, exactly.
+
+    Reference: Sutton et al. 1999.
+    """
+    policy = jax.nn.softmax(logits, axis=-1)
+    q = policy_action_values(mdp, policy)
+    advantage = q - jnp.sum(policy * q, axis=-1, keepdims=True)
+    return visitation(mdp, policy)[:, None] * policy * advantage

@@ -1,0 +1,227 @@
+"""A finite Markov decision process as a pytree of arrays, and its checked constructors."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from jaxrl4lm.mdp.transitions import Dense, Kernel, Sparse, to_banded, to_dense, to_sparse
+from jaxrl4lm.types import Array
+
+
+class MDPError(ValueError):
+    """The arrays do not describe an MDP; the message names the first bad state and action."""
+
+
+class FiniteMDP(NamedTuple):
+    """(S, A, T, R, γ) and what an episode needs. Stack several with `jax.tree.map` and `vmap` over them.
+
+    A terminal state s has no successors (a row of zeros in T), so that V(s) = R(s, ·), the same for
+    every action: its reward is the value at which it is held. Absorbing states worth nothing are the special case R(s, ·) = 0.
+    """
+
+    transitions: Kernel
+    rewards: Array
+    """`[S, A]`: r(s, a), expected over s′."""
+    discount: Array
+    """γ in [0, 1]; 1 needs terminal states."""
+    terminal: Array
+    """`[S]` bool."""
+    initial: Array
+    """`[S]`: the distribution of the first state."""
+    horizon: Array | None = None
+    """Length limit of an episode; None for no limit. Environments and `backward_induction` read it."""
+    outcome_rewards: Array | None = None
+    """r(s, a, s′) in the layout of the kernel's probabilities, where it depends on s′; for sampling only."""
+
+    @property
+    def num_states(self) -> int:
+        """S."""
+        return self.rewards.shape[0]
+
+    @property
+    def num_actions(self) -> int:
+        """A."""
+        return self.rewards.shape[1]
+
+
+def from_arrays(
+    transitions: ArrayLike,
+    rewards: ArrayLike,
+    discount: ArrayLike,
+    *,
+    terminal: ArrayLike | None = None,
+    initial: ArrayLike | None = None,
+    horizon: int | None = None,
+) -> FiniteMDP:
+    """An MDP from a dense kernel.
+
+    Args:
+      transitions: `[S, A, S′]`; row-stochastic, except at terminal states, whose rows are ignored.
+      rewards: `[S]`, `[S, A]` or `[S, A, S′]`. At terminal states: the value at which they are held.
+      discount: γ in [0, 1].
+      terminal: `[S]` bool; none by default.
+      initial: `[S]` distribution of the first state; uniform over the non-terminal states by default.
+      horizon: length limit of an episode.
+    Raises:
+      MDPError: naming the first bad state and action.
+    """
+    probabilities = _floats(transitions)
+    if probabilities.ndim != 3 or probabilities.shape[0] != probabilities.shape[2] or not probabilities.size:
+        raise MDPError(f"transitions has shape {probabilities.shape}: give [S, A, S].")
+    num_states, num_actions, _ = probabilities.shape
+    ends = _terminal_mask(terminal, num_states)
+    probabilities = np.where(ends[:, None, None], 0, probabilities)
+    _check_rows(probabilities, ends)
+    expected, outcome = _split_rewards(rewards, probabilities, ends)
+    return FiniteMDP(
+        Dense(jnp.asarray(probabilities)),
+        jnp.asarray(expected),
+        _discount(discount, ends, expected.dtype),
+        jnp.asarray(ends),
+        _initial(initial, ends, expected.dtype),
+        None if horizon is None else jnp.asarray(horizon, jnp.int32),
+        None if outcome is None else jnp.asarray(outcome),
+    )
+
+
+def from_successors(
+    successors: ArrayLike,
+    probabilities: ArrayLike,
+    rewards: ArrayLike,
+    discount: ArrayLike,
+    *,
+    terminal: ArrayLike | None = None,
+    initial: ArrayLike | None = None,
+    horizon: int | None = None,
+) -> FiniteMDP:
+    """An MDP from successor lists; on few diagonals, a banded one.
+
+    Args:
+      successors: `[S, A, K]` integers in [0, S).
+      probabilities: `[S, A, K]`; 0 in unused places, ignored at terminal states.
+      rewards: `[S]`, `[S, A]` or `[S, A, K]`.
+      discount, terminal, initial, horizon: as in `from_arrays`.
+    Raises:
+      MDPError: naming the first bad state and action.
+    """
+    chances, states = _floats(probabilities), np.asarray(successors)
+    if chances.ndim != 3 or chances.shape != states.shape or not chances.size:
+        raise MDPError(
+            f"successors has shape {states.shape} and probabilities {chances.shape}: give [S, A, K] twice."
+        )
+    if not np.issubdtype(states.dtype, np.integer):
+        raise MDPError(f"successors has dtype {states.dtype}: give integers.")
+    num_states = chances.shape[0]
+    ends = _terminal_mask(terminal, num_states)
+    chances = np.where(ends[:, None, None], 0, chances)
+    _check_rows(chances, ends)
+    wrong = (states < 0) | (states >= num_states)
+    if wrong.any():
+        s, a, k = np.argwhere(wrong)[0]
+        raise MDPError(f"successors[{s}, {a}, {k}] is {states[s, a, k]}: give a state in [0, {num_states}).")
+    expected, outcome = _split_rewards(rewards, chances, ends)
+    kernel: Kernel = Sparse(_states_last(states.astype(np.int32)), _states_last(chances))
+    return FiniteMDP(
+        kernel if outcome is not None else to_banded(kernel),
+        jnp.asarray(expected),
+        _discount(discount, ends, expected.dtype),
+        jnp.asarray(ends),
+        _initial(initial, ends, expected.dtype),
+        None if horizon is None else jnp.asarray(horizon, jnp.int32),
+        None if outcome is None else _states_last(outcome),
+    )
+
+
+def dense(mdp: FiniteMDP) -> FiniteMDP:
+    """The same MDP with a `Dense` kernel; rewards by outcome become expected ones."""
+    return mdp._replace(transitions=to_dense(mdp.transitions), outcome_rewards=None)
+
+
+def sparse(mdp: FiniteMDP) -> FiniteMDP:
+    """The same MDP with a `Sparse` kernel; rewards by outcome become expected ones. Concrete arrays only."""
+    return mdp._replace(transitions=to_sparse(mdp.transitions), outcome_rewards=None)
+
+
+def _floats(values: ArrayLike) -> np.ndarray:
+    """As NumPy, in the precision that JAX would give."""
+    array = np.asarray(values)
+    return array.astype(jax.dtypes.canonicalize_dtype(np.result_type(array.dtype, np.float32)), copy=False)
+
+
+def _states_last(per_state: np.ndarray) -> Array:
+    return jnp.asarray(np.ascontiguousarray(np.moveaxis(per_state, 0, -1)))
+
+
+def _terminal_mask(terminal: ArrayLike | None, num_states: int) -> np.ndarray:
+    ends = np.zeros(num_states, bool) if terminal is None else np.asarray(terminal, bool)
+    if ends.shape != (num_states,):
+        raise MDPError(f"terminal has shape {ends.shape}: give one bool for each of the {num_states} states.")
+    return ends
+
+
+def _check_rows(probabilities: np.ndarray, ends: np.ndarray) -> None:
+    """Signs, finiteness and row sums; tolerance 1e-5 in float32, 1e-9 in float64."""
+    tolerance = 1e-5 if probabilities.dtype == np.float32 else 1e-9
+    bad = ~np.isfinite(probabilities) | (probabilities < 0)
+    if bad.any():
+        s, a, k = np.argwhere(bad)[0]
+        value = probabilities[s, a, k]
+        raise MDPError(f"transitions of state {s}, action {a} hold {value}: give probabilities.")
+    sums = probabilities.sum(axis=-1)
+    wrong = (np.abs(sums - 1) > tolerance) & ~ends[:, None]
+    if wrong.any():
+        s, a = np.argwhere(wrong)[0]
+        raise MDPError(
+            f"transitions of state {s}, action {a} sum to {sums[s, a]:.9g}: give 1, or mark the state terminal."
+        )
+
+
+def _split_rewards(
+    rewards: ArrayLike, probabilities: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Expected rewards `[S, A]`, and the rewards by outcome where they depend on it."""
+    given = _floats(rewards)
+    if given.shape not in (probabilities.shape[:1], probabilities.shape[:2], probabilities.shape):
+        raise MDPError(
+            f"rewards has shape {given.shape}: give {probabilities.shape[:1]}, {probabilities.shape[:2]}"
+            f" or {probabilities.shape}."
+        )
+    if not np.isfinite(given).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(given))[0])
+        named = ", ".join(
+            f"{name} {i}" for name, i in zip(("state", "action", "outcome"), where, strict=False)
+        )
+        raise MDPError(f"rewards of {named} is {given[where]}: give a finite number.")
+    if given[ends].size and np.ptp(given[ends].reshape(ends.sum(), -1), axis=-1).any():
+        s = np.flatnonzero(ends)[np.ptp(given[ends].reshape(ends.sum(), -1), axis=-1) != 0][0]
+        raise MDPError(f"rewards of terminal state {s} differ: it takes no action and is held at one value.")
+    if given.ndim == 1:
+        return np.broadcast_to(given[:, None], probabilities.shape[:2]), None
+    if given.ndim == 2:
+        return given, None
+    expected = np.where(ends[:, None], given[..., 0], (probabilities * given).sum(axis=-1))
+    return expected.astype(given.dtype), given
+
+
+def _discount(discount: ArrayLike, ends: np.ndarray, dtype: np.dtype) -> Array:
+    gamma = np.asarray(discount)
+    if gamma.ndim or not 0 <= gamma <= 1:
+        raise MDPError(f"discount is {gamma}: give a number in [0, 1].")
+    if gamma == 1 and not ends.any():
+        raise MDPError("discount is 1 and no state is terminal: values are infinite, give terminal states.")
+    return jnp.asarray(gamma, dtype)
+
+
+def _initial(initial: ArrayLike | None, ends: np.ndarray, dtype: np.dtype) -> Array:
+    if initial is None:
+        free = ~ends if not ends.all() else np.ones_like(ends)
+        return jnp.asarray(free / free.sum(), dtype)
+    start = _floats(initial)
+    if start.shape != ends.shape or (start < 0).any() or not np.isclose(start.sum(), 1, atol=1e-5):
+        raise MDPError(
+            f"initial has shape {start.shape} and sum {start.sum():.6g}: give a distribution over states."
+        )
+    return jnp.asarray(start, dtype)

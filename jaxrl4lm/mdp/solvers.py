@@ -1,0 +1,286 @@
+"""Solvers that iterate an operator, and the exact ones. Each is one pure call: jit it, `vmap` it over MDPs or γ.
+
+Every solver stops at a *verified* error: `Solution.error_bound` holds whatever the iteration did, rounding
+included. `Modified policy iteration` for large MDPs is in `modified`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.mdp import bounds, operators
+from jaxrl4lm.mdp.exact import policy_values
+from jaxrl4lm.mdp.finite_mdp import FiniteMDP
+from jaxrl4lm.mdp.implicit import fixed_point
+from jaxrl4lm.types import Array, ScalarLike
+
+Bounds = Callable[[Array, Array], tuple[Array, Array]]
+Operator = Callable[[FiniteMDP, Array], Array]
+
+
+class Solution(NamedTuple):
+    """What every solver returns."""
+
+    values: Array
+    """`[S]`; differentiable in the MDP's arrays through the fixed point."""
+    action_values: Array
+    """`[S, A]`: r + γ E[values]."""
+    policy: Array
+    """`[S]` actions (soft solver: `[S, A]` probabilities). It is within 2·error_bound of optimal."""
+    iterations: Array
+    """Sweeps of value iteration, or improvements of policy iteration."""
+    error_bound: Array
+    """max_s |values − V*| is at most this, rounding included. At γ = 1 it is relative to all policies that
+    terminate, on average, no later than the slowest state of the returned one; inf if that never terminates."""
+    converged: Array
+    """error_bound ≤ tolerance."""
+
+
+class _Progress(NamedTuple):
+    iterate: Array
+    low: Array
+    high: Array
+    iterations: Array
+    horizon: Array
+    finished: Array
+
+
+def iterate_operator(
+    mdp: FiniteMDP,
+    operator: Operator,
+    start: Array,
+    state_values: Callable[[Array], Array],
+    *,
+    tolerance: ScalarLike,
+    max_iterations: ScalarLike,
+    within: Bounds,
+) -> tuple[Array, Array, Array]:
+    """Iterate x ← T x until the error bound is at most `tolerance`; returns (x, error bound, iterations).
+
+    Stops also at `max_iterations`, and when the residual has sunk into the rounding error (nothing more to gain).
+    """
+    tolerance = jnp.asarray(tolerance, start.dtype)
+    discount = mdp.discount
+    hint = jnp.where(discount < 1, discount / jnp.where(discount < 1, 1 - discount, 1), 1)
+
+    def unfinished(progress: _Progress) -> Array:
+        _, error = certify(mdp, progress.iterate, progress.low, progress.high, progress.horizon, within)
+        noise = 4 * jnp.finfo(start.dtype).eps * jnp.abs(progress.iterate).max()
+        stalled = jnp.maximum(-progress.low, progress.high) <= noise
+        return (error > tolerance) & ~stalled & (progress.iterations < max_iterations)
+
+    def sweep(progress: _Progress) -> _Progress:
+        new = operator(mdp, progress.iterate)
+        change = new - progress.iterate
+        return progress._replace(
+            iterate=new, low=change.min(), high=change.max(), iterations=progress.iterations + 1
+        )
+
+    def stage(progress: _Progress) -> _Progress:
+        before = progress.iterations
+        progress = jax.lax.while_loop(unfinished, sweep, progress)
+        # At γ = 1 the horizon is only known near the end; a second stage may have to go on with it.
+        horizon = bounds.ending(mdp, state_values(progress.iterate), max_iterations).horizon
+        done = (discount < 1) | ~jnp.isfinite(horizon) | (progress.iterations == before)
+        return progress._replace(horizon=horizon, finished=done)
+
+    infinite = jnp.asarray(jnp.inf, start.dtype)
+    first = _Progress(start, -infinite, infinite, jnp.int32(0), hint.astype(start.dtype), jnp.asarray(False))
+    final = jax.lax.while_loop(lambda progress: ~progress.finished, stage, first)
+    shift, error = certify(mdp, final.iterate, final.low, final.high, final.horizon, within)
+    held = mdp.terminal.reshape(-1, *[1] * (start.ndim - 1))
+    return jnp.where(held, final.iterate, final.iterate + shift), error, final.iterations
+
+
+def certify(
+    mdp: FiniteMDP, new: Array, low: Array, high: Array, horizon: Array, within: Bounds
+) -> tuple[Array, Array]:
+    """(shift, error): |new + shift − V*| ≤ error, if new = T v up to rounding and low ≤ T v − v ≤ high."""
+    # Episodes that end take an unknown part of N sweeps: then the interval must hold 0 as well.
+    episodic, ends = mdp.discount >= 1, mdp.terminal.any()
+    low, high = jnp.where(ends, jnp.minimum(low, 0), low), jnp.where(ends, jnp.maximum(high, 0), high)
+    centre, radius = within(low, high)
+    # At γ = 1 that part differs from state to state, so a common shift would gain nothing.
+    shift = jnp.where(episodic | ~jnp.isfinite(centre), 0, jnp.where(episodic, 0, horizon) * centre)
+    radius = jnp.where(episodic, jnp.maximum(-low, high), radius)
+    noise = bounds.rounding(mdp, jnp.abs(new).max() + jnp.abs(shift))
+    error = jnp.where(radius + noise > 0, horizon * (radius + noise), 0) + noise
+    return shift, jnp.where(jnp.isfinite(radius) & jnp.isfinite(error), error, jnp.inf)
+
+
+def value_iteration(
+    mdp: FiniteMDP,
+    *,
+    tolerance: ScalarLike = 1e-3,
+    max_iterations: ScalarLike = 100_000,
+    within: Bounds = bounds.span,
+    start: Array | None = None,
+) -> Solution:
+    """v ← max_a (r + γ E v) until max |v − V*| ≤ tolerance is certain.
+
+    Args:
+      mdp: any kernel; γ = 1 if it terminates.
+      tolerance: absolute, in units of reward; 0 goes to the rounding level. May be traced.
+      max_iterations: sweeps at most; may be traced.
+      within: `bounds.span` (MacQueen) or `bounds.supremum` (textbook).
+      start: first v, `[S]`; 0 by default.
+    Reference: Puterman 1994, sections 6.3 and 6.6.
+    """
+    first = operators.held_values(mdp) if start is None else start
+    limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within}
+    values, error, iterations = iterate_operator(mdp, operators.backup, first, lambda v: v, **limits)
+    policy = bounds.ending(mdp, values, max_iterations).policy
+    return conclude(mdp, operators.backup, values, policy, iterations, error, tolerance)
+
+
+def action_value_iteration(
+    mdp: FiniteMDP,
+    *,
+    tolerance: ScalarLike = 1e-3,
+    max_iterations: ScalarLike = 100_000,
+    within: Bounds = bounds.span,
+    start: Array | None = None,
+) -> Solution:
+    """q ← r + γ E max_a q, on action values: the iteration that Q-learning samples. As `value_iteration`."""
+    held = jnp.broadcast_to(operators.held_values(mdp)[:, None], mdp.rewards.shape)
+    limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within}
+    q, error, iterations = iterate_operator(
+        mdp, operators.action_backup, held if start is None else start, lambda q: q.max(axis=-1), **limits
+    )
+    values = q.max(axis=-1)
+    policy = bounds.ending(mdp, values, max_iterations).policy
+    return conclude(mdp, operators.backup, values, policy, iterations, error, tolerance)
+
+
+def soft_value_iteration(
+    mdp: FiniteMDP,
+    *,
+    temperature: ScalarLike = 1.0,
+    reference: Array | None = None,
+    tolerance: ScalarLike = 1e-3,
+    max_iterations: ScalarLike = 100_000,
+    within: Bounds = bounds.span,
+) -> Solution:
+    """The optimum under a price of τ per nat of KL(π‖π_ref): V = τ log Σ π_ref exp(Q/τ), π ∝ π_ref exp(Q/τ).
+
+    Args:
+      mdp: γ < 1, or acyclic at γ = 1 (then it converges after as many sweeps as the longest episode has steps).
+      temperature: τ > 0.
+      reference: `[S, A]`, uniform by default.
+      tolerance, max_iterations, within: as in `value_iteration`.
+    Reference: Todorov 2006; Haarnoja et al. 2017, arXiv:1702.08165.
+    """
+
+    def operator(mdp: FiniteMDP, values: Array) -> Array:
+        return operators.soft_backup(mdp, values, temperature=temperature, reference=reference)
+
+    limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within}
+    values, error, iterations = iterate_operator(
+        mdp, operator, operators.held_values(mdp), lambda v: v, **limits
+    )
+    logits = operators.soft_logits(mdp, values, temperature=temperature, reference=reference)
+    policy = jax.nn.softmax(logits, axis=-1)
+    return conclude(mdp, operator, values, policy, iterations, error, tolerance)
+
+
+def evaluate_policy(
+    mdp: FiniteMDP,
+    policy: Array,
+    *,
+    tolerance: ScalarLike = 1e-3,
+    max_iterations: ScalarLike = 100_000,
+    within: Bounds = bounds.span,
+) -> Solution:
+    """V^π by sweeps v ← r_π + γ P_π v: `value_iteration` on the policy's chain. Q^π is over all actions.
+
+    An improper policy at γ = 1 is reported: error_bound inf, converged False.
+    """
+    chain = operators.policy_chain(mdp, policy)
+    solution = value_iteration(chain, tolerance=tolerance, max_iterations=max_iterations, within=within)
+    return solution._replace(policy=policy, action_values=operators.action_values(mdp, solution.values))
+
+
+def policy_iteration(
+    mdp: FiniteMDP, *, tolerance: ScalarLike = 1e-3, max_iterations: ScalarLike = 1_000
+) -> Solution:
+    """Exact evaluation (a dense solve, S² memory) and greedy improvement, until no action improves.
+
+    Ends in finitely many steps at an optimal policy; `tolerance` only decides what `converged` says. At γ = 1 it
+    starts from the policy that value iteration finds in S sweeps, which is proper if a proper one is optimal.
+    Reference: Howard 1960; Puterman 1994, section 6.4.
+    """
+    warm_up = jnp.where(mdp.discount < 1, 0, mdp.num_states + 1)
+    held = operators.held_values(mdp)
+    start = jax.lax.fori_loop(0, warm_up, lambda _, values: operators.backup(mdp, values), held)
+    first = bounds.ending(mdp, start, 10 * mdp.num_states).policy
+
+    def improve(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        policy, _, _, iterations = state
+        values = policy_values(mdp, policy)
+        q = operators.action_values(mdp, values)
+        # Keep the present action unless another is better beyond rounding: no cycling among equals.
+        gain = q.max(axis=-1) - operators.select_actions(q, policy)
+        better = gain > 4 * bounds.rounding(mdp, values)
+        new = jnp.where(better, jnp.argmax(q, axis=-1), policy).astype(jnp.int32)
+        return new, values, better.any() & jnp.isfinite(values).all(), iterations + 1
+
+    state = (first, start, jnp.asarray(True), jnp.int32(0))
+    policy, values, _, iterations = jax.lax.while_loop(
+        lambda state: state[2] & (state[3] < max_iterations), improve, state
+    )
+    change = operators.backup(mdp, values) - values
+    horizon = bounds.ending(mdp, values, 10 * mdp.num_states).horizon
+    low, high = change.min(), change.max()
+    _, error = certify(mdp, values, low, high, horizon, bounds.supremum)
+    error += jnp.maximum(jnp.abs(low), jnp.abs(high))  # from T v back to v
+    error = jnp.where(jnp.isfinite(values).all(), error, jnp.inf)
+    return conclude(mdp, operators.backup, values, policy, iterations, error, tolerance)
+
+
+class Plan(NamedTuple):
+    """The answer for every number of steps already taken, of H."""
+
+    values: Array
+    """`[H + 1, S]`; the last row is the value of having no step left."""
+    action_values: Array
+    """`[H, S, A]`."""
+    policy: Array
+    """`[H, S]`."""
+
+
+def backward_induction(mdp: FiniteMDP, horizon: int, *, final_values: Array | None = None) -> Plan:
+    """The optimum over exactly `horizon` steps (static), from the last one backwards; exact, any γ.
+
+    Args:
+      mdp: its own `horizon` field is not read, because array sizes here depend on it.
+      horizon: H ≥ 0.
+      final_values: `[S]`, what a state is worth when no step is left; 0, and held values at terminal states.
+    """
+    last = operators.held_values(mdp) if final_values is None else final_values
+
+    def step(values: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        q = operators.action_values(mdp, values)
+        return q.max(axis=-1), (values, q)
+
+    first, (values, q) = jax.lax.scan(step, last, length=horizon)
+    return Plan(
+        jnp.concatenate([first[None], values[::-1]]), q[::-1], jnp.argmax(q[::-1], axis=-1).astype(jnp.int32)
+    )
+
+
+def conclude(
+    mdp: FiniteMDP,
+    operator: Operator,
+    values: Array,
+    policy: Array,
+    iterations: Array,
+    error: Array,
+    tolerance: ScalarLike,
+) -> Solution:
+    """A `Solution` whose values carry the derivative of the fixed point."""
+    values = fixed_point(lambda v: operator(mdp, v), values)
+    return Solution(
+        values, operators.action_values(mdp, values), policy, iterations, error, error <= tolerance
+    )

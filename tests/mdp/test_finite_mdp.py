@@ -1,0 +1,201 @@
+"""Constructors: three layouts are one MDP, and bad arrays are refused with a sentence."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm import mdp as M
+
+STATES, ACTIONS, WIDTH = 7, 3, 2
+
+
+def lists(seed=0):
+    rng = np.random.default_rng(seed)
+    successors = rng.permuted(np.tile(np.arange(STATES), (STATES, ACTIONS, 1)), axis=-1)[..., :WIDTH]
+    return (
+        successors,
+        rng.dirichlet(np.ones(WIDTH), (STATES, ACTIONS)),
+        rng.normal(size=(STATES, ACTIONS, WIDTH)),
+    )
+
+
+def as_dense(successors, probabilities):
+    full = np.zeros((STATES, ACTIONS, STATES))
+    np.put_along_axis(full, successors, probabilities, axis=-1)
+    return full
+
+
+def test_dense_sparse_and_banded_give_the_same_expectations(x64):
+    successors, probabilities, _ = lists()
+    values = np.random.default_rng(1).normal(size=STATES)
+    policy = np.random.default_rng(2).dirichlet(np.ones(ACTIONS), STATES)
+    full = as_dense(successors, probabilities)
+    lazy = M.from_successors(successors, probabilities, np.zeros(STATES), 0.9).transitions
+    banded = M.sparse(M.from_arrays(full, np.zeros(STATES), 0.9)).transitions
+    banded = M.transitions.to_banded(banded, max_diagonals=2 * STATES)
+    assert isinstance(lazy, M.Sparse | M.Banded)
+    assert isinstance(banded, M.Banded)
+    for kernel in (M.Dense(jnp.asarray(full)), lazy, banded):
+        np.testing.assert_allclose(kernel.expect(jnp.asarray(values)), full @ values, atol=1e-12)
+        np.testing.assert_allclose(M.transitions.to_dense(kernel).probabilities, full, atol=1e-12)
+        chain = kernel.under(jnp.asarray(policy)).expect(jnp.asarray(values))[:, 0]
+        np.testing.assert_allclose(chain, np.einsum("sat,sa,t->s", full, policy, values), atol=1e-12)
+        actions = jnp.arange(STATES, dtype=jnp.int32) % ACTIONS
+        chosen = kernel.under(actions).expect(jnp.asarray(values))[:, 0]
+        np.testing.assert_allclose(chosen, full[np.arange(STATES), actions] @ values, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["sparse", "banded"])
+def test_many_actions_take_the_other_program_and_give_the_same(layout, monkeypatch, x64):
+    world = M.garnet(jax.random.key(0), STATES, ACTIONS, WIDTH) if layout == "sparse" else M.queue(STATES)
+    values = jnp.arange(STATES, dtype=float) ** 2
+    policy = jnp.arange(STATES, dtype=jnp.int32) % ACTIONS
+    answers = []
+    for limit in (128, 0):
+        monkeypatch.setattr(M.transitions, "MAX_UNROLLED", limit)
+        monkeypatch.setattr(M.operators, "MAX_COMPARED", limit)
+        chain = M.policy_chain(world, policy)
+        answers.append(
+            [
+                M.backup(world, values),
+                M.greedy(world, values),
+                M.backup(chain, values),
+                world.transitions.expect(values),
+            ]
+        )
+    for one, other in zip(*answers, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+def test_rewards_by_outcome_become_expected_ones(x64):
+    successors, probabilities, rewards = lists()
+    expected = (probabilities * rewards).sum(-1)
+    np.testing.assert_allclose(M.from_successors(successors, probabilities, rewards, 0.9).rewards, expected)
+    full = as_dense(successors, rewards)
+    world = M.from_arrays(as_dense(successors, probabilities), full, 0.9)
+    np.testing.assert_allclose(world.rewards, expected)
+    np.testing.assert_allclose(world.outcome_rewards, full)
+
+
+def test_a_terminal_state_is_held_at_its_reward():
+    world = M.from_arrays(np.full((2, 1, 2), np.nan_to_num(0.5)), [1.0, 7.0], 0.5, terminal=[False, True])
+    np.testing.assert_allclose(
+        M.value_iteration(world, tolerance=1e-5).values, [(1 + 0.25 * 7) / 0.75, 7], rtol=1e-5
+    )
+    np.testing.assert_allclose(world.initial, [1, 0])
+
+
+GOOD = {"transitions": np.full((2, 2, 2), 0.5), "rewards": np.zeros(2), "discount": 0.9}
+
+
+def spoilt(index, value):
+    array = GOOD["transitions"].copy()
+    array[index] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"transitions": spoilt((1, 0, 0), 0.7)}, r"state 1, action 0 sum to 1\.2"),
+        ({"transitions": spoilt((0, 1, 1), -0.5)}, r"state 0, action 1 hold -0\.5"),
+        ({"transitions": spoilt((1, 1, 0), np.nan)}, "state 1, action 1 hold nan"),
+        ({"transitions": np.ones((2, 2))}, r"transitions has shape \(2, 2\)"),
+        ({"rewards": np.zeros(3)}, r"rewards has shape \(3,\)"),
+        ({"rewards": np.array([[0, np.inf], [0, 0]])}, "rewards of state 0, action 1 is inf"),
+        (
+            {"rewards": np.array([[0, 0], [0, 1]]), "terminal": [False, True]},
+            "rewards of terminal state 1 differ",
+        ),
+        ({"discount": 1.5}, r"discount is 1\.5"),
+        ({"discount": -0.1}, r"discount is -0\.1"),
+        ({"discount": 1.0}, "no state is terminal"),
+        ({"terminal": [True]}, r"terminal has shape \(1,\)"),
+        ({"initial": [0.5, 0.6]}, r"initial has shape \(2,\) and sum 1\.1"),
+    ],
+)
+def test_bad_arrays_are_refused_with_a_sentence(change, message):
+    with pytest.raises(M.MDPError, match=message):
+        M.from_arrays(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize(
+    "successors, message",
+    [
+        (np.full((2, 1, 1), 5), r"successors\[0, 0, 0\] is 5"),
+        (np.zeros((2, 1, 1)), "dtype float64"),
+        (np.zeros((2, 1, 2), int), "give .S, A, K. twice"),
+    ],
+)
+def test_bad_successors_are_refused_with_a_sentence(successors, message):
+    with pytest.raises(M.MDPError, match=message):
+        M.from_successors(successors, np.ones((2, 1, 1)), np.zeros(2), 0.9)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (". . +1\n. x .", r"Line 2, column 3: 'x'"),
+        ("\n. . +1\n. . . .", "Line 3 has 4 cells, line 2 has 3"),
+        (". inf", "Line 1, column 3: 'inf'"),
+        ("  \n ", "empty"),
+        ("# #", "only walls"),
+    ],
+)
+def test_a_malformed_map_names_line_and_column(text, message):
+    with pytest.raises(M.MapError, match=message):
+        M.grid_world(text)
+
+
+def test_a_slip_beyond_one_half_is_refused():
+    with pytest.raises(M.MapError, match=r"slip is 0\.6"):
+        M.grid_world(". +1", slip=0.6)
+
+
+def test_grid_moves_slip_and_bump():
+    world = M.grid_world(". .\nS #", slip=0.1, discount=0.5)
+    assert world.index.tolist() == [[0, 1], [2, -1]]
+    kernel = M.transitions.to_dense(world.mdp.transitions).probabilities
+    np.testing.assert_allclose(
+        kernel[0, 0], [0.9, 0.1, 0], atol=1e-6
+    )  # up: bumps, slips left (bumps) or right
+    np.testing.assert_allclose(kernel[0, 1], [0.1, 0.8, 0.1], atol=1e-6)
+    np.testing.assert_allclose(kernel[1, 2], [0.1, 0.9, 0], atol=1e-6)  # down: into the wall
+    np.testing.assert_allclose(world.mdp.initial, [0, 0, 1])
+
+
+class Counter:
+    """Counts 0, 1, 2 and ends; its second action stays, or moves with probability ½. Rewards tell the state."""
+
+    num_actions = 2
+
+    def reset_env(self, key, params):
+        return jnp.zeros(()), {"count": jnp.int32(0), "time": jnp.int32(0)}
+
+    def step_env(self, key, state, action, params):
+        moves = (action == 0) | jax.random.bernoulli(key)
+        count = state["count"] + moves
+        new = {"count": count.astype(jnp.int32), "time": state["time"] + 1}
+        return jnp.zeros(()), new, 1.0 * state["count"], count == 3, {}
+
+
+def test_enumeration_recovers_a_known_environment():
+    world = M.from_environment(Counter(), None, discount=0.5, samples=400)
+    assert world.num_states == 4
+    kernel = np.asarray(M.transitions.to_dense(world.transitions).probabilities)
+    np.testing.assert_array_equal(kernel[:3, 0], np.eye(4)[1:])
+    np.testing.assert_allclose(kernel[:3, 1], (np.eye(4)[1:] + np.eye(4)[:3]) / 2, atol=0.1)
+    np.testing.assert_array_equal(world.rewards[:3, 0], [0, 1, 2])
+    assert world.terminal.tolist() == [False, False, False, True]
+    assert world.initial.tolist() == [1, 0, 0, 0]
+
+
+def test_enumeration_gives_up_beyond_max_states():
+    class Endless(Counter):
+        def step_env(self, key, state, action, params):
+            obs, state, reward, _, info = super().step_env(key, state, action, params)
+            return obs, state, reward, jnp.asarray(False), info
+
+    with pytest.raises(M.MDPError, match="more than max_states = 5"):
+        M.from_environment(Endless(), None, discount=0.5, max_states=5)

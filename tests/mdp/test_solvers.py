@@ -1,0 +1,328 @@
+"""Solvers against known answers, peers, brute force, each other, and their own stated bounds."""
+
+import functools
+import itertools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm import mdp as M
+
+OPTIMAL = [M.value_iteration, M.action_value_iteration, M.policy_iteration, M.modified_policy_iteration]
+compiled = functools.cache(lambda solver, **fixed: jax.jit(functools.partial(solver, **fixed)))
+several = hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def random_mdp(seed, discount=0.9, states=6, actions=3, leak=0.0):
+    """With leak > 0 the last state is terminal, and every action reaches it with at least that probability."""
+    rng = np.random.default_rng(seed)
+    kernel = rng.dirichlet(np.full(states, 0.3), (states, actions))
+    if leak:
+        kernel = (1 - leak) * kernel + leak * np.eye(states)[-1]
+    rewards = rng.normal(size=(states, actions)) * rng.choice([0.1, 1, 100])
+    if not leak:
+        return M.from_arrays(kernel, rewards, discount)
+    rewards[-1] = rng.normal()
+    return M.from_arrays(kernel, rewards, discount, terminal=np.arange(states) == states - 1)
+
+
+def best_by_enumeration(world):
+    """V* by solving every deterministic policy in NumPy."""
+    kernel = np.asarray(M.transitions.to_dense(world.transitions).probabilities, np.float64)
+    rewards, discount = np.asarray(world.rewards, np.float64), float(world.discount)
+    states = np.arange(world.num_states)
+    values = [
+        np.linalg.solve(
+            np.eye(len(states)) - discount * kernel[states, list(policy)], rewards[states, list(policy)]
+        )
+        for policy in itertools.product(range(world.num_actions), repeat=world.num_states)
+    ]
+    return np.max(values, axis=0)
+
+
+def on_grid(world, values):
+    return np.where(world.index >= 0, np.asarray(values)[world.index], np.nan)
+
+
+@pytest.mark.parametrize("solver", OPTIMAL)
+def test_russell_and_norvig_utilities(solver):
+    world = M.russell_norvig()
+    solution = compiled(solver, tolerance=1e-4)(world.mdp)
+    expected = [[0.812, 0.868, 0.918, 1], [0.762, np.nan, 0.660, -1], [0.705, 0.655, 0.611, 0.388]]
+    np.testing.assert_allclose(on_grid(world, solution.values), expected, atol=5.1e-4)
+    assert bool(solution.converged)
+    assert "".join(M.ARROWS[a] for a in solution.policy[jnp.array([4, 5, 7, 8, 9, 10])]) == "↑↑↑←←←"
+
+
+@pytest.mark.parametrize("solver", OPTIMAL)
+def test_the_lectures_two_worlds_exactly(solver):
+    one, discounted = M.lecture(1.0), M.lecture(0.9)
+    values = on_grid(one, compiled(solver, tolerance=1e-4)(one.mdp).values)
+    np.testing.assert_allclose(values, [[1, 1, 1, 1], [1, np.nan, 1, -1], [1, 1, 1, 1]], rtol=1e-6)
+    values = on_grid(discounted, compiled(solver, tolerance=1e-4)(discounted.mdp).values)
+    powers = 0.9 ** np.array([[3, 2, 1, 0], [4, np.nan, 2, 0], [5, 4, 3, 4]])
+    powers[1, 3] = -1
+    np.testing.assert_allclose(values, powers, rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", OPTIMAL)
+def test_optimum_equals_the_best_of_all_policies(solver, x64):
+    world = random_mdp(3, states=5)
+    solution = compiled(solver, tolerance=1e-9)(world)
+    np.testing.assert_allclose(solution.values, best_by_enumeration(world), atol=1e-8)
+    np.testing.assert_allclose(M.policy_values(world, solution.policy), solution.values, atol=1e-8)
+    np.testing.assert_allclose(solution.action_values.max(-1), solution.values, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "solver, shape", [(M.value_iteration, (40, 4, 3)), (M.modified_policy_iteration, (30, 2, 30))]
+)
+def test_peers_agree(solver, shape, x64):
+    quantecon, mdpsolver = pytest.importorskip("quantecon"), pytest.importorskip("mdpsolver")
+    world = M.garnet(jax.random.key(1), *shape, discount=0.95)
+    kernel = np.asarray(M.transitions.to_dense(world.transitions).probabilities)
+    values = np.asarray(compiled(solver, tolerance=1e-9)(world).values)
+    peer = quantecon.markov.DiscreteDP(np.asarray(world.rewards), kernel, 0.95).solve("policy_iteration").v
+    np.testing.assert_allclose(values, peer, atol=1e-8)
+    model = mdpsolver.model()
+    model.mdp(discount=0.95, rewards=world.rewards.tolist(), tranMatWithZeros=kernel.tolist())
+    model.solve(algorithm="pi", tolerance=1e-10, parallel=False)
+    np.testing.assert_allclose(values, model.getValueVector(), atol=1e-8)
+
+
+@pytest.mark.parametrize("solver", OPTIMAL)
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+@several
+@hypothesis.given(
+    st.integers(0, 10_000), st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999]), st.sampled_from([1.0, 1e-3, 0.0])
+)
+def test_the_bound_holds_always(solver, precision, seed, discount, tolerance):
+    with jax.enable_x64(precision == np.float64):
+        leak = 0.2 if seed % 3 == 0 else 0.0
+        discount = 1.0 if leak and seed % 2 else discount
+        world = random_mdp(seed, discount, leak=leak)
+        solution = compiled(solver)(world, tolerance=tolerance)
+        truth = exact(world)
+    error = np.abs(np.asarray(solution.values, np.float64) - truth).max()
+    bound = float(solution.error_bound)
+    assert error <= bound < np.inf
+    assert bool(solution.converged) == (bound <= tolerance)
+
+
+def exact(world):
+    """V* by policy iteration in NumPy, float64."""
+    kernel = np.asarray(world.transitions.probabilities, np.float64)
+    rewards, discount = np.asarray(world.rewards, np.float64), float(world.discount)
+    states, policy = np.arange(len(rewards)), np.zeros(len(rewards), int)
+    while True:
+        values = np.linalg.solve(
+            np.eye(len(rewards)) - discount * kernel[states, policy], rewards[states, policy]
+        )
+        q = rewards + discount * kernel @ values
+        better = q.max(-1) > q[states, policy] + 1e-11 * np.abs(values).max()
+        if not better.any():
+            return values
+        policy = np.where(better, q.argmax(-1), policy)
+
+
+@several
+@hypothesis.given(st.integers(0, 10_000), st.floats(0, 0.99))
+def test_contraction_monotonicity_and_shift(seed, discount):
+    with jax.enable_x64(True):
+        world = random_mdp(seed, discount)
+        u, v = np.random.default_rng(seed).normal(size=(2, 6))
+        backup = compiled(M.backup)
+        up, down = backup(world, jnp.maximum(u, v)), backup(world, jnp.asarray(v))
+        gap = np.abs(np.asarray(backup(world, jnp.asarray(u)) - down)).max()
+        assert gap <= discount * np.abs(u - v).max() + 1e-9
+        assert (np.asarray(up) >= np.asarray(down) - 1e-9).all()
+        np.testing.assert_allclose(backup(world, jnp.asarray(v) + 3), down + 3 * discount, atol=1e-9)
+
+
+@several
+@hypothesis.given(st.integers(0, 10_000))
+def test_relabelling_states_and_changing_the_layout_change_nothing(seed):
+    with jax.enable_x64(True):
+        world = random_mdp(seed)
+        order = np.random.default_rng(seed).permutation(6)
+        kernel = np.asarray(world.transitions.probabilities)[order][:, :, order]
+        solve = compiled(M.modified_policy_iteration, tolerance=1e-10)
+        values = np.asarray(solve(world).values)
+        relabelled = solve(M.from_arrays(kernel, world.rewards[order], 0.9))
+        np.testing.assert_allclose(relabelled.values, values[order], atol=1e-8)
+        listed = M.from_successors(
+            np.broadcast_to(np.arange(6), (6, 3, 6)), world.transitions.probabilities, world.rewards, 0.9
+        )
+        np.testing.assert_allclose(solve(listed).values, values, atol=1e-8)
+
+
+def test_discount_limits(x64):
+    world = random_mdp(5, 0.0)
+    np.testing.assert_allclose(M.value_iteration(world).values, world.rewards.max(-1), atol=1e-12)
+    episodic = random_mdp(5, 1.0, leak=0.3)
+    near = M.value_iteration(episodic._replace(discount=jnp.asarray(1 - 1e-9)), tolerance=1e-7).values
+    np.testing.assert_allclose(near, M.value_iteration(episodic, tolerance=1e-7).values, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", [*OPTIMAL, M.soft_value_iteration])
+def test_a_batch_of_mdps_and_discounts_equals_the_loop(solver, x64):
+    worlds = [random_mdp(seed) for seed in range(3)]
+    population = jax.tree.map(lambda *leaves: jnp.stack(leaves), *worlds)
+    discounts = jnp.array([0.3, 0.9, 0.99])
+    solve = compiled(solver, tolerance=1e-8)
+    together = jax.jit(jax.vmap(jax.vmap(lambda m, g: solve(m._replace(discount=g)), (None, 0)), (0, None)))(
+        population, discounts
+    )
+    for i, j in np.ndindex(3, 3):
+        alone = solve(worlds[i]._replace(discount=discounts[j]))
+        np.testing.assert_allclose(together.values[i, j], alone.values, atol=1e-9)
+        assert together.iterations[i, j] == alone.iterations
+
+
+@pytest.mark.parametrize("solver", OPTIMAL)
+def test_an_improper_world_is_reported_not_endless(solver):
+    kernel = np.zeros((3, 1, 3))
+    kernel[0, 0, 0] = kernel[1, 0, 2] = 1
+    world = M.from_arrays(kernel, [-1.0, -1.0, 0.0], 1.0, terminal=[False, False, True])
+    solution = compiled(solver)(world, max_iterations=50)
+    assert not bool(solution.converged)
+    assert np.isinf(solution.error_bound)
+    evaluation = M.evaluate_policy(world, jnp.zeros(3, jnp.int32), max_iterations=50)
+    assert np.isinf(evaluation.error_bound)
+
+
+def test_float32_at_the_rounding_level_stops_and_says_so():
+    world = M.garnet(jax.random.key(0), 50, 3, 4, discount=0.999)
+    for solver in OPTIMAL:
+        solution = compiled(solver)(world, tolerance=1e-7)
+        assert not bool(solution.converged)
+        assert 1e-7 < solution.error_bound < 1.0  # values are about 700
+        assert solution.iterations < 20_000
+
+
+def test_span_and_supremum_stop_at_the_same_answer_and_span_stops_first(x64):
+    world = random_mdp(8, 0.99)
+    by_span = M.value_iteration(world, tolerance=1e-6)
+    by_norm = M.value_iteration(world, tolerance=1e-6, within=M.supremum)
+    np.testing.assert_allclose(by_span.values, by_norm.values, atol=2e-6)
+    assert by_span.iterations < by_norm.iterations
+
+
+def test_evaluation_equals_the_linear_solve(x64):
+    world = random_mdp(4)
+    policy = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(3), 6))
+    solution = M.evaluate_policy(world, policy, tolerance=1e-9)
+    np.testing.assert_allclose(solution.values, M.policy_values(world, policy), atol=1e-8)
+    np.testing.assert_allclose(solution.action_values, M.policy_action_values(world, policy), atol=1e-8)
+    walk = M.chain(7)
+    np.testing.assert_allclose(
+        M.evaluate_policy(walk, jnp.zeros(7, jnp.int32), tolerance=1e-9).values, np.arange(7) / 6
+    )
+
+
+def test_backward_induction_equals_a_numpy_loop(x64):
+    world, horizon = random_mdp(2, 0.8), 5
+    plan = M.backward_induction(world, horizon)
+    kernel, rewards = np.asarray(world.transitions.probabilities), np.asarray(world.rewards)
+    values = np.zeros(6)
+    for t in reversed(range(horizon)):
+        q = rewards + 0.8 * kernel @ values
+        values = q.max(-1)
+        np.testing.assert_allclose(plan.values[t], values, atol=1e-12)
+        np.testing.assert_array_equal(plan.policy[t], q.argmax(-1))
+        np.testing.assert_allclose(plan.action_values[t], q, atol=1e-12)
+    assert plan.values.shape == (6, 6)
+
+
+def test_soft_value_iteration_limits_and_policy(x64):
+    world = random_mdp(1, 0.8)
+    hard = M.value_iteration(world, tolerance=1e-9)
+    cold = M.soft_value_iteration(world, temperature=1e-6, tolerance=1e-9)
+    np.testing.assert_allclose(cold.values, hard.values, atol=1e-4)
+    reference = jnp.asarray(np.random.default_rng(1).dirichlet(np.ones(3), 6))
+    hot = M.soft_value_iteration(world, temperature=1e6, reference=reference, tolerance=1e-9)
+    np.testing.assert_allclose(hot.policy, reference, atol=1e-3)
+    np.testing.assert_allclose(hot.values, M.policy_values(world, reference), atol=1e-2)
+    # Its policy attains its value: E_π[r − τ KL] accumulated.
+    soft = M.soft_value_iteration(world, temperature=0.5, reference=reference, tolerance=1e-10)
+    price = 0.5 * jnp.sum(soft.policy * jnp.log(soft.policy / reference), axis=-1, keepdims=True)
+    attained = M.policy_values(world._replace(rewards=world.rewards - price), soft.policy)
+    np.testing.assert_allclose(attained, soft.values, atol=1e-8)
+
+
+def test_the_bandit_optimum_under_a_price_for_kl_is_the_tilted_reference(x64):
+    rewards, reference = np.array([[1.0, 0.0, 2.0], [0, 0, 0]]), np.array([[0.5, 0.3, 0.2], [1, 0, 0]])
+    kernel = np.zeros((2, 3, 2))
+    kernel[0, :, 1] = 1
+    world = M.from_arrays(kernel, rewards, 1.0, terminal=[False, True])
+    policy = M.soft_value_iteration(
+        world, temperature=0.7, reference=jnp.asarray(reference), tolerance=1e-9
+    ).policy
+    tilted = reference[0] * np.exp(rewards[0] / 0.7)
+    np.testing.assert_allclose(policy[0], tilted / tilted.sum(), atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", [M.policy_iteration, M.modified_policy_iteration, M.soft_value_iteration])
+def test_values_are_differentiable_through_the_fixed_point(solver, x64):
+    world = random_mdp(9, 0.9)
+
+    def total(rewards, discount):
+        return solver(world._replace(rewards=rewards, discount=discount), tolerance=1e-11).values[:3].sum()
+
+    by_reward, by_discount = jax.jit(jax.grad(total, argnums=(0, 1)))(world.rewards, world.discount)
+    evaluate = jax.jit(total)
+    step = 1e-5 * float(jnp.abs(world.rewards).max())
+    for s, a in [(0, 0), (0, 1), (0, 2), (4, 1)]:
+        nudge = jnp.zeros_like(world.rewards).at[s, a].set(step)
+        slope = (
+            evaluate(world.rewards + nudge, world.discount) - evaluate(world.rewards - nudge, world.discount)
+        ) / (2 * step)
+        np.testing.assert_allclose(by_reward[s, a], slope, rtol=1e-4, atol=1e-5)
+    slope = (
+        evaluate(world.rewards, world.discount + 1e-6) - evaluate(world.rewards, world.discount - 1e-6)
+    ) / 2e-6
+    np.testing.assert_allclose(by_discount, slope, rtol=1e-4)
+    tangent = jax.jvp(lambda r: total(r, world.discount), (world.rewards,), (jnp.ones_like(world.rewards),))[
+        1
+    ]
+    np.testing.assert_allclose(tangent, by_reward.sum(), rtol=1e-8)
+
+
+def test_objective_gradient_and_visits(x64):
+    world = random_mdp(6)
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)))
+    theorem, by_grad = M.policy_gradient(world, logits), jax.grad(M.objective, argnums=1)(world, logits)
+    np.testing.assert_allclose(theorem, by_grad, atol=1e-9)
+    step = 1e-6
+    nudge = jnp.zeros_like(logits).at[2, 1].set(step)
+    slope = (M.objective(world, logits + nudge) - M.objective(world, logits - nudge)) / (2 * step)
+    np.testing.assert_allclose(theorem[2, 1], slope, rtol=1e-5, atol=1e-7)
+    policy = jax.nn.softmax(logits)
+    matrix, visits, flow = np.asarray(M.policy_matrix(world, policy)), 0.0, np.asarray(world.initial)
+    for _ in range(400):
+        visits, flow = visits + flow, 0.9 * flow @ matrix
+    np.testing.assert_allclose(M.visitation(world, policy), visits, atol=1e-9)
+    chain = M.policy_chain(M.sparse(world), policy)
+    np.testing.assert_allclose(
+        M.operators.backward_visits(chain, world.initial), world.initial @ matrix, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    "world",
+    [M.queue(300, discount=0.999), M.garnet(jax.random.key(2), 300, 3, 4, discount=0.99), M.forest(60)],
+)
+def test_krylov_evaluation_gives_what_plain_sweeps_give(world, x64):
+    world = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, world)
+    scale = world.transitions.probabilities.sum(axis=1, keepdims=True)
+    world = world._replace(
+        transitions=jax.tree.map(lambda x: x / scale if x.dtype == jnp.float64 else x, world.transitions)
+    )
+    krylov = compiled(M.modified_policy_iteration, sweeps=3)(world, tolerance=1e-7)
+    plain = compiled(M.value_iteration)(world, tolerance=1e-7)
+    np.testing.assert_allclose(krylov.values, plain.values, atol=2e-7)
+    assert bool(krylov.converged)
