@@ -40,7 +40,9 @@ class Checkpoints:
         """
         number = self.latest()
         if number is None:
-            raise InputError(f"{self.folder} holds no checkpoint: the run has not saved one yet, start it again")
+            raise InputError(
+                f"{self.folder} holds no checkpoint: the run has not saved one yet, start it again"
+            )
         try:
             args = ocp.args.Composite(notes=ocp.args.JsonRestore())
             return self._manager.restore(number, args=args)["notes"]

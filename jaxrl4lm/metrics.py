@@ -68,7 +68,9 @@ class WeightsAndBiases:
 
     def write(self, record: Mapping[str, Any]) -> None:
         prefix = record["phase"]
-        self._run.log({f"{prefix}/{k}": v for k, v in _scalars(record).items()} | {f"{prefix}/update": record["update"]})
+        self._run.log(
+            {f"{prefix}/{k}": v for k, v in _scalars(record).items()} | {f"{prefix}/update": record["update"]}
+        )
 
     def close(self) -> None:
         self._run.finish()
@@ -78,7 +80,9 @@ def _import(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise InputError(f"--log {extra} needs the package {module}: pip install 'jaxrl4lm[{extra}]'") from None
+        raise InputError(
+            f"--log {extra} needs the package {module}: pip install 'jaxrl4lm[{extra}]'"
+        ) from None
 
 
 def sinks(names: Sequence[str], folder: pathlib.Path) -> list[Sink]:
@@ -128,7 +132,9 @@ class ProgressLine:
     def begin(self, name: str, done: int, total: int) -> None:
         """A phase of `total` steps begins, `done` of them done."""
         self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(name, total=total, completed=done, text="", started=None, first=done)
+        self._task = self._progress.add_task(
+            name, total=total, completed=done, text="", started=None, first=done
+        )
         self._name, self._total, self._last = name, total, 0.0
 
     def show(self, done: int, text: str) -> None:

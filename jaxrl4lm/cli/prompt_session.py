@@ -41,15 +41,25 @@ def build(arguments: TrainArguments) -> Session:
     world, pre, rl = arguments.world, arguments.pretraining, arguments.reinforcement
     reward = rewards.parse(world.reward or "")
     name = str(world.prompts or "--prompts")
-    rows = read_jsonl(world.prompts, [world.prompt_column]) if world.prompts else [Row(0, {world.prompt_column: ""})]
-    documents = read_documents(pre.text, world.prompt_column, pre.completion_column, pre.text_unit) if pre.text else []
+    rows = (
+        read_jsonl(world.prompts, [world.prompt_column])
+        if world.prompts
+        else [Row(0, {world.prompt_column: ""})]
+    )
+    documents = (
+        read_documents(pre.text, world.prompt_column, pre.completion_column, pre.text_unit)
+        if pre.text
+        else []
+    )
     prompt_texts = [row.columns[world.prompt_column] for row in rows]
     loaded = session.load_model(arguments.model) if arguments.model.model else None
     tokenizer = loaded[2] if loaded else _tokenizer(arguments, documents, prompt_texts)
     room = rl.max_new_tokens or 64
     try:
         longest_prompt = max(len(encode_prompt(tokenizer, text)) for text in prompt_texts)
-        longest = max((len(encode_prompt(tokenizer, d.prompt + d.completion)) + 1 for d in documents), default=0)
+        longest = max(
+            (len(encode_prompt(tokenizer, d.prompt + d.completion)) + 1 for d in documents), default=0
+        )
     except ValueError as error:
         raise InputError(f"{error}: give --tokenizer byte") from None
     context = arguments.model.context or max(longest_prompt + room, min(longest, LONGEST_TEXT))
@@ -57,13 +67,17 @@ def build(arguments: TrainArguments) -> Session:
         policy = loaded[0]
         context = min(context, policy.config.context) if arguments.model.context is None else context
         if context > policy.config.context:
-            raise InputError(f"--context {context} exceeds that of the model ({policy.config.context}): lower it")
+            raise InputError(
+                f"--context {context} exceeds that of the model ({policy.config.context}): lower it"
+            )
     else:
         policy = LanguagePolicy(session.transformer(arguments.model, tokenizer.vocab_size, context))
     prompts = encode_prompts(rows, world.prompt_column, tokenizer, name, room, context)
     training, held_out = _split(prompts, world.held_out)
     keys = jax.random.split(jax.random.key(arguments.run.seed), 3)
-    notes = [f"{len(training.rows)} prompts to train on, {len(held_out.rows)} held out, at most {longest_prompt} tokens long"]
+    notes = [
+        f"{len(training.rows)} prompts to train on, {len(held_out.rows)} held out, at most {longest_prompt} tokens long"
+    ]
     phases = []
     if documents and pre.pretrain_steps:
         corpus = encode_documents(documents, tokenizer, context)
@@ -114,7 +128,9 @@ def _tokenizer(arguments: TrainArguments, documents: Sequence[Document], prompts
         return ByteTokenizer()
     characters = CharacterTokenizer.from_texts([d.prompt + d.completion for d in documents] + list(prompts))
     if not characters.characters:
-        raise InputError("there is no text to make a character tokenizer from: give --text, or --tokenizer byte")
+        raise InputError(
+            "there is no text to make a character tokenizer from: give --text, or --tokenizer byte"
+        )
     if kind is None and len(characters.characters) > 256:
         return ByteTokenizer()
     return characters
@@ -152,7 +168,9 @@ def _supervised(arguments: TrainArguments, corpus: Corpus, policy: LanguagePolic
         state, metrics = chunk(state, held, stream.reshape(count, pre.pretrain_batch))
         return state, session.host(metrics)
 
-    return Phase("supervised", total, min(50, total), jax.jit(lambda params: supervised.init(key, config, params)), run)
+    return Phase(
+        "supervised", total, min(50, total), jax.jit(lambda params: supervised.init(key, config, params)), run
+    )
 
 
 def _score(

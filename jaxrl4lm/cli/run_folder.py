@@ -31,7 +31,9 @@ def create(arguments: TrainArguments) -> pathlib.Path:
         out.mkdir(parents=True)
         (out / CONFIG).write_text(json.dumps({"version": __version__, **to_json(arguments)}, indent=2) + "\n")
     except OSError as error:
-        raise InputError(f"the run folder {out} cannot be written ({error.strerror}): name another with --out") from None
+        raise InputError(
+            f"the run folder {out} cannot be written ({error.strerror}): name another with --out"
+        ) from None
     return out
 
 
@@ -48,7 +50,9 @@ def read_arguments(folder: pathlib.Path) -> TrainArguments:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise InputError(f"{folder} is not a run folder (it has no {CONFIG}): name one that `jaxrl4lm train` made")
+        raise InputError(
+            f"{folder} is not a run folder (it has no {CONFIG}): name one that `jaxrl4lm train` made"
+        )
     try:
         data: dict[str, Any] = json.loads(path.read_text())
         data.pop("version", None)

@@ -112,6 +112,7 @@ def reinforcement_config(rl: Reinforcement) -> ReinforcementConfig:
     """The options as a checked configuration."""
     config = ReinforcementConfig(
         learning_rate=rl.learning_rate,
+        final_learning_rate=rl.final_learning_rate,
         clip_eps=rl.clip_eps,
         kl_coef=rl.kl_coef,
         kl_target=rl.kl_target or 6.0,
@@ -122,7 +123,7 @@ def reinforcement_config(rl: Reinforcement) -> ReinforcementConfig:
         updates=rl.updates,
         prompts=rl.prompts_per_update,
         completions=rl.completions_per_prompt,
-        epochs=rl.epochs or 1,
+        epochs=rl.epochs,
         minibatches=rl.minibatches or 1,
         micro_batches=rl.micro_batches,
         truncation=rl.truncation or "bootstrap",
@@ -130,7 +131,9 @@ def reinforcement_config(rl: Reinforcement) -> ReinforcementConfig:
     try:
         config.check()
     except ValueError as error:
-        raise InputError(f"{error} (options --prompts-per-update, --completions-per-prompt, and so on)") from None
+        raise InputError(
+            f"{error} (options --prompts-per-update, --completions-per-prompt, and so on)"
+        ) from None
     return config
 
 

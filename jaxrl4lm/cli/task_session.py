@@ -32,12 +32,16 @@ def build(arguments: TrainArguments) -> Session:
         raise InputError(f"--digits: {error}") from None
     length = rl.max_new_tokens or task.completion_length
     if length != task.completion_length:
-        raise InputError(f"--max-new-tokens {length}: {task.name} is answered in {task.completion_length} tokens, drop it")
+        raise InputError(
+            f"--max-new-tokens {length}: {task.name} is answered in {task.completion_length} tokens, drop it"
+        )
     needed = task.prompt_length + length
     if arguments.model.context is not None and arguments.model.context < needed:
         raise InputError(f"--context {arguments.model.context}: {task.name} needs {needed} tokens, raise it")
     tokenizer = task.tokenizer
-    policy = LanguagePolicy(session.transformer(arguments.model, tokenizer.vocab_size, arguments.model.context or needed))
+    policy = LanguagePolicy(
+        session.transformer(arguments.model, tokenizer.vocab_size, arguments.model.context or needed)
+    )
     learner = reinforcement.Learner(policy, session.algorithm(rl), length, tokenizer.eos_id, tokenizer.pad_id)
     over_seeds = jax.vmap if run.seeds > 1 else lambda function: function
     seeds = run.seed + jnp.arange(run.seeds) if run.seeds > 1 else run.seed
@@ -63,7 +67,9 @@ def build(arguments: TrainArguments) -> Session:
 
     count = EVALUATED if world.held_out is None else world.held_out
     if count == 0:
-        raise InputError("--held-out 0: a built-in task has held-out problems to spare, give a number of them")
+        raise InputError(
+            "--held-out 0: a built-in task has held-out problems to spare, give a number of them"
+        )
     evaluate = jax.jit(over_seeds(lambda params: answer(params, count)[2].mean()))
     first = (lambda tree: jax.tree.map(lambda x: x[0], tree)) if run.seeds > 1 else (lambda tree: tree)
 
@@ -90,7 +96,9 @@ def build(arguments: TrainArguments) -> Session:
     )
 
 
-def _supervised(arguments: TrainArguments, task: tasks.Task, policy: LanguagePolicy, keys: Array, over_seeds) -> Phase:
+def _supervised(
+    arguments: TrainArguments, task: tasks.Task, policy: LanguagePolicy, keys: Array, over_seeds
+) -> Phase:
     pre = arguments.pretraining
     total = pre.pretrain_steps or 0
     config = SupervisedConfig(learning_rate=pre.pretrain_learning_rate, steps=total, batch=pre.pretrain_batch)
@@ -101,7 +109,11 @@ def _supervised(arguments: TrainArguments, task: tasks.Task, policy: LanguagePol
         return over_seeds(lambda state: supervised.run(state, config, policy, source, steps))(state)
 
     return _phase(
-        "supervised", total, 40, lambda params: over_seeds(lambda k, p: supervised.init(k, config, p))(keys, params), run
+        "supervised",
+        total,
+        40,
+        lambda params: over_seeds(lambda k, p: supervised.init(k, config, p))(keys, params),
+        run,
     )
 
 

@@ -74,7 +74,8 @@ class Driver:
     def __init__(self, arguments: TrainArguments, session: Session, folder: pathlib.Path, console: Console):
         self.arguments, self.session, self.folder, self.console = arguments, session, folder, console
         self.checkpoints = Checkpoints(folder / run_folder.CHECKPOINTS)
-        resuming = arguments.run.resume is not None or self.checkpoints.latest() is not None
+        # A run that was killed before its first checkpoint starts again.
+        resuming = self.checkpoints.latest() is not None
         fresh = {"phase": 0, "done": 0, "lines": 0, "seconds": 0.0, "before": None, "scores": {}}
         self.notes: dict[str, Any] = self.checkpoints.notes() if resuming else fresh
         self.jsonl = JsonLines(folder / run_folder.METRICS, keep=self.notes["lines"])
@@ -86,13 +87,22 @@ class Driver:
     def _announce(self, resuming: bool) -> None:
         device = jax.devices()[0]
         size = models.parameter_count(jax.eval_shape(self.session.policy.init, jax.random.key(0)))
-        plan = ", then ".join(f"{p.total} {'steps' if p.name == 'supervised' else 'updates'} {p.name}" for p in self.session.phases)
+        plan = ", then ".join(
+            f"{p.total} {'steps' if p.name == 'supervised' else 'updates'} {p.name}"
+            for p in self.session.phases
+        )
         seeds = f", {self.session.seeds} seeds at once" if self.session.seeds > 1 else ""
         out = self.console.print
-        out(f"[bold]{self.session.title}[/]: {size:,} parameters on {device.device_kind} ({device.platform}){seeds}")
+        out(
+            f"[bold]{self.session.title}[/]: {size:,} parameters on {device.device_kind} ({device.platform}){seeds}"
+        )
         for note in self.session.notes:
             out(note, highlight=False)
-        out(f"{plan}; seed {self.arguments.run.seed}; run folder {self.folder}", highlight=False, soft_wrap=True)
+        out(
+            f"{plan}; seed {self.arguments.run.seed}; run folder {self.folder}",
+            highlight=False,
+            soft_wrap=True,
+        )
         if resuming and self.notes["phase"] < len(self.session.phases):
             phase = self.session.phases[self.notes["phase"]]
             out(f"resumed at {phase.name} {self.notes['done']}/{phase.total}", highlight=False)
@@ -130,7 +140,9 @@ class Driver:
                 state = phase.init(params)
                 if phase.name == "reinforcement":
                     self.notes["before"] = [list(s) for s in self.session.samples(params)]
-                    self._record(phase, 0, {}, self.notes["scores"].get("supervised", self.notes["scores"]["start"]))
+                    self._record(
+                        phase, 0, {}, self.notes["scores"].get("supervised", self.notes["scores"]["start"])
+                    )
             state = self._phase(phase, state, progress, interrupt)
             params = state.params
             if self.notes["done"] < phase.total:
@@ -202,19 +214,25 @@ class Driver:
         before = self._before() or after
         table = Table("prompt", "before", "after", title="samples of held-out prompts", title_justify="left")
         for b, a in zip(before, after, strict=True):
-            table.add_row(*map(_cell, (a.prompt, b.completion, a.completion)))
+            table.add_row(*map(cell, (a.prompt, b.completion, a.completion)))
         self.console.print(table)
         table = Table("", self.session.score_name, title="result", title_justify="left")
         names = {"start": "at the start", "supervised": "supervised", "reinforcement": "after RL"}
         for key, name in names.items():
             if key in self.notes["scores"]:
-                table.add_row(name, _spread(self.notes["scores"][key]))
+                table.add_row(name, spread(self.notes["scores"][key]))
         self.console.print(table)
         skipped = sum(np.sum(r.get("skipped_updates", 0)) for r in self.jsonl.records[-1:])
         if skipped:
-            self.console.print(f"{skipped:g} optimizer steps were not applied, because their gradient was not finite")
+            self.console.print(
+                f"{skipped:g} optimizer steps were not applied, because their gradient was not finite"
+            )
         minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
-        self.console.print(f"{minutes} min {seconds} s; look at {self.folder / run_folder.CURVE}", soft_wrap=True, highlight=False)
+        self.console.print(
+            f"{minutes} min {seconds} s; look at {self.folder / run_folder.CURVE}",
+            soft_wrap=True,
+            highlight=False,
+        )
 
 
 def _summary(phase: Phase, metrics: Mapping[str, np.ndarray], score: Any, seconds: float) -> str:
@@ -231,13 +249,13 @@ def _summary(phase: Phase, metrics: Mapping[str, np.ndarray], score: Any, second
     )
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text on one line of a table, without markup."""
     flat = text.encode("unicode_escape").decode() if not text.isprintable() else text
     return (flat if len(flat) <= 60 else flat[:57] + "...").replace("[", r"\[")
 
 
-def _spread(score: Any) -> str:
+def spread(score: Any) -> str:
     values = np.atleast_1d(score)
     if len(values) == 1:
         return f"{values[0]:.3f}"

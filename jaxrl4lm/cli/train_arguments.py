@@ -59,7 +59,7 @@ class Pretraining:
     """What a document of a plain file is."""
     completion_column: str = "completion"
     pretrain_steps: int | None = None
-    """0 where there is nothing to imitate; 240 on a task, on purpose too few to master it; else 1000."""
+    """0 where there is nothing to imitate; 280 on a task, on purpose too few to master it; else 1000."""
     pretrain_batch: int = 128
     pretrain_learning_rate: float = 2e-3
 
@@ -69,28 +69,30 @@ class Reinforcement:
     """The algorithm. One update completes and scores prompts-per-update x completions-per-prompt texts."""
 
     algorithm: Literal["ppo", "reinforce", "grpo", "rloo"] = "ppo"
-    updates: int = 250
-    prompts_per_update: int = 128
-    completions_per_prompt: int = 8
+    updates: int = 300
+    prompts_per_update: int = 256
+    completions_per_prompt: int = 4
     """The group of GRPO and RLOO."""
-    epochs: int | None = None
-    """Passes over the completions of an update: 2 for ppo and grpo, 1 for reinforce and rloo."""
+    epochs: int = 1
+    """Passes over the completions of an update."""
     minibatches: int | None = None
     """Optimizer steps a pass: 4 for ppo and grpo, 1 for reinforce and rloo."""
     micro_batches: int = 1
     """Parts of a minibatch, to save memory; the result is the same."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 5e-4
+    final_learning_rate: float = 0.1
+    """Share of the learning rate that is left at the end; it falls linearly."""
     max_new_tokens: int | None = None
     """Longest completion: what the task needs, or 64."""
     temperature: float = 1.0
     clip_eps: float = 0.2
-    kl_coef: float = 0.01
+    kl_coef: float = 0.02
     """Price of a nat of divergence from the reference, which is the model before reinforcement learning."""
     kl: Literal["reward", "k2", "k3", "sequence_k2", "sequence_ratio"] = "reward"
     """Where the KL enters: k1 in the reward, a token estimator as loss (k3: GRPO's own), or a sequence form as loss."""
     kl_target: float | None = None
     """Adapt the price so that a completion diverges by this many nats."""
-    entropy_coef: float = 0.0
+    entropy_coef: float = 0.01
     discount: float = 1.0
     gae_lambda: float = 0.95
     truncation: Literal["bootstrap", "terminal"] | None = None
@@ -148,13 +150,12 @@ def resolve(arguments: TrainArguments) -> TrainArguments:
     on_task = world.reward is None
     if world.digits is None:
         world = dataclasses.replace(world, digits=2 if world.task == "addition" else 5)
-    steps = 240 if on_task else 1000 if pre.text else 0
+    steps = 280 if on_task else 1000 if pre.text else 0
     if pre.pretrain_steps is None:
         pre = dataclasses.replace(pre, pretrain_steps=steps)
     reuse = rl.algorithm in ("ppo", "grpo")
     rl = dataclasses.replace(
         rl,
-        epochs=rl.epochs or (2 if reuse else 1),
         minibatches=rl.minibatches or (4 if reuse else 1),
         truncation=rl.truncation or ("terminal" if on_task else "bootstrap"),
         max_new_tokens=rl.max_new_tokens or (None if on_task else 64),
@@ -163,7 +164,9 @@ def resolve(arguments: TrainArguments) -> TrainArguments:
     if reward and ".py:" in reward:
         path, _, function = reward.rpartition(":")
         reward = f"{Path(path).absolute()}:{function}"
-    absolute = {name: p.absolute() if p else None for name, p in (("prompts", world.prompts), ("text", pre.text))}
+    absolute = {
+        name: p.absolute() if p else None for name, p in (("prompts", world.prompts), ("text", pre.text))
+    }
     world = dataclasses.replace(world, prompts=absolute["prompts"], reward=reward)
     pre = dataclasses.replace(pre, text=absolute["text"])
     model = dataclasses.replace(model, model=model.model.absolute() if model.model else None)
@@ -173,14 +176,18 @@ def resolve(arguments: TrainArguments) -> TrainArguments:
 def _check(world: World, model: Model, pre: Pretraining, rl: Reinforcement, run: Run) -> None:
     if world.reward is None:
         given = [
-            f"--{name}" for name, value in (("prompts", world.prompts), ("text", pre.text), ("model", model.model)) if value
+            f"--{name}"
+            for name, value in (("prompts", world.prompts), ("text", pre.text), ("model", model.model))
+            if value
         ]
         if given:
             raise InputError(f"{given[0]} needs a --reward: name a built-in one or FILE.py:function")
     elif world.prompts is None and pre.text is None:
         raise InputError("--reward needs --prompts (or --text, to complete empty prompts): name a JSONL file")
     if run.seeds > 1 and world.reward is not None:
-        raise InputError(f"--seeds {run.seeds} needs a built-in task (a Python reward cannot be compiled): drop --seeds")
+        raise InputError(
+            f"--seeds {run.seeds} needs a built-in task (a Python reward cannot be compiled): drop --seeds"
+        )
     positive = {
         "--layers": model.layers,
         "--width": model.width,

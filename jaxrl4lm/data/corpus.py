@@ -79,7 +79,9 @@ def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer, longes
     return Corpus(tokens, mask, target_mask, cut)
 
 
-def pad(rows: Sequence[Sequence[int]], length: int, pad_id: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+def pad(
+    rows: Sequence[Sequence[int]], length: int, pad_id: int, *, left: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Rows of ids as int32 `[N, length]`, and the mask of real tokens."""
     tokens = np.full((len(rows), length), pad_id, np.int32)
     mask = np.zeros((len(rows), length), bool)
@@ -123,7 +125,9 @@ class PromptSet(NamedTuple):
         }
 
 
-def encode_prompts(rows: Sequence[Row], column: str, tokenizer: Tokenizer, source: str, room: int, context: int) -> PromptSet:
+def encode_prompts(
+    rows: Sequence[Row], column: str, tokenizer: Tokenizer, source: str, room: int, context: int
+) -> PromptSet:
     """Prompts ready to complete.
 
     Args:
@@ -142,7 +146,9 @@ def encode_prompts(rows: Sequence[Row], column: str, tokenizer: Tokenizer, sourc
         except ValueError as error:
             raise InputError(f"{source}, line {row.line}: {error}") from None
         if not ids:
-            raise InputError(f"{source}, line {row.line}: the prompt is empty, and the tokenizer has no begin token")
+            raise InputError(
+                f"{source}, line {row.line}: the prompt is empty, and the tokenizer has no begin token"
+            )
         if len(ids) + room > context:
             raise InputError(
                 f"{source}, line {row.line}: the prompt has {len(ids)} tokens, which with --max-new-tokens {room} exceeds "

@@ -53,7 +53,9 @@ def read_jsonl(path: pathlib.Path, required: Sequence[str]) -> list[Row]:
         try:
             columns = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+            raise InputError(
+                f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})"
+            ) from None
         if not isinstance(columns, dict):
             raise InputError(f"{path}, line {number}: a {type(columns).__name__} where an object is expected")
         for name in required:
@@ -62,6 +64,8 @@ def read_jsonl(path: pathlib.Path, required: Sequence[str]) -> list[Row]:
                 raise InputError(f"{path}, line {number}: no column {name!r}; its columns are {found}")
             if not isinstance(columns[name], str):
                 kind = type(columns[name]).__name__
-                raise InputError(f"{path}, line {number}: column {name!r} holds a {kind} where text is expected")
+                raise InputError(
+                    f"{path}, line {number}: column {name!r} holds a {kind} where text is expected"
+                )
         rows.append(Row(number, columns))
     return rows

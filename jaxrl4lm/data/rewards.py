@@ -25,7 +25,9 @@ def numeric_answer(prompts, completions, answer, **columns) -> list[float]:
         found = NUMBER.findall(str(text))
         return float(found[-1].replace(",", "")) if found else None
 
-    return [float(last(c) is not None and last(c) == last(a)) for c, a in zip(completions, answer, strict=True)]
+    return [
+        float(last(c) is not None and last(c) == last(a)) for c, a in zip(completions, answer, strict=True)
+    ]
 
 
 def length(target: int) -> Reward:
@@ -109,7 +111,9 @@ def call(
     try:
         scores = list(scores)
     except TypeError:
-        raise InputError(f"the reward {name} returned a {type(scores).__name__}: return a list of floats") from None
+        raise InputError(
+            f"the reward {name} returned a {type(scores).__name__}: return a list of floats"
+        ) from None
     if len(scores) != len(completions):
         raise InputError(
             f"the reward {name} returned {len(scores)} scores for {len(completions)} completions "
@@ -121,7 +125,9 @@ def call(
         except (TypeError, ValueError):
             finite = False
         if not finite:
-            raise InputError(f"the reward {name} returned {score!r} for the prompt {_short(prompt)}: return a finite number")
+            raise InputError(
+                f"the reward {name} returned {score!r} for the prompt {_short(prompt)}: return a finite number"
+            )
     return [float(score) for score in scores]
 
 

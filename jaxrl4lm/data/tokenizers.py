@@ -53,7 +53,9 @@ class CharacterTokenizer:
         index = {c: SPECIAL + i for i, c in enumerate(self.characters)}
         unknown = [c for c in text if c not in index]
         if unknown:
-            raise ValueError(f"the character {unknown[0]!r} is not in the vocabulary of {len(self.characters)} characters")
+            raise ValueError(
+                f"the character {unknown[0]!r} is not in the vocabulary of {len(self.characters)} characters"
+            )
         return [index[c] for c in text]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -76,4 +78,6 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; bytes that are not UTF-8 become the replacement character."""
-        return bytes(i - SPECIAL for i in ids if SPECIAL <= i < self.vocab_size).decode("utf-8", errors="replace")
+        return bytes(i - SPECIAL for i in ids if SPECIAL <= i < self.vocab_size).decode(
+            "utf-8", errors="replace"
+        )

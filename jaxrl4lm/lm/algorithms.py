@@ -87,7 +87,9 @@ def return_to_go_credit(rewards: Array, rollout: Rollout, config: ReinforcementC
     return Credit(advantages.whiten(going, rollout.mask), jnp.zeros_like(rewards))
 
 
-def group_credit(estimator: Callable[[Array], Array]) -> Callable[[Array, Rollout, ReinforcementConfig], Credit]:
+def group_credit(
+    estimator: Callable[[Array], Array],
+) -> Callable[[Array, Rollout, ReinforcementConfig], Credit]:
     """Credit that compares the total reward of a completion with its group; every token of it gets the same."""
 
     def credit(rewards: Array, rollout: Rollout, config: ReinforcementConfig) -> Credit:

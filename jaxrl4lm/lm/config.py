@@ -28,7 +28,9 @@ class ReinforcementConfig(_Config):
     Call `check` once, outside of jit.
     """
 
-    learning_rate: ScalarLike = 1e-3
+    learning_rate: ScalarLike = 5e-4
+    final_learning_rate: ScalarLike = 1.0
+    """The share of the learning rate that is left at the last of `updates`; it falls linearly."""
     clip_eps: ScalarLike = 0.2
     """Clip range of the probability ratio (PPO, GRPO)."""
     kl_coef: ScalarLike = 0.02

@@ -64,7 +64,7 @@ def init(key: Key, config: ReinforcementConfig, learner: Learner, params: Params
     return State(
         params=jax.tree.map(jnp.copy, params),
         ref_params=jax.tree.map(jnp.copy, params),
-        opt_state=_optimizer(config).init(params),
+        opt_state=_optimizer(config, jnp.int32(0)).init(params),
         key=jnp.copy(key),
         update=jnp.int32(0),
         kl_coef=jnp.array(learner.algorithm.kl.controller(config).init(), jnp.float32),
@@ -72,8 +72,10 @@ def init(key: Key, config: ReinforcementConfig, learner: Learner, params: Params
     )
 
 
-def _optimizer(config: ReinforcementConfig) -> optax.GradientTransformation:
-    return adam(config.learning_rate, config.max_grad_norm)
+def _optimizer(config: ReinforcementConfig, update: Array) -> optax.GradientTransformation:
+    progress = jnp.minimum(update / max(config.updates - 1, 1), 1.0)
+    share = 1 + (config.final_learning_rate - 1) * progress
+    return adam(config.learning_rate * share, config.max_grad_norm)
 
 
 def sample(
@@ -120,6 +122,7 @@ def learn(
         penalized = rewards - state.kl_coef * kl.reward(trajectories.log_probs, ref, mask=mask)
     credit = learner.algorithm.credit(penalized, trajectories, config)
     batch = Batch(trajectories, ref, credit.advantages, credit.targets)
+    tx = _optimizer(config, state.update)
 
     def epoch(carry, key):
         return jax.lax.scan(minibatch, carry, _shuffled(key, batch, config.minibatches))
@@ -127,7 +130,7 @@ def learn(
     def minibatch(carry, part: Batch):
         params, opt_state = carry
         grads, seen = _gradient(params, part, state.kl_coef, config, learner)
-        params, opt_state, norm, applied = apply_if_finite(_optimizer(config), grads, opt_state, params)
+        params, opt_state, norm, applied = apply_if_finite(tx, grads, opt_state, params)
         return (params, opt_state), (seen, norm, applied)
 
     keys = jax.random.split(_keys(state)[2], config.epochs)
@@ -238,9 +241,7 @@ def _loss(
     return loss, seen
 
 
-def iterate(
-    state: State, config: ReinforcementConfig, learner: Learner, task: Task
-) -> tuple[State, Metrics]:
+def iterate(state: State, config: ReinforcementConfig, learner: Learner, task: Task) -> tuple[State, Metrics]:
     """One whole iteration on a task: sample problems, complete them, score them, learn."""
     prompts = task.sample(_keys(state)[0], config.prompts)
     trajectories = sample(state, prompts.tokens, prompts.mask, config, learner)
@@ -274,5 +275,3 @@ def train(
     key_params, key_run = jax.random.split(key)
     params = learner.policy.init(key_params) if params is None else params
     return run(init(key_run, config, learner, params), config, learner, task, config.updates)
-
-

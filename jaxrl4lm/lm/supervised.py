@@ -53,7 +53,9 @@ def init(key: Key, config: SupervisedConfig, params: Params) -> State:
     )
 
 
-def update(state: State, batch: Batch, config: SupervisedConfig, policy: LanguagePolicy) -> tuple[State, Metrics]:
+def update(
+    state: State, batch: Batch, config: SupervisedConfig, policy: LanguagePolicy
+) -> tuple[State, Metrics]:
     """One optimizer step on the mean cross-entropy of the target tokens."""
 
     def loss(params: Params) -> tuple[Array, Array]:

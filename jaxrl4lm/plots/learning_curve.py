@@ -50,7 +50,9 @@ def _curve(ax: Any, updates: Sequence[int], values: Sequence[Any], color: str) -
     seeds = table.shape[1]
     mean = table.mean(1)
     if seeds > 1:
-        ax.fill_between(updates, table.min(1), table.max(1), color=color, alpha=0.2, label=f"range of {seeds} seeds")
+        ax.fill_between(
+            updates, table.min(1), table.max(1), color=color, alpha=0.2, label=f"range of {seeds} seeds"
+        )
         ax.plot(updates, mean, color=color, label="mean")
         return
     window = max(1, len(mean) // 40)

@@ -9,7 +9,7 @@ from jaxrl4lm.data.tokenizers import SPECIAL, CharacterTokenizer
 from jaxrl4lm.tasks.task import Prompts, Task, exact_match, finish, mix, split_by_residue
 from jaxrl4lm.types import Array, Key
 
-TOKENIZER = CharacterTokenizer("0123456789+=")
+TOKENIZER = CharacterTokenizer("0123456789+=", bos_id=None)
 PLUS, EQUALS = TOKENIZER.encode("+=")
 
 
@@ -37,7 +37,9 @@ def _problems(key: Key, n: int, *, digits: int, held_out: bool) -> Prompts:
     a, b = jax.random.randint(key, (2, n), low, high + 1)
     a = split_by_residue(a, mix(b[:, None]), low, high, held_out)
     plus, equals = (jnp.full((n, 1), symbol, jnp.int32) for symbol in (PLUS, EQUALS))
-    tokens = jnp.concatenate([_decimal(a, digits) + SPECIAL, plus, _decimal(b, digits) + SPECIAL, equals], axis=1)
+    tokens = jnp.concatenate(
+        [_decimal(a, digits) + SPECIAL, plus, _decimal(b, digits) + SPECIAL, equals], axis=1
+    )
     total = a + b
     length = digits + (total >= 10**digits)
     # Without a leading zero: the digits of a short sum start one place further on.

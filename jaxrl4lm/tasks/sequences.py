@@ -9,7 +9,7 @@ from jaxrl4lm.data.tokenizers import SPECIAL, CharacterTokenizer
 from jaxrl4lm.tasks.task import Prompts, Task, exact_match, finish, mix, split_by_residue
 from jaxrl4lm.types import Array, Key
 
-TOKENIZER = CharacterTokenizer("0123456789=")
+TOKENIZER = CharacterTokenizer("0123456789=", bos_id=None)
 EQUALS = TOKENIZER.encode("=")[0]
 
 
