@@ -342,11 +342,11 @@ def vtrace(
     log_ratios = jnp.where(steps.keep, _coefficient("log_ratios", log_ratios, steps), 0)
     # A bound on the logarithm keeps the gradient of the clipped ratio finite; both clips are far below it.
     ratios = jnp.exp(jnp.clip(log_ratios, -20.0, 20.0))
-    errors = jnp.minimum(ratios, clip_rho) * (steps.rewards + discount * steps.next_values - steps.values)
+    clipped = jnp.minimum(ratios, clip_rho)
+    errors = clipped * (steps.rewards + discount * steps.next_values - steps.values)
     decay = discount * lambda_ * jnp.minimum(ratios, clip_c)
     targets = steps.values + _solve(recurrence, steps, errors, decay, axis)
     mixed = lambda_ * _at_following(targets, steps.following, axis) + (1 - lambda_) * steps.next_values
     following = jnp.where(steps.last, steps.next_values, mixed)
-    advantages = steps.rewards + discount * following - steps.values
-    advantages = jnp.minimum(ratios, clip_rho) * advantages
+    advantages = clipped * (steps.rewards + discount * following - steps.values)
     return jnp.where(steps.keep, advantages, 0), jnp.where(steps.keep, targets, 0)
