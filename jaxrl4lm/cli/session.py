@@ -95,8 +95,8 @@ KL_PLACEMENTS = {
     "reward": algorithms.KL(reward=estimators.k1),
     "k2": algorithms.KL(loss=estimators.k2),
     "k3": algorithms.KL(loss=estimators.k3),
-    "sequence_k2": algorithms.KL(loss=estimators.sequence_k2),
-    "sequence_ratio": algorithms.KL(loss=estimators.sequence_ratio_k1),
+    "sequence_k2": algorithms.KL(loss=estimators.sequence_k2, of_sequence=True),
+    "sequence_ratio": algorithms.KL(loss=estimators.sequence_ratio_k1, of_sequence=True),
 }
 
 

@@ -37,7 +37,7 @@ class Model:
 
     model: Path | None = None
     """Folder with config.json, model.safetensors and tokenizer.json to start from; the sizes below are then its own."""
-    style: Literal["llama", "gpt2"] = "llama"
+    style: Literal["llama", "gpt2"] = "gpt2"
     layers: int = 2
     width: int = 96
     heads: int = 4
@@ -59,7 +59,7 @@ class Pretraining:
     """What a document of a plain file is."""
     completion_column: str = "completion"
     pretrain_steps: int | None = None
-    """0 where there is nothing to imitate; 280 on a task, on purpose too few to master it; else 1000."""
+    """0 where there is nothing to imitate; 360 on a task, on purpose too few to master it; else 1000."""
     pretrain_batch: int = 128
     pretrain_learning_rate: float = 2e-3
 
@@ -69,7 +69,7 @@ class Reinforcement:
     """The algorithm. One update completes and scores prompts-per-update x completions-per-prompt texts."""
 
     algorithm: Literal["ppo", "reinforce", "grpo", "rloo"] = "ppo"
-    updates: int = 300
+    updates: int = 500
     prompts_per_update: int = 256
     completions_per_prompt: int = 4
     """The group of GRPO and RLOO."""
@@ -80,7 +80,7 @@ class Reinforcement:
     micro_batches: int = 1
     """Parts of a minibatch, to save memory; the result is the same."""
     learning_rate: float = 5e-4
-    final_learning_rate: float = 0.1
+    final_learning_rate: float = 0.2
     """Share of the learning rate that is left at the end; it falls linearly."""
     max_new_tokens: int | None = None
     """Longest completion: what the task needs, or 64."""
@@ -150,7 +150,7 @@ def resolve(arguments: TrainArguments) -> TrainArguments:
     on_task = world.reward is None
     if world.digits is None:
         world = dataclasses.replace(world, digits=2 if world.task == "addition" else 5)
-    steps = 280 if on_task else 1000 if pre.text else 0
+    steps = 360 if on_task else 1000 if pre.text else 0
     if pre.pretrain_steps is None:
         pre = dataclasses.replace(pre, pretrain_steps=steps)
     reuse = rl.algorithm in ("ppo", "grpo")

@@ -43,7 +43,9 @@ class KL(NamedTuple):
     reward: Callable[..., Array] | None = None
     """(log_probs, ref_log_probs, mask=) → `[B, T]`, subtracted from the rewards times β."""
     loss: Callable[..., Array] | None = None
-    """The same signature → `[B, T]` or one value a sequence, `[B]`; added to the loss times β."""
+    """The same signature; added to the loss times β."""
+    of_sequence: bool = False
+    """The loss has one value a sequence (on each of its tokens): it is averaged over sequences."""
     controller: Callable[[ReinforcementConfig], losses.kl.Controller] = fixed
     """The rule for β."""
 

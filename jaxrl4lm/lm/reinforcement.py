@@ -234,8 +234,8 @@ def _loss(
     loss = algorithm.reduction(per_token, mask).total / tokens
     if algorithm.kl.loss is not None:
         penalty = algorithm.kl.loss(now.log_probs, batch.ref_log_probs, mask=mask)
-        if penalty.ndim == 1:
-            loss += kl_coef * penalty.sum() / sequences
+        if algorithm.kl.of_sequence:
+            loss += kl_coef * reduce.sequence_mean_fraction(penalty, mask).total / sequences
         else:
             loss += kl_coef * algorithm.reduction(penalty, mask).total / tokens
     return loss, seen
