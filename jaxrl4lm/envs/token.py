@@ -1,6 +1,6 @@
 """The token-level Markov decision process of any task, one gymnax step a token: slow and obviously right."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import struct
@@ -27,12 +27,17 @@ class EnvParams(environment.EnvParams):
     max_steps_in_episode: int = 1
 
 
-class TokenEnvironment(environment.Environment[EnvState, EnvParams]):
-    """States are texts, actions are tokens; the end token terminates, the length limit truncates.
+class Observation(NamedTuple):
+    """The prompt, then the completion so far."""
 
-    An observation is the dictionary of `tokens` int32 `[P + T]` (the prompt, then the completion so far) and `mask`
-    bool `[P + T]`, True at real tokens.
-    """
+    tokens: Array
+    """int32 `[P + T]`."""
+    mask: Array
+    """bool `[P + T]`, True at real tokens."""
+
+
+class TokenEnvironment(environment.Environment[EnvState, EnvParams]):
+    """States are texts, actions are tokens; the end token terminates, the length limit truncates."""
 
     def __init__(self, task: Task):
         super().__init__()
@@ -42,11 +47,11 @@ class TokenEnvironment(environment.Environment[EnvState, EnvParams]):
     def default_params(self) -> EnvParams:
         return EnvParams(max_steps_in_episode=self.task.completion_length)
 
-    def reset_env(self, key: Key, params: EnvParams) -> tuple[dict[str, Array], EnvState]:
+    def reset_env(self, key: Key, params: EnvParams) -> tuple[Observation, EnvState]:
         """Draws a problem."""
         return self.reset_to(self.task.sample(key, 1), params)
 
-    def reset_to(self, prompts: Prompts, params: EnvParams) -> tuple[dict[str, Array], EnvState]:
+    def reset_to(self, prompts: Prompts, params: EnvParams) -> tuple[Observation, EnvState]:
         """Starts an episode on one given problem, leaves `[1, ...]`."""
         pad = jnp.full((self.task.completion_length,), self.task.tokenizer.pad_id, jnp.int32)
         state = EnvState(prompts=prompts, completion=pad, time=jnp.int32(0))
@@ -54,7 +59,7 @@ class TokenEnvironment(environment.Environment[EnvState, EnvParams]):
 
     def step_env(
         self, key: Key, state: EnvState, action: Array, params: EnvParams
-    ) -> tuple[dict[str, Array], EnvState, Array, Array, dict[Any, Any]]:
+    ) -> tuple[Observation, EnvState, Array, Array, dict[Any, Any]]:
         """Appends a token. A score of the whole completion is paid when the episode ends, either way."""
         del key
         completion = state.completion.at[state.time].set(action)
@@ -68,12 +73,12 @@ class TokenEnvironment(environment.Environment[EnvState, EnvParams]):
             reward = jnp.where(done, reward, 0.0)
         return self.get_obs(state), state, reward, terminated, {"discount": self.discount(state, params)}
 
-    def get_obs(self, state: EnvState, params=None, key=None) -> dict[str, Array]:
+    def get_obs(self, state: EnvState, params=None, key=None) -> Observation:
         chosen = jnp.arange(state.completion.shape[0]) < state.time
-        return {
-            "tokens": jnp.concatenate([state.prompts.tokens[0], state.completion]),
-            "mask": jnp.concatenate([state.prompts.mask[0], chosen]),
-        }
+        return Observation(
+            tokens=jnp.concatenate([state.prompts.tokens[0], state.completion]),
+            mask=jnp.concatenate([state.prompts.mask[0], chosen]),
+        )
 
     def is_terminated(self, state: EnvState, params: EnvParams) -> Array:
         last = state.completion[jnp.maximum(state.time - 1, 0)]

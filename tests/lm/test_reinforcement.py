@@ -1,0 +1,284 @@
+"""The LM-RL iteration: identities that must hold, the two drivers, populations, and the optimum that is known."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm import losses, tasks
+from jaxrl4lm.lm import ReinforcementConfig, algorithms, reinforcement
+from jaxrl4lm.lm.rollout import score
+from jaxrl4lm.models import LanguagePolicy, TransformerConfig
+
+# Anybody can learn to say "7" twice and stop.
+SEVEN = 10
+TASK = tasks.addition(1)._replace(
+    reward=lambda prompts, completions, mask: (completions == jnp.array([[SEVEN, SEVEN, 1]])).mean(-1)
+)
+POLICY = LanguagePolicy(TransformerConfig(TASK.tokenizer.vocab_size, layers=1, width=16, heads=2, context=16))
+CONFIG = ReinforcementConfig(learning_rate=3e-3, prompts=8, completions=4, epochs=2, minibatches=2, updates=3)
+ALGORITHMS = {
+    "ppo": algorithms.PPO,
+    "reinforce": algorithms.REINFORCE,
+    "grpo": algorithms.GRPO,
+    "rloo": algorithms.RLOO,
+}
+
+
+def learner_of(algorithm):
+    return reinforcement.Learner(POLICY, algorithm, TASK.completion_length, 1, 0)
+
+
+def start(config=CONFIG, algorithm=algorithms.PPO, seed=0):
+    params = POLICY.init(jax.random.key(7))
+    return reinforcement.init(jax.random.key(seed), config, learner_of(algorithm), params)
+
+
+def assert_trees_close(a, b, atol):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=0), a, b)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_first_step_is_on_policy_and_learning_raises_the_reward(name):
+    config = CONFIG.replace(updates=40, epochs=1, minibatches=1, learning_rate=1e-2)
+    learner = learner_of(ALGORITHMS[name])
+    state = start(config, ALGORITHMS[name])
+    _, metrics = jax.jit(lambda s: reinforcement.run(s, config, learner, TASK, config.updates))(state)
+    np.testing.assert_allclose(metrics["policy/ratio_mean"], 1.0, atol=1e-5)
+    assert metrics["mismatch/logprob_diff_max"].max() < 1e-5
+    assert abs(metrics["kl/ref_sequence"][0]) < 1e-5
+    assert (metrics["kl/ref"] >= 0).all()
+    early, late = metrics["reward/mean"][:3].mean(), metrics["reward/mean"][-3:].mean()
+    assert late > early + 0.4
+
+
+@pytest.fixture(scope="module")
+def halves():
+    """A rollout, and the two jitted halves that a host driver calls."""
+    learner = learner_of(algorithms.PPO)
+    state = start()
+    prompts = TASK.sample(jax.random.key(3), CONFIG.prompts)
+    sample = jax.jit(lambda s: reinforcement.sample(s, prompts.tokens, prompts.mask, CONFIG, learner))
+    learn = jax.jit(lambda s, t, r: reinforcement.learn(s, t, r, CONFIG, learner))
+    return state, sample(state), learn
+
+
+def test_compiled_and_host_drivers_agree():
+    learner = learner_of(algorithms.PPO)
+    compiled, together = jax.jit(lambda s: reinforcement.run(s, CONFIG, learner, TASK, 2))(start())
+    state = start()
+    sample = jax.jit(lambda s, p: reinforcement.sample(s, p.tokens, p.mask, CONFIG, learner))
+    learn = jax.jit(lambda s, t, r: reinforcement.learn(s, t, r, CONFIG, learner))
+    for i in range(2):
+        prompts = TASK.sample(
+            jax.random.split(jax.random.fold_in(state.key, state.update), 3)[0], CONFIG.prompts
+        )
+        trajectories = sample(state, prompts)
+        problems = jax.tree.map(lambda x: np.repeat(x, CONFIG.completions, axis=0), prompts)
+        rewards = np.asarray(TASK.reward(problems, trajectories.completions, trajectories.mask))
+        state, metrics = learn(state, trajectories, rewards)
+        np.testing.assert_allclose(metrics["reward/mean"], together["reward/mean"][i], atol=1e-6)
+    assert_trees_close(state.params, compiled.params, atol=1e-5)
+
+
+def test_a_population_is_its_members_and_compiles_once():
+    traces = []
+    learner = learner_of(algorithms.PPO)
+
+    def train(key, config):
+        traces.append(1)
+        return reinforcement.train(key, config, learner=learner, task=TASK)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    config = CONFIG.replace(
+        learning_rate=jnp.array([1e-3, 3e-3, 1e-2]),
+        kl_coef=jnp.array([0.0, 0.1, 0.5]),
+        clip_eps=jnp.array([0.1, 0.2, 0.3]),
+    )
+    nothing = jax.tree.map(lambda _: None, CONFIG)
+    axes = nothing.replace(learning_rate=0, kl_coef=0, clip_eps=0)
+    population = jax.jit(jax.vmap(train, in_axes=(0, axes)))
+    states, metrics = population(keys, config)
+    population(keys, config)
+    assert len(traces) == 1
+    single = jax.jit(train)
+    for i in range(3):
+        member = CONFIG.replace(
+            **{n: getattr(config, n)[i] for n in ("learning_rate", "kl_coef", "clip_eps")}
+        )
+        state, alone = single(keys[i], member)
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a, b[i], atol=1e-4), state.params, states.params
+        )
+        np.testing.assert_allclose(alone["reward/mean"], metrics["reward/mean"][i], atol=1e-4)
+    assert len(traces) == 2
+
+
+def test_micro_batches_change_nothing(halves):
+    state, trajectories, learn = halves
+    rewards = jnp.arange(32.0) % 5
+    whole, _ = learn(state, trajectories, rewards)
+    config = CONFIG.replace(micro_batches=2)
+    parts, metrics = jax.jit(
+        lambda: reinforcement.learn(state, trajectories, rewards, config, learner_of(algorithms.PPO))
+    )()
+    assert_trees_close(whole.params, parts.params, atol=2e-6)
+    assert np.isfinite(metrics["policy/ratio_max"])
+
+
+def test_what_is_masked_changes_nothing(halves):
+    state, trajectories, learn = halves
+    rewards = jnp.arange(32.0) % 3
+    noise = trajectories._replace(
+        completions=jnp.where(trajectories.mask, trajectories.completions, 5),
+        log_probs=jnp.where(trajectories.mask, trajectories.log_probs, jnp.nan),
+        values=jnp.where(trajectories.mask, trajectories.values, jnp.inf),
+    )
+    assert (~trajectories.mask).any()
+    for a, b in zip(learn(state, trajectories, rewards), learn(state, noise, rewards), strict=True):
+        a, b = (x.params if isinstance(x, reinforcement.State) else x for x in (a, b))
+        assert_trees_close(a, b, atol=1e-6)
+
+
+def test_a_non_finite_update_is_skipped_and_counted(halves):
+    state, trajectories, learn = halves
+    after, metrics = learn(state, trajectories, jnp.full(32, jnp.nan))
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)
+    assert after.skipped == metrics["skipped_updates"] == CONFIG.epochs * CONFIG.minibatches
+    assert after.update == 1
+
+
+def test_groups_without_information_give_no_gradient():
+    learner = learner_of(algorithms.GRPO._replace(kl=algorithms.KL()))
+    state = start(algorithm=learner.algorithm)
+    prompts = TASK.sample(jax.random.key(3), CONFIG.prompts)
+    trajectories = jax.jit(
+        lambda: reinforcement.sample(state, prompts.tokens, prompts.mask, CONFIG, learner)
+    )()
+    after, metrics = jax.jit(lambda r: reinforcement.learn(state, trajectories, r, CONFIG, learner))(
+        jnp.full(32, 0.7)
+    )
+    assert metrics["policy/grad_norm"] == 0
+    assert metrics["group/frac_zero_std"] == 1
+    jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+
+
+def test_truncation_continues_with_the_value_or_ends():
+    mask = jnp.array([[True, True], [True, True]])
+    zeros = jnp.zeros((2, 2))
+    trajectories = reinforcement.Rollout(
+        prompts=jnp.zeros((2, 1), jnp.int32),
+        prompt_mask=jnp.ones((2, 1), bool),
+        completions=jnp.zeros((2, 2), jnp.int32),
+        mask=mask,
+        log_probs=zeros,
+        values=zeros + 0.5,
+        final_values=jnp.array([3.0, 0.0]),
+        truncated=jnp.array([True, False]),
+    )
+    rewards = jnp.array([[0.0, 1.0], [0.0, 1.0]])
+    config = CONFIG.replace(gae_lambda=1.0)
+    bootstrap = algorithms.actor_critic_credit(rewards, trajectories, config)
+    terminal = algorithms.actor_critic_credit(rewards, trajectories, config.replace(truncation="terminal"))
+    np.testing.assert_allclose(bootstrap.targets, [[4, 4], [1, 1]])
+    np.testing.assert_allclose(terminal.targets, [[1, 1], [1, 1]])
+
+
+KLS = {
+    "reward": algorithms.KL(reward=losses.kl.k1),
+    "sequence_k2": algorithms.KL(loss=losses.kl.sequence_k2, of_sequence=True),
+    "sequence_ratio": algorithms.KL(loss=losses.kl.sequence_ratio_k1, of_sequence=True),
+}
+
+
+@pytest.mark.parametrize("kl", KLS)
+def test_training_finds_the_known_optimum(kl):
+    """On an enumerable model: π* ∝ π_ref·e^{R/β}, the optimum under KL regularisation."""
+    vocab, length, beta = 4, 2, 0.5
+    # Learned positions: rotary ones cannot tell one token from the same token twice.
+    policy = LanguagePolicy(TransformerConfig.gpt2(vocab, layers=1, width=16, heads=2, context=8))
+    texts = jnp.stack(jnp.meshgrid(jnp.arange(vocab), jnp.arange(vocab), indexing="ij"), -1).reshape(-1, 2)
+    # Token 1 ends a text: what follows it is not a text of its own.
+    mask = jnp.stack([jnp.ones(16, bool), texts[:, 0] != 1], axis=1)
+    real = (texts[:, 0] != 1) | (texts[:, 1] == 0)
+    table = jax.random.uniform(jax.random.key(5), (vocab, vocab))
+    prompt = tasks.Prompts(*(jnp.zeros((1, 1), jnp.int32),), jnp.ones((1, 1), bool), texts[:1], mask[:1])
+
+    def worth(completions, mask):
+        second = jnp.where(mask[:, 1], completions[:, 1], 0)
+        return table[completions[:, 0], second]
+
+    task = tasks.Task(
+        name="table",
+        tokenizer=TASK.tokenizer,
+        prompt_length=1,
+        completion_length=length,
+        sample=lambda key, n: jax.tree.map(lambda x: jnp.repeat(x, n, axis=0), prompt),
+        held_out=lambda key, n: prompt,
+        reward=lambda prompts, completions, mask: worth(completions, mask),
+    )
+    learner = reinforcement.Learner(policy, algorithms.RLOO._replace(kl=KLS[kl]), length, 1, 0)
+    config = ReinforcementConfig(
+        learning_rate=1e-2, final_learning_rate=0.02, kl_coef=beta, prompts=1, completions=512, epochs=1, minibatches=1,
+        updates=300,
+    )  # fmt: skip
+    params = jax.tree.map(lambda x: 2.5 * x, policy.init(jax.random.key(1)))
+    state, _ = jax.jit(partial(reinforcement.train, learner=learner, task=task))(
+        jax.random.key(0), config, params=params
+    )
+
+    def distribution(params):
+        everything = reinforcement.Rollout(
+            prompt.tokens, prompt.mask, texts, mask, *(jnp.zeros((16, 2)),) * 2, *(jnp.zeros(16),) * 2
+        )
+        log_probs = jnp.where(mask, score(policy, params, everything, 1.0).log_probs, 0).sum(-1)
+        return jnp.where(real, jnp.exp(log_probs), 0)
+
+    reference = distribution(params)
+    optimum = reference * jnp.exp(worth(texts, mask) / beta)
+    optimum = optimum / optimum.sum()
+    np.testing.assert_allclose(reference.sum(), 1, atol=1e-5)
+    reached = distribution(state.params)
+    assert jnp.abs(reference - optimum).sum() > 0.2
+    assert jnp.abs(reached - optimum).sum() < 0.03
+
+
+def test_an_adaptive_price_moves_towards_its_target():
+    algorithm = algorithms.RLOO._replace(
+        kl=algorithms.KL(reward=losses.kl.k1, controller=algorithms.adaptive)
+    )
+    config = CONFIG.replace(kl_target=50.0, kl_coef=0.1, updates=3)
+    state, metrics = jax.jit(partial(reinforcement.train, learner=learner_of(algorithm), task=TASK))(
+        jax.random.key(0), config
+    )
+    assert (jnp.diff(metrics["kl/coef"]) < 0).all()
+    np.testing.assert_allclose(metrics["kl/coef"][0], 0.1 * (1 - 0.2 * 32 / 10_000), rtol=1e-6)
+    assert state.kl_coef == metrics["kl/coef"][-1]
+
+
+def test_no_two_leaves_share_memory():
+    state = start()
+    pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state) if x.dtype != state.key.dtype]
+    assert len(set(pointers)) == len(pointers)
+    step = jax.jit(
+        lambda s: reinforcement.run(s, CONFIG, learner_of(algorithms.PPO), TASK, 1)[0], donate_argnums=0
+    )
+    step(step(state))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"prompts": 6, "minibatches": 4}, ["prompts", "6", "4"]),
+        ({"epochs": 0}, ["epochs", "0"]),
+        ({"learning_rate": -1.0}, ["learning_rate", "-1"]),
+        ({"updates": -2}, ["updates", "-2"]),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(changes, words):
+    with pytest.raises(ValueError) as error:
+        CONFIG.replace(**changes).check()
+    assert all(word in str(error.value) for word in words)

@@ -1,0 +1,75 @@
+"""Teacher forcing against the plain formula, and what must not change it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm import tasks
+from jaxrl4lm.lm import SupervisedConfig, supervised
+from jaxrl4lm.models import LanguagePolicy, TransformerConfig
+
+TASK = tasks.reverse(2)
+POLICY = LanguagePolicy(
+    TransformerConfig.gpt2(TASK.tokenizer.vocab_size, layers=1, width=16, heads=2, context=16)
+)
+CONFIG = SupervisedConfig(learning_rate=1e-2, steps=60, batch=64)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    source = supervised.task_source(TASK, CONFIG.batch)
+    state = supervised.init(jax.random.key(0), CONFIG, POLICY.init(jax.random.key(1)))
+    return jax.jit(lambda s: supervised.run(s, CONFIG, POLICY, source, CONFIG.steps))(state)
+
+
+def test_it_learns(trained):
+    _, metrics = trained
+    assert metrics["loss"][-1] < 0.75 * metrics["loss"][0]
+    assert metrics["token_accuracy"][-1] > metrics["token_accuracy"][0] + 0.2
+
+
+def test_loss_is_the_cross_entropy_of_the_completion_alone():
+    state = supervised.init(jax.random.key(0), CONFIG, POLICY.init(jax.random.key(1)))
+    batch = supervised.task_source(TASK, 4)(jax.random.key(2), None)
+    step = jax.jit(lambda b: supervised.update(state, b, CONFIG, POLICY)[1]["loss"])
+    logits, _ = POLICY.apply(state.params, batch.tokens)
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    total, count = 0.0, 0
+    for i in range(4):
+        for t in range(1, batch.tokens.shape[1]):
+            if batch.target_mask[i, t]:
+                total -= log_probs[i, t - 1, batch.tokens[i, t]]
+                count += 1
+    np.testing.assert_allclose(step(batch), total / count, rtol=1e-5)
+    assert count < batch.tokens.size
+    padded = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (2, 1))), batch)
+    padded = padded._replace(tokens=jnp.where(padded.mask, padded.tokens, 5))
+    np.testing.assert_allclose(
+        jax.jit(lambda b: supervised.update(state, b, CONFIG, POLICY)[1]["loss"])(padded),
+        step(batch),
+        rtol=1e-5,
+    )
+
+
+def test_rows_of_a_corpus():
+    corpus = supervised.Batch(jnp.arange(6).reshape(3, 2), jnp.ones((3, 2), bool), jnp.ones((3, 2), bool))
+    batch = supervised.row_source(corpus)(jax.random.key(0), jnp.array([2, 0]))
+    np.testing.assert_array_equal(batch.tokens, [[4, 5], [0, 1]])
+
+
+def test_learning_rate_rises_and_falls():
+    rates = jax.vmap(lambda s: supervised.learning_rate_at(s, CONFIG))(jnp.arange(60))
+    assert rates[0] < rates[10] < rates[20]
+    np.testing.assert_allclose(rates.max(), 1e-2, rtol=1e-3)
+    np.testing.assert_allclose(rates[-1], 1e-3, rtol=0.05)
+
+
+def test_a_non_finite_step_is_skipped():
+    config = CONFIG.replace(learning_rate=jnp.nan, warmup=0)
+    params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), POLICY.init(jax.random.key(1)))
+    state = supervised.init(jax.random.key(0), config, params)
+    batch = supervised.task_source(TASK, 4)(jax.random.key(2), None)
+    after, metrics = jax.jit(lambda s: supervised.update(s, batch, config, POLICY))(state)
+    assert after.skipped == metrics["skipped_updates"] == 1
+    jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)
