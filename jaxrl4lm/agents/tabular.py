@@ -109,9 +109,7 @@ def q_learning() -> Algorithm:
 
 def double_q_learning() -> Algorithm:
     """One table chooses the action, the other one values it. Reference: van Hasselt 2010."""
-    return Algorithm(
-        lambda successor: successor.tables[1, jnp.argmax(successor.tables[0])], num_tables=2
-    )
+    return Algorithm(lambda successor: successor.tables[1, jnp.argmax(successor.tables[0])], num_tables=2)
 
 
 def action_probabilities(

@@ -87,9 +87,9 @@ def test_one_q_learning_step_by_hand(key):
     hyper = tabular.Hyperparameters(learning_rate=0.5, epsilon=0.0, discount=0.9)
     algorithm = tabular.q_learning()
     state = tabular.init(key, environment, params, algorithm, hyper)._replace(action=jnp.int32(1))
-    state, metrics = jax.jit(
-        lambda state: tabular.update(state, environment, params, algorithm, hyper)
-    )(state)
+    state, metrics = jax.jit(lambda state: tabular.update(state, environment, params, algorithm, hyper))(
+        state
+    )
     np.testing.assert_allclose(state.tables[0, 0], [0, 0.45, 0, 0])
     assert bool(metrics["done"])
     assert state.counts.sum() == 1
@@ -103,7 +103,9 @@ def test_returns_of_an_episode_reach_back_n_steps(key):
     for steps, expected in ((1, [-1, -1, returns[2]]), (2, [-1.5, *returns[1:]]), (5, returns)):
         algorithm = tabular.n_step_sarsa(steps)
         state = tabular.init(key, environment, params, algorithm, hyper)
-        step = jax.jit(lambda s, algorithm=algorithm: tabular.update(s, environment, params, algorithm, hyper)[0])
+        step = jax.jit(
+            lambda s, algorithm=algorithm: tabular.update(s, environment, params, algorithm, hyper)[0]
+        )
         for _ in range(3):
             state = step(state._replace(action=jnp.int32(1)))
         np.testing.assert_allclose(state.tables[0, :3, 1], expected)
@@ -126,9 +128,11 @@ def test_first_visit_only(key):
 
 def test_hyperparameters_and_seeds_are_one_vmap(key):
     environment, params = as_environment(WORLD, max_steps=40)
-    run = lambda key, rate: tabular.train(  # noqa: E731
-        key, environment, params, tabular.q_learning(), tabular.Hyperparameters(learning_rate=rate), 200
-    )[0].tables
+    run = lambda key, rate: (
+        tabular.train(  # noqa: E731
+            key, environment, params, tabular.q_learning(), tabular.Hyperparameters(learning_rate=rate), 200
+        )[0].tables
+    )
     keys, rates = jax.random.split(key, 2), jnp.array([0.1, 0.5])
     together = jax.jit(jax.vmap(run))(keys, rates)
     alone = jax.jit(run)

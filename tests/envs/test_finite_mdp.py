@@ -72,7 +72,9 @@ def test_the_horizon_truncates(key):
 
 def test_a_population_of_mdps_is_one_vmap(key):
     worlds = [M.grid_world("S . +1", living_reward=reward).mdp for reward in (-1.0, -2.0)]
-    environment, params = as_environment(jax.tree.map(lambda *x: jnp.stack(x), *worlds)._replace(horizon=None))
+    environment, params = as_environment(
+        jax.tree.map(lambda *x: jnp.stack(x), *worlds)._replace(horizon=None)
+    )
     params = params._replace(max_steps_in_episode=jnp.array([5, 6], jnp.int32))
     _, states = jax.vmap(environment.reset, (None, 0))(key, params)
     rewards = jax.vmap(environment.step, (None, 0, None, 0))(key, states, 1, params)[2]
