@@ -28,3 +28,7 @@ class Transition(NamedTuple):
     """The observation before any reset: what bootstrapping reads."""
     log_prob: Array
     value: Array
+
+
+class InputError(ValueError):
+    """Something that a user gave is wrong; the message is one sentence that names it, its value and the fix."""

@@ -17,17 +17,17 @@ FLOORS = [
     ["reduce"],
     ["distributions", "returns", "advantages", "losses", "diagnostics"],
     ["mdp", "bandits"],
-    ["tasks", "envs"],
+    ["data", "tasks", "envs"],
     ["models", "decoding"],
     ["agents", "lm"],
-    ["data", "checkpoint", "metrics", "plots"],
+    ["checkpoint", "metrics", "plots"],
     ["cli"],
 ]
 ORDER = {room: i for i, room in enumerate(room for floor in FLOORS for room in floor)}
 
 # Heavy packages, and the rooms that may import them at module level.
 HEAVY = {
-    "flax": {"models"},
+    "flax": {"models", "envs"},  # in envs: flax.struct, of which gymnax states are made
     "gymnax": {"envs", "agents"},
     "optax": {"agents", "lm", "models"},
     "orbax": {"checkpoint"},

@@ -1,0 +1,249 @@
+"""Sequence-level advantages: what a completion was worth beside its peers.
+
+Rewards come as [groups, n], n completions of the same prompt in a row (leading axes are free; the group is
+the last axis). Results have the same shape, are constants to every loss, and are float32 or wider.
+Estimators per token are in `returns`; masked whitening is `whiten`.
+"""
+
+from math import comb
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl4lm.reduce import as_float, mask_inputs, masked_mean, masked_variance, spread, whiten
+from jaxrl4lm.returns import discounted_returns
+from jaxrl4lm.types import Array, ScalarLike
+
+__all__ = [
+    "centered",
+    "gdpo",
+    "group_normalized",
+    "informative_fraction",
+    "leave_one_out",
+    "opo",
+    "overlong_penalty",
+    "pass_at_k",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "remax",
+    "whiten",
+]
+
+
+def _check_group(rewards: Array, least: int = 2) -> Array:
+    rewards = as_float(rewards)
+    if rewards.ndim == 0 or rewards.shape[-1] < least:
+        raise ValueError(
+            f"rewards has shape {rewards.shape}: the last axis is the group; it needs {least} or more "
+            "completions."
+        )
+    return rewards
+
+
+def group_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
+    """GRPO: A_i = (R_i − mean_g) / (std_g + ε), with the sample standard deviation (n − 1).
+
+    A group whose rewards are equal up to rounding carries no information and gets exactly 0; ε alone does not
+    see to that (eight float32 rewards of 0.7 have a computed deviation of 6e-8).
+
+    Args:
+      rewards: [..., groups, n].
+      eps: ε.
+    Raises:
+      ValueError: if a group has fewer than two completions.
+    Reference: Shao et al. 2024, arXiv:2402.03300, sec. 4.1.2.
+
+    >>> group_normalized(jnp.array([[0.0, 1.0, 2.0], [0.7, 0.7, 0.7]]), eps=0.0)
+    Array([[-1.,  0.,  1.],
+           [ 0.,  0.,  0.]], dtype=float32)
+    """
+    rewards = _check_group(rewards)
+    informative = spread(rewards, axis=-1)
+    std = jnp.sqrt(masked_variance(rewards, axis=-1, ddof=1)[..., None])
+    scale = jnp.where(informative, std + eps, 1)
+    return jnp.where(informative, centered(rewards) / scale, 0)
+
+
+def centered(rewards: Array) -> Array:
+    """Dr.GRPO: A_i = R_i − mean_g, and exactly 0 for a group of equal rewards.
+
+    Its own reward in the mean scales the expected gradient by (n−1)/n; `leave_one_out` does not.
+
+    Args:
+      rewards: [..., groups, n].
+    Raises:
+      ValueError: if a group has fewer than two completions.
+    Reference: Liu et al. 2025, arXiv:2503.20783, sec. 3.2.
+    """
+    rewards = _check_group(rewards)
+    return jnp.where(spread(rewards, axis=-1), rewards - masked_mean(rewards, axis=-1)[..., None], 0)
+
+
+def leave_one_out(rewards: Array) -> Array:
+    """RLOO: A_i = R_i − mean of the others = n/(n−1) · (R_i − mean_g). Unbiased.
+
+    Args:
+      rewards: [..., groups, n].
+    Raises:
+      ValueError: if a group has fewer than two completions.
+    Reference: Ahmadian et al. 2024, arXiv:2402.14740, eq. 8.
+
+    >>> leave_one_out(jnp.array([0.0, 1.0, 2.0]))
+    Array([-1.5,  0. ,  1.5], dtype=float32)
+    """
+    advantages = centered(rewards)
+    n = advantages.shape[-1]
+    return advantages * (n / (n - 1))
+
+
+def informative_fraction(rewards: Array) -> Array:
+    """Share of groups whose rewards are not all equal: what GPG divides its loss by (`losses.gpg`).
+
+    Args:
+      rewards: [..., groups, n].
+    Returns:
+      A scalar in [0, 1].
+    """
+    return spread(_check_group(rewards), axis=-1).astype(jnp.float32).mean()
+
+
+def remax(rewards: Array, greedy_rewards: Array) -> Array:
+    """ReMax: A = R − R(greedy completion of the same prompt).
+
+    Args:
+      rewards: [..., groups, n].
+      greedy_rewards: [..., groups], one greedy completion per prompt.
+    Reference: Li et al. 2023, arXiv:2310.10505, alg. 1.
+    """
+    return as_float(rewards) - as_float(greedy_rewards)[..., None]
+
+
+def opo(rewards: Array, lengths: Array) -> Array:
+    """OPO: A_i = R_i − Σ_j len_j·R_j / Σ_j len_j: the baseline of least variance if scores grow with length.
+
+    Args:
+      rewards: [..., groups, n].
+      lengths: tokens of each completion, same shape.
+    Raises:
+      ValueError: if a group has fewer than two completions.
+    Reference: Hao et al. 2025, arXiv:2505.23585, eq. 8.
+    """
+    rewards = _check_group(rewards)
+    lengths = as_float(lengths)
+    baseline = (lengths * rewards).sum(-1, keepdims=True) / jnp.maximum(lengths.sum(-1, keepdims=True), 1)
+    return jnp.where(spread(rewards, axis=-1), rewards - baseline, 0)
+
+
+def pass_at_k(rewards: Array, *, k: int) -> Array:
+    """Advantages whose policy gradient is that of E[best of k], unbiased: pass@k for rewards 0 and 1.
+
+    A_i = k·(mean of max R over the k-subsets with i − mean of max R over the k-subsets without i). k=1 is
+    `leave_one_out`. With mean_i A_i·∇log π(y_i) the group estimates ∇E[max_k R].
+
+    Args:
+      rewards: [..., groups, n], any real rewards.
+      k: size of the subsets, static.
+    Raises:
+      ValueError: unless 1 <= k < n (a baseline needs a subset without i).
+    Reference: Walder & Karkhanis 2025, arXiv:2505.15201, sec. 3 (their leave-one-out baseline).
+
+    >>> pass_at_k(jnp.array([0.0, 1.0, 2.0]), k=1)
+    Array([-1.5,  0. ,  1.5], dtype=float32)
+    """
+    rewards = _check_group(rewards)
+    n = rewards.shape[-1]
+    if not 1 <= k < n:
+        raise ValueError(f"k is {k} in groups of {n} completions: choose 1 <= k <= {n - 1}.")
+    order = jnp.argsort(rewards, axis=-1)
+    # Centred first: groups of equal rewards then give exactly 0 (every row of weights sums to 0).
+    ascending = jnp.take_along_axis(centered(rewards), order, axis=-1)
+    weights = jnp.asarray(_subset_maximum_weights(n, k), rewards.dtype)
+    advantages = jnp.einsum("ij,...j->...i", weights, ascending, precision="highest")
+    return jnp.take_along_axis(advantages, jnp.argsort(order, axis=-1), axis=-1)
+
+
+def _subset_maximum_weights(n: int, k: int) -> np.ndarray:
+    """W [n, n] with (W·R)_i = A_i of `pass_at_k`, for R in ascending order.
+
+    R_j is the maximum of C(j, k−1) subsets of size k in total; of those with i < j it is C(j−1, k−2); and
+    it has j, or for i < j only j − 1, smaller elements in the set without i.
+    """
+    weights = np.zeros((n, n))
+    for i in range(n):
+        for j in range(n):
+            if j == i:
+                weights[i, j] = comb(j, k - 1) / comb(n - 1, k - 1)
+            elif j > i:
+                with_i = comb(j - 1, k - 2) if k > 1 else 0
+                weights[i, j] = with_i / comb(n - 1, k - 1) - comb(j - 1, k - 1) / comb(n - 1, k)
+            else:
+                weights[i, j] = -comb(j, k - 1) / comb(n - 1, k)
+    return k * weights
+
+
+def gdpo(rewards: Array, weights: Array, *, eps: ScalarLike = 1e-4) -> Array:
+    """GDPO: each objective normalised in its group on its own, then weighed, summed and whitened.
+
+    Summing the objectives first lets the one with the largest spread drown the others.
+
+    Args:
+      rewards: [objectives, groups, n].
+      weights: [objectives].
+      eps: ε of `group_normalized`.
+    Returns:
+      [groups, n].
+    Reference: Liu et al. 2026, arXiv:2601.05242.
+    """
+    normalized = group_normalized(rewards, eps=eps)
+    return whiten((as_float(weights)[:, None, None] * normalized).sum(0))
+
+
+def reinforce_plus_plus(
+    rewards: Array, kl: Array, mask: Array, *, kl_coef: ScalarLike, discount: ScalarLike = 1.0
+) -> Array:
+    """REINFORCE++: returns-to-go of −β·k1 per token plus the reward on the last token, whitened.
+
+    Args:
+      rewards: of the completions [B].
+      kl: log π − log π_ref of each token [B, T]; a constant here.
+      mask: the tokens of the completions [B, T].
+      kl_coef: β.
+      discount: γ.
+    Returns:
+      Advantages [B, T], 0 where masked.
+    Reference: Hu 2025, arXiv:2501.03262, eq. 4 to 6.
+    """
+    keep, kl = mask_inputs(mask, kl=kl)
+    steps = jnp.arange(kl.shape[-1])[None]
+    last = keep & (steps == jnp.max(jnp.where(keep, steps, -1), axis=-1, keepdims=True))
+    token_rewards = jnp.where(last, as_float(rewards)[:, None], 0) - kl_coef * kl
+    return whiten(discounted_returns(token_rewards, discount=discount, mask=keep, axis=-1), keep)
+
+
+def reinforce_plus_plus_baseline(rewards: Array, mask: Array) -> Array:
+    """REINFORCE++ with baseline: R − mean_g on every token, whitened over the tokens of the batch.
+
+    Args:
+      rewards: [groups, n].
+      mask: the tokens of the completions [groups, n, T].
+    Returns:
+      Advantages [groups, n, T], 0 where masked.
+    Reference: Hu et al. 2025, arXiv:2501.03262v3, sec. 3.3.
+    """
+    keep = jnp.asarray(mask) != 0
+    return whiten(jnp.broadcast_to(centered(rewards)[..., None], keep.shape), keep)
+
+
+def overlong_penalty(lengths: Array, *, max_length: ScalarLike, buffer: ScalarLike) -> Array:
+    """DAPO's soft length penalty, a reward: 0 up to L_max − L_c, then linear down to −1 at L_max, −1 beyond.
+
+    Args:
+      lengths: tokens of each completion, any shape.
+      max_length: L_max.
+      buffer: L_c, in tokens.
+    Reference: Yu et al. 2025, arXiv:2503.14476, eq. 13.
+
+    >>> overlong_penalty(jnp.array([80, 95, 120]), max_length=100, buffer=10)
+    Array([-0. , -0.5, -1. ], dtype=float32)
+    """
+    return -jnp.clip((as_float(lengths) - (max_length - buffer)) / buffer, 0, 1)

@@ -1,0 +1,46 @@
+"""The command `jaxrl4lm`: each sub-command is a module with `main(arguments) -> exit code`, imported when it is named."""
+
+import importlib
+import os
+import sys
+
+from jaxrl4lm import __version__
+from jaxrl4lm.types import InputError
+
+COMMANDS = {
+    "train": "train a language model by reinforcement learning",
+    "evaluate": "score a run on its held-out prompts",
+    "generate": "complete prompts with a run's model or a Hugging Face folder",
+    "solve": "solve a grid world exactly and draw it",
+    "bandit": "run the bandit testbed and draw it",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command that the arguments name. Bad input is one sentence on standard error and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        print(f"jaxrl4lm {__version__}")
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        print(f"jaxrl4lm: no command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f"jaxrl4lm.cli.{command}").main(rest)
+    except InputError as error:
+        print(f"jaxrl4lm {command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): that is no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
+    return f"usage: jaxrl4lm COMMAND [options]\n\n{rows}\n\njaxrl4lm COMMAND --help lists the options of a command."

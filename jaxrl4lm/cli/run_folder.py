@@ -1,0 +1,57 @@
+"""The folder of a run: config.json, metrics.jsonl, samples.txt, learning_curve.png, checkpoints/ and model/."""
+
+import itertools
+import json
+import pathlib
+from typing import Any
+
+from jaxrl4lm import __version__
+from jaxrl4lm.cli.train_arguments import TrainArguments, from_json, to_json
+from jaxrl4lm.types import InputError
+
+CONFIG, METRICS, SAMPLES, CURVE = "config.json", "metrics.jsonl", "samples.txt", "learning_curve.png"
+CHECKPOINTS, MODEL = "checkpoints", "model"
+
+
+def create(arguments: TrainArguments) -> pathlib.Path:
+    """A new folder, with the arguments in it.
+
+    Raises:
+      InputError: if `--out` exists, or the folder cannot be written.
+    """
+    out = arguments.run.out
+    if out is None:
+        name = f"{arguments.world.task if arguments.world.reward is None else _stem(arguments)}"
+        base = pathlib.Path("runs") / f"{name}-{arguments.reinforcement.algorithm}-seed{arguments.run.seed}"
+        candidates = itertools.chain([base], (base.with_name(f"{base.name}-{i}") for i in itertools.count(2)))
+        out = next(path for path in candidates if not path.exists())
+    elif out.exists():
+        raise InputError(f"--out {out} exists: go on with it by --resume {out}, or name another folder")
+    try:
+        out.mkdir(parents=True)
+        (out / CONFIG).write_text(json.dumps({"version": __version__, **to_json(arguments)}, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"the run folder {out} cannot be written ({error.strerror}): name another with --out") from None
+    return out
+
+
+def _stem(arguments: TrainArguments) -> str:
+    source = arguments.world.prompts or arguments.pretraining.text
+    return source.stem if source else "prompts"
+
+
+def read_arguments(folder: pathlib.Path) -> TrainArguments:
+    """The arguments of a run.
+
+    Raises:
+      InputError: if the folder is not that of a run.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder} is not a run folder (it has no {CONFIG}): name one that `jaxrl4lm train` made")
+    try:
+        data: dict[str, Any] = json.loads(path.read_text())
+        data.pop("version", None)
+        return from_json(data)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{path} is damaged or of another version: start the run anew") from None

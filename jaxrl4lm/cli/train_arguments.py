@@ -1,0 +1,247 @@
+"""The options of `jaxrl4lm train`: these dataclasses are the parser, the help and the run's `config.json`."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxrl4lm.types import InputError
+
+
+@dataclass(frozen=True)
+class World:
+    """What the model is to learn: a built-in task, or your prompts and your reward."""
+
+    task: Literal["addition", "sort", "reverse", "copy"] = "addition"
+    """Built-in task with a verifiable reward, used where no --reward is given."""
+    digits: int | None = None
+    """Digits of each number (addition: 2) or of the string (other tasks: 5)."""
+    prompts: Path | None = None
+    """JSONL with a text column `prompt`; other columns go to the reward. Left out: every prompt is empty."""
+    reward: str | None = None
+    """exact_match, numeric_answer (both read the column `answer`), length:N, regex:PATTERN, or FILE.py:function with the
+    signature reward(prompts, completions, **columns) -> list[float]."""
+    prompt_column: str = "prompt"
+    """Column of --prompts and of a JSONL --text that holds the prompt."""
+    held_out: int | None = None
+    """Prompts kept back for evaluation: a tenth of them, at most 256, if not given; 0: evaluate on training prompts."""
+    evaluate_by: Literal["greedy", "sampling"] | None = None
+    """How held-out prompts are completed: greedy, unless all prompts are the same."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The policy: a new transformer, or a Hugging Face folder."""
+
+    model: Path | None = None
+    """Folder with config.json, model.safetensors and tokenizer.json to start from; the sizes below are then its own."""
+    style: Literal["llama", "gpt2"] = "llama"
+    layers: int = 2
+    width: int = 96
+    heads: int = 4
+    context: int | None = None
+    """Longest prompt and completion together, in tokens; what the data need (texts: at most 512), if not given."""
+    tokenizer: Literal["character", "byte"] | None = None
+    """Of a new model: characters of --text and --prompts, or bytes. Characters if there are at most 256, if not given."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products; parameters and statistics stay float32."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Teacher forcing before reinforcement learning."""
+
+    text: Path | None = None
+    """Text to imitate: a plain file, or JSONL with prompt and completion columns."""
+    text_unit: Literal["line", "file"] = "line"
+    """What a document of a plain file is."""
+    completion_column: str = "completion"
+    pretrain_steps: int | None = None
+    """0 where there is nothing to imitate; 240 on a task, on purpose too few to master it; else 1000."""
+    pretrain_batch: int = 128
+    pretrain_learning_rate: float = 2e-3
+
+
+@dataclass(frozen=True)
+class Reinforcement:
+    """The algorithm. One update completes and scores prompts-per-update x completions-per-prompt texts."""
+
+    algorithm: Literal["ppo", "reinforce", "grpo", "rloo"] = "ppo"
+    updates: int = 250
+    prompts_per_update: int = 128
+    completions_per_prompt: int = 8
+    """The group of GRPO and RLOO."""
+    epochs: int | None = None
+    """Passes over the completions of an update: 2 for ppo and grpo, 1 for reinforce and rloo."""
+    minibatches: int | None = None
+    """Optimizer steps a pass: 4 for ppo and grpo, 1 for reinforce and rloo."""
+    micro_batches: int = 1
+    """Parts of a minibatch, to save memory; the result is the same."""
+    learning_rate: float = 3e-4
+    max_new_tokens: int | None = None
+    """Longest completion: what the task needs, or 64."""
+    temperature: float = 1.0
+    clip_eps: float = 0.2
+    kl_coef: float = 0.01
+    """Price of a nat of divergence from the reference, which is the model before reinforcement learning."""
+    kl: Literal["reward", "k2", "k3", "sequence_k2", "sequence_ratio"] = "reward"
+    """Where the KL enters: k1 in the reward, a token estimator as loss (k3: GRPO's own), or a sequence form as loss."""
+    kl_target: float | None = None
+    """Adapt the price so that a completion diverges by this many nats."""
+    entropy_coef: float = 0.0
+    discount: float = 1.0
+    gae_lambda: float = 0.95
+    truncation: Literal["bootstrap", "terminal"] | None = None
+    """A completion cut by the length limit: its return continues with the value estimate (ppo), or ends there. Terminal for
+    built-in tasks, whose verdict on a completion that ran out of room is final; else bootstrap."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where the run goes, and what decides it."""
+
+    out: Path | None = None
+    """Run folder, which must not exist; runs/NAME-ALGORITHM-seedN and a free number, if not given."""
+    resume: Path | None = None
+    """Go on with the run in this folder; takes no other option."""
+    seed: int = 0
+    """Decides everything: the same seed gives the same bits on the same machine."""
+    seeds: int = 1
+    """Train so many seeds at once, as one program (built-in tasks)."""
+    evaluate_every: int = 10
+    """Updates between evaluations on held-out prompts."""
+    save_interval: float = 15.0
+    """Seconds between checkpoints, at least; a run also saves when it is interrupted and when it ends."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Also log there (install the extra of that name)."""
+
+
+Group = tyro.conf.OmitArgPrefixes
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train a language model by reinforcement learning.
+
+    With no options: a small transformer is taught two-digit addition a little, then PPO trains it on whether its answers
+    are right, until nearly all of them are. The run folder keeps config.json, metrics.jsonl, learning_curve.png,
+    samples.txt, checkpoints, and the model as a Hugging Face folder.
+    """
+
+    world: Annotated[World, Group] = field(default_factory=World)
+    model: Annotated[Model, Group] = field(default_factory=Model)
+    pretraining: Annotated[Pretraining, Group] = field(default_factory=Pretraining)
+    reinforcement: Annotated[Reinforcement, Group] = field(default_factory=Reinforcement)
+    run: Annotated[Run, Group] = field(default_factory=Run)
+
+
+def resolve(arguments: TrainArguments) -> TrainArguments:
+    """The arguments with every default that depends on another one filled in, and paths absolute.
+
+    Raises:
+      InputError: where options contradict each other or a number is out of range.
+    """
+    world, model, pre, rl, run = (getattr(arguments, f.name) for f in dataclasses.fields(arguments))
+    _check(world, model, pre, rl, run)
+    on_task = world.reward is None
+    if world.digits is None:
+        world = dataclasses.replace(world, digits=2 if world.task == "addition" else 5)
+    steps = 240 if on_task else 1000 if pre.text else 0
+    if pre.pretrain_steps is None:
+        pre = dataclasses.replace(pre, pretrain_steps=steps)
+    reuse = rl.algorithm in ("ppo", "grpo")
+    rl = dataclasses.replace(
+        rl,
+        epochs=rl.epochs or (2 if reuse else 1),
+        minibatches=rl.minibatches or (4 if reuse else 1),
+        truncation=rl.truncation or ("terminal" if on_task else "bootstrap"),
+        max_new_tokens=rl.max_new_tokens or (None if on_task else 64),
+    )
+    reward = world.reward
+    if reward and ".py:" in reward:
+        path, _, function = reward.rpartition(":")
+        reward = f"{Path(path).absolute()}:{function}"
+    absolute = {name: p.absolute() if p else None for name, p in (("prompts", world.prompts), ("text", pre.text))}
+    world = dataclasses.replace(world, prompts=absolute["prompts"], reward=reward)
+    pre = dataclasses.replace(pre, text=absolute["text"])
+    model = dataclasses.replace(model, model=model.model.absolute() if model.model else None)
+    return TrainArguments(world, model, pre, rl, run)
+
+
+def _check(world: World, model: Model, pre: Pretraining, rl: Reinforcement, run: Run) -> None:
+    if world.reward is None:
+        given = [
+            f"--{name}" for name, value in (("prompts", world.prompts), ("text", pre.text), ("model", model.model)) if value
+        ]
+        if given:
+            raise InputError(f"{given[0]} needs a --reward: name a built-in one or FILE.py:function")
+    elif world.prompts is None and pre.text is None:
+        raise InputError("--reward needs --prompts (or --text, to complete empty prompts): name a JSONL file")
+    if run.seeds > 1 and world.reward is not None:
+        raise InputError(f"--seeds {run.seeds} needs a built-in task (a Python reward cannot be compiled): drop --seeds")
+    positive = {
+        "--layers": model.layers,
+        "--width": model.width,
+        "--heads": model.heads,
+        "--context": model.context,
+        "--pretrain-batch": pre.pretrain_batch,
+        "--pretrain-learning-rate": pre.pretrain_learning_rate,
+        "--max-new-tokens": rl.max_new_tokens,
+        "--epochs": rl.epochs,
+        "--minibatches": rl.minibatches,
+        "--digits": world.digits,
+        "--seeds": run.seeds,
+        "--evaluate-every": run.evaluate_every,
+        "--clip-eps": rl.clip_eps,
+        "--kl-target": rl.kl_target,
+    }
+    for option, value in positive.items():
+        if value is not None and not value > 0:
+            raise InputError(f"{option} must be positive, not {value}")
+    for option, value in {
+        "--held-out": world.held_out,
+        "--pretrain-steps": pre.pretrain_steps,
+        "--kl-coef": rl.kl_coef,
+        "--seed": run.seed,
+        "--save-interval": run.save_interval,
+    }.items():
+        if value is not None and not value >= 0:
+            raise InputError(f"{option} must not be negative, not {value}")
+    for option, value in {"--discount": rl.discount, "--gae-lambda": rl.gae_lambda}.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"{option} must lie in 0..1, not {value}")
+    if rl.algorithm in ("grpo", "rloo") and rl.completions_per_prompt < 2:
+        raise InputError(
+            f"--algorithm {rl.algorithm} compares completions of one prompt: --completions-per-prompt must be at least 2, "
+            f"not {rl.completions_per_prompt}"
+        )
+
+
+def to_json(arguments: TrainArguments) -> dict[str, Any]:
+    """Plain data, of which `from_json` makes the same arguments."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(dataclasses.asdict(arguments))
+
+
+def from_json(data: dict[str, Any]) -> TrainArguments:
+    """The arguments that `to_json` wrote.
+
+    Raises:
+      KeyError, TypeError: if it did not.
+    """
+    paths = {"prompts", "model", "text", "out", "resume"}
+
+    def group(kind: type, values: dict[str, Any]) -> Any:
+        kept = {k: Path(v) if k in paths and v is not None else v for k, v in values.items()}
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})
+
+    kinds = {f.name: f.type for f in dataclasses.fields(TrainArguments)}
+    classes = dict(zip(kinds, (World, Model, Pretraining, Reinforcement, Run), strict=True))
+    return TrainArguments(**{name: group(kind, data[name]) for name, kind in classes.items()})

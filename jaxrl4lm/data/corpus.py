@@ -1,0 +1,165 @@
+"""Text as arrays: documents to imitate, and prompts to complete.
+
+Shapes: `N` rows, `L` tokens.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from jaxrl4lm.data.files import Row, read_jsonl, read_text
+from jaxrl4lm.data.tokenizers import Tokenizer
+from jaxrl4lm.types import InputError
+
+
+class Document(NamedTuple):
+    """A text to imitate: what is given, and what follows it."""
+
+    prompt: str
+    completion: str
+
+
+class Corpus(NamedTuple):
+    """Documents as arrays; rows are padded on the right."""
+
+    tokens: np.ndarray
+    """int32 `[N, L]`."""
+    mask: np.ndarray
+    """bool `[N, L]`, True at real tokens."""
+    target_mask: np.ndarray
+    """bool `[N, L]`, True at the tokens of completions, their end included."""
+    cut: int
+    """How many documents were longer than L, and lost their end."""
+
+
+def read_documents(
+    path: pathlib.Path, prompt_column: str, completion_column: str, unit: Literal["line", "file"]
+) -> list[Document]:
+    """Documents of a file: a `.jsonl`'s rows; else each line of a plain text that is not blank, or the file as one.
+
+    Raises:
+      InputError: if the file cannot be used.
+    """
+    if path.suffix in (".jsonl", ".json"):
+        rows = read_jsonl(path, [prompt_column, completion_column])
+        return [Document(row.columns[prompt_column], row.columns[completion_column]) for row in rows]
+    text = read_text(path)
+    if unit == "file":
+        return [Document("", text)]
+    return [Document("", line) for line in text.split("\n") if line.strip()]
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a prompt, after the tokenizer's begin token if it has one."""
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return begin + tokenizer.encode(text)
+
+
+def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer, longest: int) -> Corpus:
+    """Documents as rows of at most `longest` tokens: begin, prompt, completion, end.
+
+    One document that is longer than ten rows is a stream: it is cut into rows, and nothing of it is lost.
+    """
+    if len(documents) == 1:
+        ids = encode_prompt(tokenizer, documents[0].prompt + documents[0].completion)
+        if len(ids) > 10 * longest:
+            rows = np.array(ids[: len(ids) // longest * longest], np.int32).reshape(-1, longest)
+            return Corpus(rows, np.ones(rows.shape, bool), np.ones(rows.shape, bool), 0)
+    encoded, starts, cut = [], [], 0
+    for document in documents:
+        prompt = encode_prompt(tokenizer, document.prompt)
+        ids = [*prompt, *tokenizer.encode(document.completion), tokenizer.eos_id]
+        cut += len(ids) > longest
+        encoded.append(ids[:longest])
+        starts.append(len(prompt))
+    tokens, mask = pad(encoded, max(map(len, encoded)), tokenizer.pad_id, left=False)
+    target_mask = mask & (np.arange(tokens.shape[1])[None] >= np.array(starts)[:, None])
+    return Corpus(tokens, mask, target_mask, cut)
+
+
+def pad(rows: Sequence[Sequence[int]], length: int, pad_id: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ids as int32 `[N, length]`, and the mask of real tokens."""
+    tokens = np.full((len(rows), length), pad_id, np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, ids in enumerate(rows):
+        span = slice(length - len(ids), length) if left else slice(0, len(ids))
+        tokens[i, span], mask[i, span] = ids, True
+    return tokens, mask
+
+
+def bucket(length: int) -> int:
+    """The least of 8, 16, 32, 48, 64, 96, 128, 192, ... that is not less: few shapes, at most a third of them padding."""
+    size = 8
+    while size < length:
+        if size >= 32 and length <= size * 3 // 2:
+            return size * 3 // 2
+        size *= 2
+    return size
+
+
+class PromptSet(NamedTuple):
+    """Prompts of a file, encoded."""
+
+    rows: list[Row]
+    texts: list[str]
+    ids: list[list[int]]
+
+    def batch(self, indices: Sequence[int], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and mask `[n, P]` of some prompts, padded on the left to a bucket."""
+        rows = [self.ids[i] for i in indices]
+        return pad(rows, bucket(max(map(len, rows))), pad_id, left=True)
+
+    def select(self, indices: Sequence[int]) -> "PromptSet":
+        """Some of the prompts."""
+        return PromptSet(*([column[i] for i in indices] for column in self))
+
+    def columns(self, indices: Sequence[int], copies: int) -> dict[str, list]:
+        """The other columns of some prompts, each value repeated for its copies; None where a row lacks one."""
+        names = {name: None for i in indices for name in self.rows[i].columns}
+        return {
+            name: [self.rows[i].columns.get(name) for i in indices for _ in range(copies)] for name in names
+        }
+
+
+def encode_prompts(rows: Sequence[Row], column: str, tokenizer: Tokenizer, source: str, room: int, context: int) -> PromptSet:
+    """Prompts ready to complete.
+
+    Args:
+      rows: of a JSONL file, with the text in `column`.
+      source: the file's name, for messages.
+      room: tokens of the longest completion.
+      context: tokens that prompt and completion may have together.
+    Raises:
+      InputError: naming the line, if a prompt is empty to the tokenizer or leaves no room for a completion.
+    """
+    texts = [row.columns[column] for row in rows]
+    encoded = []
+    for row, text in zip(rows, texts, strict=True):
+        try:
+            ids = encode_prompt(tokenizer, text)
+        except ValueError as error:
+            raise InputError(f"{source}, line {row.line}: {error}") from None
+        if not ids:
+            raise InputError(f"{source}, line {row.line}: the prompt is empty, and the tokenizer has no begin token")
+        if len(ids) + room > context:
+            raise InputError(
+                f"{source}, line {row.line}: the prompt has {len(ids)} tokens, which with --max-new-tokens {room} exceeds "
+                f"the context of {context}: shorten the prompt, or raise --context (lower --max-new-tokens)"
+            )
+        encoded.append(ids)
+    return PromptSet(list(rows), texts, encoded)
+
+
+def epoch_rows(seed: int, first: int, count: int, size: int) -> np.ndarray:
+    """Rows number first ... first + count − 1 of an endless stream that visits `size` rows in a new random order each epoch.
+
+    A function of its arguments alone, so that a resumed run sees what an uninterrupted one would have seen.
+    """
+    positions = np.arange(first, first + count)
+    order = {
+        epoch: np.random.Generator(np.random.Philox(key=[seed % 2**64, epoch])).permutation(size)
+        for epoch in np.unique(positions // size).tolist()
+    }
+    return np.array([order[p // size][p % size] for p in positions.tolist()], np.int32)

@@ -1,0 +1,67 @@
+"""Reading what users bring: JSONL rows and text, with errors that name the file and the line."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxrl4lm.types import InputError
+
+
+class Row(NamedTuple):
+    """One line of a JSONL file."""
+
+    line: int
+    """Counted from 1."""
+    columns: dict[str, Any]
+
+
+def read_text(path: pathlib.Path) -> str:
+    """The whole of a UTF-8 file.
+
+    Raises:
+      InputError: if it is missing, unreadable, not UTF-8 or empty.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: check the path") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): convert it") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise InputError(f"{path} is empty: give it at least one line")
+    return text
+
+
+def read_jsonl(path: pathlib.Path, required: Sequence[str]) -> list[Row]:
+    """The rows of a JSONL file; blank lines are skipped.
+
+    Args:
+      required: columns that every row must have, with text in them.
+    Raises:
+      InputError: if the file or a line of it cannot be used.
+    """
+    rows = []
+    # Only a line feed ends a line of JSONL: other separators may stand inside strings.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            columns = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from None
+        if not isinstance(columns, dict):
+            raise InputError(f"{path}, line {number}: a {type(columns).__name__} where an object is expected")
+        for name in required:
+            if name not in columns:
+                found = ", ".join(map(repr, columns)) or "none"
+                raise InputError(f"{path}, line {number}: no column {name!r}; its columns are {found}")
+            if not isinstance(columns[name], str):
+                kind = type(columns[name]).__name__
+                raise InputError(f"{path}, line {number}: column {name!r} holds a {kind} where text is expected")
+        rows.append(Row(number, columns))
+    return rows

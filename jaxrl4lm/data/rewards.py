@@ -1,0 +1,129 @@
+"""Rewards as Python functions with the signature `reward(prompts, completions, **columns) -> list[float]`."""
+
+import importlib.util
+import math
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+
+from jaxrl4lm.types import InputError
+
+Reward = Callable[..., Sequence[float]]
+
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+
+
+def exact_match(prompts, completions, answer, **columns) -> list[float]:
+    """1 where the completion is the column `answer`, white space around it aside."""
+    return [float(c.strip() == str(a).strip()) for c, a in zip(completions, answer, strict=True)]
+
+
+def numeric_answer(prompts, completions, answer, **columns) -> list[float]:
+    """1 where the last number in the completion equals the last number in the column `answer`."""
+
+    def last(text: str) -> float | None:
+        found = NUMBER.findall(str(text))
+        return float(found[-1].replace(",", "")) if found else None
+
+    return [float(last(c) is not None and last(c) == last(a)) for c, a in zip(completions, answer, strict=True)]
+
+
+def length(target: int) -> Reward:
+    """1 at `target` characters, falling linearly to 0 at none and at twice as many."""
+
+    def reward(prompts, completions, **columns) -> list[float]:
+        return [max(0.0, 1 - abs(len(c) - target) / target) for c in completions]
+
+    return reward
+
+
+def regex(pattern: str) -> Reward:
+    """1 where the pattern is found in the completion."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"--reward regex:{pattern}: not a regular expression ({error})") from None
+
+    def reward(prompts, completions, **columns) -> list[float]:
+        return [float(compiled.search(c) is not None) for c in completions]
+
+    return reward
+
+
+def parse(text: str) -> Reward:
+    """The reward that an option names: `exact_match`, `numeric_answer`, `length:N`, `regex:PATTERN` or `FILE.py:function`.
+
+    Raises:
+      InputError: if there is no such reward.
+    """
+    name, _, argument = text.partition(":")
+    if name in ("exact_match", "numeric_answer") and not argument:
+        return {"exact_match": exact_match, "numeric_answer": numeric_answer}[name]
+    if name == "length":
+        if not argument.isdecimal() or int(argument) == 0:
+            raise InputError(f"--reward {text}: say how many characters, as in length:20")
+        return length(int(argument))
+    if name == "regex":
+        return regex(argument)
+    path, _, function = text.rpartition(":")
+    if not path.endswith(".py"):
+        raise InputError(
+            f"--reward {text}: not a reward; use exact_match, numeric_answer, length:N, regex:PATTERN or FILE.py:function"
+        )
+    return _load(pathlib.Path(path), function)
+
+
+def _load(path: pathlib.Path, function: str) -> Reward:
+    if not path.is_file():
+        raise InputError(f"--reward: {path} does not exist: check the path")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--reward: {path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file does wrong
+        raise InputError(f"--reward: importing {path} raised {type(error).__name__}: {error}") from error
+    reward = getattr(module, function, None)
+    if not callable(reward):
+        raise InputError(f"--reward: {path} has no function {function!r}")
+    return reward
+
+
+def call(
+    reward: Reward, name: str, prompts: Sequence[str], completions: Sequence[str], columns: dict[str, list]
+) -> list[float]:
+    """Scores of the completions, checked.
+
+    Raises:
+      InputError: naming the reward and the prompt, if it raises, returns the wrong number of scores, or one that is not a
+        finite number.
+    """
+    columns = {k: v for k, v in columns.items() if k not in ("prompts", "completions")}
+    try:
+        scores = reward(prompts=list(prompts), completions=list(completions), **columns)
+    except Exception as error:  # whatever the user's function does wrong
+        raise InputError(
+            f"the reward {name} raised {type(error).__name__}: {error} (first prompt of the batch: {_short(prompts[0])})"
+        ) from error
+    try:
+        scores = list(scores)
+    except TypeError:
+        raise InputError(f"the reward {name} returned a {type(scores).__name__}: return a list of floats") from None
+    if len(scores) != len(completions):
+        raise InputError(
+            f"the reward {name} returned {len(scores)} scores for {len(completions)} completions "
+            f"(first prompt of the batch: {_short(prompts[0])}): return one for each"
+        )
+    for score, prompt in zip(scores, prompts, strict=True):
+        try:
+            finite = math.isfinite(float(score))
+        except (TypeError, ValueError):
+            finite = False
+        if not finite:
+            raise InputError(f"the reward {name} returned {score!r} for the prompt {_short(prompt)}: return a finite number")
+    return [float(score) for score in scores]
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

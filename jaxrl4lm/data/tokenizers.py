@@ -1,0 +1,79 @@
+"""Text to token ids and back, over characters or bytes."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+PAD, EOS, BOS = 0, 1, 2
+SPECIAL = 3
+"""Ids below this are the pad, end and begin tokens."""
+
+
+class Tokenizer(Protocol):
+    """What the library asks of a tokenizer. `pad_id` and `eos_id` differ; a `bos_id` of None means prompts begin bare."""
+
+    pad_id: int
+    eos_id: int
+    bos_id: int | None
+    vocab_size: int
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the text, without special tokens."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids, special tokens left out."""
+        ...
+
+
+@dataclass(frozen=True)
+class CharacterTokenizer:
+    """One token a character, after the pad, end and begin tokens."""
+
+    characters: str
+    pad_id: int = PAD
+    eos_id: int = EOS
+    bos_id: int | None = BOS
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> "CharacterTokenizer":
+        """The tokenizer of every character that occurs."""
+        return cls("".join(sorted(set().union(*texts))))
+
+    @property
+    def vocab_size(self) -> int:
+        return SPECIAL + len(self.characters)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids.
+
+        Raises:
+          ValueError: if a character is not in the vocabulary.
+        """
+        index = {c: SPECIAL + i for i, c in enumerate(self.characters)}
+        unknown = [c for c in text if c not in index]
+        if unknown:
+            raise ValueError(f"the character {unknown[0]!r} is not in the vocabulary of {len(self.characters)} characters")
+        return [index[c] for c in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids, special tokens left out."""
+        return "".join(self.characters[i - SPECIAL] for i in ids if SPECIAL <= i < self.vocab_size)
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """One token a byte of UTF-8, after the pad, end and begin tokens: any text goes through."""
+
+    pad_id: int = PAD
+    eos_id: int = EOS
+    bos_id: int | None = BOS
+    vocab_size: int = SPECIAL + 256
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids."""
+        return [SPECIAL + b for b in text.encode("utf-8", errors="surrogatepass")]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids; bytes that are not UTF-8 become the replacement character."""
+        return bytes(i - SPECIAL for i in ids if SPECIAL <= i < self.vocab_size).decode("utf-8", errors="replace")

@@ -1,0 +1,62 @@
+"""Choosing one token a row: the largest, or a draw by the inverse of the cumulative distribution."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.types import Array, Key
+
+BLOCK = 128
+
+
+def greedy(logits: Array) -> Array:
+    """Index `[B]` of the largest logit of each row `[B, V]`; the first of equals.
+
+    A maximum and a minimum over indices: XLA's two-operand argmax is several times slower on CPU.
+    """
+    vocab = logits.shape[-1]
+    index = jnp.arange(vocab, dtype=jnp.int32)[None]
+    best = jnp.where(logits == logits.max(-1, keepdims=True), index, vocab)
+    # A row of nan has no maximum: stay inside the vocabulary, the caller sees the nan in the log-probability.
+    return jnp.minimum(best.min(-1), vocab - 1)
+
+
+def draw(logits: Array, uniform: Array) -> Array:
+    """Tokens `[B]` drawn from softmax(logits `[B, V]`) by inverse transform of one uniform `[B]` in [0, 1) a
+    row.
+
+    Never returns a token of probability 0. Large vocabularies are searched in two levels, so that only the
+    sums of blocks and one block a row are accumulated.
+    """
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+    batch, vocab = weights.shape
+    if vocab <= 2 * BLOCK:
+        return _search(weights, uniform * weights.sum(-1))[0]
+    blocks = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK))).reshape(batch, -1, BLOCK)
+    sums = blocks.sum(-1)
+    block, before = _search(sums, uniform * sums.sum(-1))
+    row = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    # What is left of the target inside the block; rounding may leave it on the block's edge or beyond.
+    token, _ = _search(row, jnp.clip(uniform * sums.sum(-1) - before, 0.0, row.sum(-1)))
+    return block * BLOCK + token
+
+
+def _search(weights: Array, target: Array) -> tuple[Array, Array]:
+    """First index with weight > 0 whose running sum exceeds the target (else the last with weight > 0), and
+    the sum before it."""
+    size = weights.shape[-1]
+    index = jnp.arange(size, dtype=jnp.int32)[None]
+    running = jnp.cumsum(weights, axis=-1)
+    real = weights > 0
+    first = jnp.where(real & (running > target[:, None]), index, size).min(-1)
+    last = jnp.where(real, index, 0).max(-1)
+    found = jnp.minimum(first, last)
+    before = jnp.take_along_axis(running - weights, found[:, None], axis=-1)[:, 0]
+    return found, before
+
+
+def row_uniforms(key: Key, rows: Array, steps: int) -> Array:
+    """Uniforms `[B, steps]` from keys fold_in(fold_in(key, row), step): a row's draws do not depend on its
+    batch."""
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    step_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(row_keys, jnp.arange(steps))
+    return jax.vmap(jax.vmap(jax.random.uniform))(step_keys)

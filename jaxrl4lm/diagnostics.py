@@ -1,0 +1,202 @@
+"""What experts look at, computed once from arrays: dicts of `reduce.Fraction` (and `Maximum`), not of means.
+
+Inside `jit` each function gives (total, denominator) pairs, which `combine` adds over micro-batches (and
+`jax.lax.psum` over devices) and `finish` divides, once. A masked slot is never read. Nothing here has a gradient.
+
+    metrics = diagnostics.combine(*[diagnostics.policy(...) for micro_batch in ...])
+    row = diagnostics.finish(metrics)
+
+| here | TRL | verl |
+|---|---|---|
+| `policy/clip_frac_low`, `policy/clip_frac_high` | `clip_ratio/low_mean`, `clip_ratio/high_mean` | their sum: `actor/pg_clipfrac` |
+| `policy/approx_kl` (k3 of π_old and π, on samples of π_old) | | `actor/ppo_kl` (their −mean log ρ is k1) |
+| `policy/entropy` (exact) | `entropy` | `actor/entropy` |
+| `kl/ref`, `kl/ref_sequence` | `kl` (k3, per token) | `actor/kl_loss` |
+| `mismatch/logprob_diff_max` | `sampling/sampling_logp_difference/max` | |
+| `value/explained_variance` | | `critic/vf_explained_var` |
+| `reward/mean`, `reward/std` | `reward`, `reward_std` | `critic/score/mean` |
+| `group/frac_zero_std` | `frac_reward_zero_std` | |
+| `completion/length_mean`, `completion/truncated_frac` | `completions/mean_length`, `completions/clipped_ratio` | `response_length/mean`, `response_length/clip_ratio` |
+"""  # noqa: E501
+
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.losses import kl as kl_estimators
+from jaxrl4lm.losses.importance import probability_ratio
+from jaxrl4lm.losses.value import squared_value
+from jaxrl4lm.reduce import (
+    Fraction,
+    add,
+    as_float,
+    divide,
+    mask_inputs,
+    masked_variance,
+    sequence_sum_fraction,
+    spread,
+    token_fraction,
+)
+from jaxrl4lm.types import Array, ScalarLike
+
+
+class Maximum(NamedTuple):
+    """The largest of something: combined by a maximum (over devices: `jax.lax.pmax`)."""
+
+    value: Array
+
+
+Diagnostics: TypeAlias = dict[str, Fraction | Maximum]
+
+
+def combine(*diagnostics: Mapping[str, Fraction | Maximum]) -> Diagnostics:
+    """The diagnostics of the union of micro-batches with the same keys: fractions added, maxima compared."""
+
+    def merge(*entries: Fraction | Maximum) -> Fraction | Maximum:
+        fractions = [entry for entry in entries if isinstance(entry, Fraction)]
+        if fractions:
+            return add(*fractions)
+        return Maximum(jnp.stack([entry.value for entry in entries if isinstance(entry, Maximum)]).max(0))
+
+    return {name: merge(*(each[name] for each in diagnostics)) for name in diagnostics[0]}
+
+
+def finish(diagnostics: Mapping[str, Fraction | Maximum]) -> dict[str, Array]:
+    """Numbers to report: each fraction divided; 0 where nothing was counted."""
+    return {
+        name: divide(entry) if isinstance(entry, Fraction) else entry.value
+        for name, entry in diagnostics.items()
+    }
+
+
+def _mean_and_std(name: str, values: Array, mask: Array | None) -> Diagnostics:
+    """Over micro-batches the mean is exact, and the standard deviation the weighted mean of theirs."""
+    mean = token_fraction(values, mask)
+    std = jnp.sqrt(masked_variance(values, mask))
+    return {f"{name}/mean": mean, f"{name}/std": Fraction(std * mean.denominator, mean.denominator)}
+
+
+def policy(
+    log_probs: Array,
+    old_log_probs: Array,
+    advantages: Array,
+    *,
+    clip_eps: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
+    entropies: Array | None = None,
+    loss: Array | None = None,
+    mask: Array | None = None,
+) -> Diagnostics:
+    """Ratio, clipping, movement from π_old, and the advantages.
+
+    Args:
+      log_probs: log π(a_t|s_t), any shape, in nats.
+      old_log_probs: those of the behaviour policy.
+      advantages: A.
+      clip_eps: ε of the clip.
+      clip_eps_high: ε_high of the clip; ε if None.
+      entropies: exact entropies, if at hand.
+      loss: the unreduced policy loss, if at hand.
+      mask: the tokens that count.
+    Returns:
+      `policy/ratio_mean`, `policy/ratio_max`, `policy/clip_frac_low` (ρ < 1−ε and A < 0: tokens whose
+      gradient the lower bound removes), `policy/clip_frac_high` (ρ > 1+ε_high and A > 0),
+      `policy/approx_kl` (k3 of
+      KL(π_old‖π), on samples of π_old, per token), `mismatch/logprob_diff_max`, `advantage/mean`,
+      `advantage/std`, and `policy/entropy`, `policy/loss` where given.
+    """
+    keep, log_probs, old_log_probs, advantages = jax.lax.stop_gradient(
+        mask_inputs(mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
+    )
+    ratios = probability_ratio(log_probs - old_log_probs)
+    high = clip_eps if clip_eps_high is None else clip_eps_high
+    metrics: Diagnostics = {
+        "policy/ratio_mean": token_fraction(ratios, keep),
+        "policy/ratio_max": Maximum(jnp.max(jnp.where(keep, ratios, 0))),
+        "policy/clip_frac_low": token_fraction((ratios < 1 - jnp.asarray(clip_eps)) & (advantages < 0), keep),
+        "policy/clip_frac_high": token_fraction((ratios > 1 + jnp.asarray(high)) & (advantages > 0), keep),
+        "policy/approx_kl": token_fraction(kl_estimators.k3(old_log_probs, log_probs, mask=keep), keep),
+        "mismatch/logprob_diff_max": Maximum(jnp.max(jnp.abs(log_probs - old_log_probs))),
+        **_mean_and_std("advantage", advantages, keep),
+    }
+    extra = {"policy/entropy": entropies, "policy/loss": loss}
+    return metrics | {
+        name: token_fraction(jax.lax.stop_gradient(values), keep)
+        for name, values in extra.items()
+        if values is not None
+    }
+
+
+def value(
+    values: Array, targets: Array, *, loss: Array | None = None, mask: Array | None = None
+) -> Diagnostics:
+    """How much of the targets a value function explains.
+
+    Args:
+      values: V(s_t), any shape.
+      targets: R.
+      loss: the unreduced value loss; ½(V−R)² if None.
+      mask: the elements that count.
+    Returns:
+      `value/loss`, `value/mean`, and `value/explained_variance` = 1 − Var(R − V)/Var(R), as
+      (Σ(R−R̄)² − Σ(e−ē)², Σ(R−R̄)²): over micro-batches the variances are pooled.
+    """
+    keep, values, targets = jax.lax.stop_gradient(mask_inputs(mask, values=values, targets=targets))
+    loss = squared_value(values, targets, mask=keep) if loss is None else jax.lax.stop_gradient(loss)
+    count = keep.sum(dtype=values.dtype)
+    total = masked_variance(targets, keep) * count
+    unexplained = masked_variance(targets - values, keep) * count
+    return {
+        "value/loss": token_fraction(loss, keep),
+        "value/mean": token_fraction(values, keep),
+        "value/explained_variance": Fraction(total - unexplained, total),
+    }
+
+
+def reference_kl(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = None) -> Diagnostics:
+    """`kl/ref` per token (k3) and `kl/ref_sequence` per sequence (Σ k1, unbiased); time is the last axis."""
+    log_probs, ref_log_probs = jax.lax.stop_gradient((log_probs, ref_log_probs))
+    return {
+        "kl/ref": token_fraction(kl_estimators.k3(log_probs, ref_log_probs, mask=mask), mask),
+        "kl/ref_sequence": sequence_sum_fraction(kl_estimators.k1(log_probs, ref_log_probs, mask=mask), mask),
+    }
+
+
+def rewards(rewards: Array, *, success: ScalarLike = 1.0) -> Diagnostics:
+    """What the completions of a batch earned.
+
+    Args:
+      rewards: [groups, n].
+      success: the least reward that counts as solved.
+    Returns:
+      `reward/mean`, `reward/std`, `group/frac_zero_std` (groups that carry no information), `pass_at_1` and
+      `pass_at_n` (share of completions, and of groups with at least one completion, that reach `success`).
+    """
+    rewards = as_float(rewards)
+    solved = rewards >= success
+    return {
+        **_mean_and_std("reward", rewards, None),
+        "group/frac_zero_std": token_fraction(~spread(rewards, axis=-1)),
+        "pass_at_1": token_fraction(solved),
+        "pass_at_n": token_fraction(solved.any(-1)),
+    }
+
+
+def completions(mask: Array, ended: Array) -> Diagnostics:
+    """Lengths and ends of completions.
+
+    Args:
+      mask: the tokens of each completion, its end included [..., T].
+      ended: did it end by itself, rather than at the length limit [...].
+    Returns:
+      `completion/length_mean`, `completion/eos_frac`, `completion/truncated_frac`.
+    """
+    lengths = (jnp.asarray(mask) != 0).sum(-1)
+    ended = jnp.asarray(ended) != 0
+    return {
+        "completion/length_mean": token_fraction(lengths),
+        "completion/eos_frac": token_fraction(ended),
+        "completion/truncated_frac": token_fraction(~ended),
+    }

@@ -1,0 +1,99 @@
+"""Categorical and diagonal Gaussian distributions, as functions of their parameters.
+
+Softmax statistics are taken in float32 (float64 for float64 logits), also of bfloat16 logits. The log-prob
+of a chosen action is a gather and a logsumexp: no one-hot and no second array of the size of the logits.
+Logits of −inf (forbidden actions) are allowed everywhere: they have probability 0 and contribute 0 to
+entropies and divergences. All values are in nats.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.reduce import as_float
+from jaxrl4lm.types import Array, Key
+
+
+def categorical_log_prob(logits: Array, actions: Array) -> Array:
+    """log softmax(z)[a] = z_a − logsumexp(z).
+
+    Args:
+      logits: [..., A], unnormalised.
+      actions: integers [...].
+    Returns:
+      [...], in nats.
+    Raises:
+      ValueError: if `actions` does not have the shape of `logits` without its last axis.
+
+    >>> float(categorical_log_prob(jnp.zeros(4), jnp.array(2)))  # log 1/4
+    -1.3862943649291992
+    """
+    actions = jnp.asarray(actions)
+    if actions.shape != jnp.shape(logits)[:-1]:
+        raise ValueError(
+            f"actions has shape {actions.shape}, logits {jnp.shape(logits)}: actions must have the shape "
+            f"{jnp.shape(logits)[:-1]}, one index per row of logits."
+        )
+    logits = as_float(logits)
+    chosen = jnp.take_along_axis(logits, actions[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def categorical_entropy(logits: Array) -> Array:
+    """Exact entropy H = logsumexp(z) − Σ softmax(z)·z of each row [..., A] → [...], in nats.
+
+    >>> float(categorical_entropy(jnp.zeros(4)))  # log 4
+    1.3862943649291992
+    """
+    logits = as_float(logits)
+    probs = jax.nn.softmax(logits, axis=-1)
+    finite = jnp.where(jnp.isneginf(logits), 0, logits)
+    return jax.nn.logsumexp(logits, axis=-1) - (probs * finite).sum(-1)
+
+
+def categorical_kl(logits: Array, other_logits: Array) -> Array:
+    """KL(p‖q) = Σ p·(log p − log q), p = softmax(logits), q = softmax(other_logits): [..., A] → [...].
+
+    Gradients flow through both; it is inf where p puts mass on what q forbids.
+    """
+    log_p = jax.nn.log_softmax(as_float(logits), axis=-1)
+    log_q = jax.nn.log_softmax(as_float(other_logits), axis=-1)
+    possible = ~jnp.isneginf(log_p)
+    difference = jnp.where(possible, log_p, 0) - jnp.where(possible, log_q, 0)
+    return (jnp.exp(log_p) * difference).sum(-1)
+
+
+def categorical_sample(key: Key, logits: Array) -> Array:
+    """An action per row of logits [..., A] → integers [...]."""
+    return jax.random.categorical(key, as_float(logits), axis=-1)
+
+
+def gaussian_log_prob(mean: Array, log_std: Array, actions: Array) -> Array:
+    """log N(a; μ, diag σ²) = Σ_d −½((a−μ)/σ)² − log σ − ½ log 2π, over the last axis: [..., D] → [...]."""
+    mean, log_std, actions = as_float(mean), as_float(log_std), as_float(actions)
+    log_std = jnp.broadcast_to(log_std, mean.shape)
+    standard = (actions - mean) * jnp.exp(-log_std)
+    return (-0.5 * standard**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def gaussian_entropy(log_std: Array) -> Array:
+    """H = Σ_d log σ_d + ½ log 2πe, over the last axis: [..., D] → [...]."""
+    return (as_float(log_std) + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+
+def gaussian_kl(mean: Array, log_std: Array, other_mean: Array, other_log_std: Array) -> Array:
+    """KL(N(μ, σ²)‖N(μ′, σ′²)) = Σ_d log σ′/σ + (σ² + (μ−μ′)²)/2σ′² − ½: [..., D] → [...]."""
+    mean, other_mean = as_float(mean), as_float(other_mean)
+    log_std = jnp.broadcast_to(as_float(log_std), mean.shape)
+    other_log_std = jnp.broadcast_to(as_float(other_log_std), mean.shape)
+    log_ratio = log_std - other_log_std
+    standard = (mean - other_mean) * jnp.exp(-other_log_std)
+    return (0.5 * (jnp.exp(2 * log_ratio) - 1 + standard**2) - log_ratio).sum(-1)
+
+
+def gaussian_sample(key: Key, mean: Array, log_std: Array) -> Array:
+    """An action μ + σ·ε per row: [..., D] → [..., D]."""
+    mean = as_float(mean)
+    log_std = jnp.broadcast_to(as_float(log_std), mean.shape)
+    return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)

@@ -1,0 +1,1 @@
+"""Environments with the gymnax 1.0 interface."""

@@ -1,0 +1,92 @@
+"""The token-level Markov decision process of any task, one gymnax step a token: slow and obviously right."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from jaxrl4lm.tasks.task import Prompts, Task, token_rewards
+from jaxrl4lm.types import Array, Key
+
+
+@struct.dataclass
+class EnvState(environment.EnvState):
+    """One episode: a prompt and the completion so far."""
+
+    prompts: Prompts
+    """Of one problem; leaves `[1, ...]`."""
+    completion: Array
+    """int32 `[T]`, pad beyond `time`."""
+    time: Array
+    """Tokens chosen so far."""
+
+
+@struct.dataclass
+class EnvParams(environment.EnvParams):
+    max_steps_in_episode: int = 1
+
+
+class TokenEnvironment(environment.Environment[EnvState, EnvParams]):
+    """States are texts, actions are tokens; the end token terminates, the length limit truncates.
+
+    An observation is the dictionary of `tokens` int32 `[P + T]` (the prompt, then the completion so far) and `mask`
+    bool `[P + T]`, True at real tokens.
+    """
+
+    def __init__(self, task: Task):
+        super().__init__()
+        self.task = task
+
+    @property
+    def default_params(self) -> EnvParams:
+        return EnvParams(max_steps_in_episode=self.task.completion_length)
+
+    def reset_env(self, key: Key, params: EnvParams) -> tuple[dict[str, Array], EnvState]:
+        """Draws a problem."""
+        return self.reset_to(self.task.sample(key, 1), params)
+
+    def reset_to(self, prompts: Prompts, params: EnvParams) -> tuple[dict[str, Array], EnvState]:
+        """Starts an episode on one given problem, leaves `[1, ...]`."""
+        pad = jnp.full((self.task.completion_length,), self.task.tokenizer.pad_id, jnp.int32)
+        state = EnvState(prompts=prompts, completion=pad, time=jnp.int32(0))
+        return self.get_obs(state), state
+
+    def step_env(
+        self, key: Key, state: EnvState, action: Array, params: EnvParams
+    ) -> tuple[dict[str, Array], EnvState, Array, Array, dict[Any, Any]]:
+        """Appends a token. A score of the whole completion is paid when the episode ends, either way."""
+        del key
+        completion = state.completion.at[state.time].set(action)
+        state = state.replace(completion=completion, time=state.time + 1)
+        terminated = self.is_terminated(state, params)
+        done = terminated | self.is_truncated(state, params)
+        mask = (jnp.arange(completion.shape[0]) < state.time)[None]
+        rewards = self.task.reward(state.prompts, completion[None], mask)
+        reward = token_rewards(rewards, mask)[0, state.time - 1]
+        if rewards.ndim == 1:
+            reward = jnp.where(done, reward, 0.0)
+        return self.get_obs(state), state, reward, terminated, {"discount": self.discount(state, params)}
+
+    def get_obs(self, state: EnvState, params=None, key=None) -> dict[str, Array]:
+        chosen = jnp.arange(state.completion.shape[0]) < state.time
+        return {
+            "tokens": jnp.concatenate([state.prompts.tokens[0], state.completion]),
+            "mask": jnp.concatenate([state.prompts.mask[0], chosen]),
+        }
+
+    def is_terminated(self, state: EnvState, params: EnvParams) -> Array:
+        last = state.completion[jnp.maximum(state.time - 1, 0)]
+        return (state.time > 0) & (last == self.task.tokenizer.eos_id)
+
+    @property
+    def num_actions(self) -> int:
+        return self.task.tokenizer.vocab_size
+
+    def action_space(self, params: EnvParams | None = None) -> spaces.Discrete:
+        return spaces.Discrete(self.num_actions)
+
+    def observation_space(self, params: EnvParams | None = None) -> spaces.Dict:
+        length = self.task.prompt_length + self.task.completion_length
+        tokens = spaces.Box(0, self.num_actions - 1, (length,), jnp.int32)
+        return spaces.Dict({"tokens": tokens, "mask": spaces.Box(0, 1, (length,), jnp.bool_)})

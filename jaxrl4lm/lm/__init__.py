@@ -1,0 +1,7 @@
+"""Training language models: teacher forcing and reinforcement learning."""
+
+from jaxrl4lm.lm import algorithms, reinforcement, supervised
+from jaxrl4lm.lm.config import ReinforcementConfig, SupervisedConfig
+from jaxrl4lm.lm.rollout import Rollout, rollout
+
+__all__ = ["ReinforcementConfig", "Rollout", "SupervisedConfig", "algorithms", "reinforcement", "rollout", "supervised"]

@@ -1,0 +1,154 @@
+"""Losses on log-probabilities, values and advantages: one value per element, averaged by `jaxrl4lm.reduce`.
+
+Nothing here knows a model, a config or a trainer. Every loss is a pure function with these properties:
+
+- unreduced: the shape of its first argument, in float32 (float64 for float64 input); the other arguments
+  broadcast to it with equal rank;
+- where `mask` is False the loss and its gradient are exactly 0, whatever stands there (nan, inf);
+- gradients flow through the policy's or the prediction's argument only; advantages, targets, behaviour and
+  reference log-probs are constants;
+- hyper-parameters may be traced, and mapped over.
+"""
+
+from jaxrl4lm.losses import (
+    chunked,
+    importance,
+    kl,
+    language_model,
+    policy_gradient,
+    ppo,
+    preference,
+    sequence_ratio,
+    trpo,
+    value,
+)
+from jaxrl4lm.losses.chunked import chunked_token_log_probs
+from jaxrl4lm.losses.importance import (
+    masked_importance_weights,
+    probability_ratio,
+    truncated_importance_weights,
+)
+from jaxrl4lm.losses.kl import (
+    adaptive_controller,
+    doubling_controller,
+    exact,
+    fixed_controller,
+    k1,
+    k2,
+    k3,
+    k3_value_k2_gradient,
+    sequence_k2,
+    sequence_ratio_k1,
+    sequence_ratio_k3,
+)
+from jaxrl4lm.losses.language_model import (
+    cross_entropy,
+    forward_distillation,
+    generalized_jsd,
+    next_token_cross_entropy,
+    reverse_distillation,
+    z_loss,
+)
+from jaxrl4lm.losses.policy_gradient import a2c, cispo, entropy, gpg, reinforce
+from jaxrl4lm.losses.ppo import ppo_clip, ppo_kl_penalty, sapo
+from jaxrl4lm.losses.preference import (
+    apo_down,
+    apo_zero,
+    bradley_terry,
+    cpo,
+    dpo,
+    exo,
+    hinge,
+    ipo,
+    kto,
+    kto_reference_kl,
+    nca,
+    orpo,
+    robust_dpo,
+    simpo,
+    sppo,
+)
+from jaxrl4lm.losses.sequence_ratio import gmpo, gspo, gspo_token
+from jaxrl4lm.losses.trpo import conjugate_gradient, fisher_vector_product, line_search, surrogate
+from jaxrl4lm.losses.value import (
+    clipped_value,
+    double_q_learning_error,
+    expected_sarsa_error,
+    huber_value,
+    q_learning_error,
+    sarsa_error,
+    squared_value,
+    td_error,
+)
+
+__all__ = [
+    "a2c",
+    "adaptive_controller",
+    "apo_down",
+    "apo_zero",
+    "bradley_terry",
+    "chunked",
+    "chunked_token_log_probs",
+    "cispo",
+    "clipped_value",
+    "conjugate_gradient",
+    "cpo",
+    "cross_entropy",
+    "double_q_learning_error",
+    "doubling_controller",
+    "dpo",
+    "entropy",
+    "exact",
+    "exo",
+    "expected_sarsa_error",
+    "fisher_vector_product",
+    "fixed_controller",
+    "forward_distillation",
+    "generalized_jsd",
+    "gmpo",
+    "gpg",
+    "gspo",
+    "gspo_token",
+    "hinge",
+    "huber_value",
+    "importance",
+    "ipo",
+    "k1",
+    "k2",
+    "k3",
+    "k3_value_k2_gradient",
+    "kl",
+    "kto",
+    "kto_reference_kl",
+    "language_model",
+    "line_search",
+    "masked_importance_weights",
+    "nca",
+    "next_token_cross_entropy",
+    "orpo",
+    "policy_gradient",
+    "ppo",
+    "ppo_clip",
+    "ppo_kl_penalty",
+    "preference",
+    "probability_ratio",
+    "q_learning_error",
+    "reinforce",
+    "reverse_distillation",
+    "robust_dpo",
+    "sapo",
+    "sarsa_error",
+    "sequence_k2",
+    "sequence_ratio",
+    "sequence_ratio_k1",
+    "sequence_ratio_k3",
+    "simpo",
+    "sppo",
+    "squared_value",
+    "surrogate",
+    "td_error",
+    "trpo",
+    "truncated_importance_weights",
+    "value",
+    "z_loss",
+]

@@ -1,0 +1,77 @@
+"""Probability ratios, and weights that correct for sampling from another policy.
+
+The logarithm of a ratio is held within ±20: exp(100) would give an infinite ratio, and a nan gradient even
+where a clip is active.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.reduce import mask_inputs
+from jaxrl4lm.types import Array, ScalarLike
+
+MAX_LOG_RATIO = 20.0
+
+
+def probability_ratio(log_ratios: Array) -> Array:
+    """ρ = exp(log π − log π_old), the logarithm held within ±20, beyond which there is no gradient."""
+    return jnp.exp(jnp.clip(log_ratios, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+
+def _mismatch(
+    log_probs: Array, sampler_log_probs: Array, mask: Array | None, per_sequence: bool
+) -> tuple[Array, Array]:
+    """(mask, π_train/π_sampler) of each token, or of its sequence."""
+    keep, log_probs, sampler_log_probs = mask_inputs(
+        mask, log_probs=log_probs, sampler_log_probs=sampler_log_probs
+    )
+    log_ratios = jax.lax.stop_gradient(log_probs - sampler_log_probs)
+    if per_sequence:
+        log_ratios = jnp.broadcast_to(log_ratios.sum(-1, keepdims=True), log_ratios.shape)
+    return keep, probability_ratio(log_ratios)
+
+
+def truncated_importance_weights(
+    log_probs: Array,
+    sampler_log_probs: Array,
+    *,
+    cap: ScalarLike = 2.0,
+    per_sequence: bool = False,
+    mask: Array | None = None,
+) -> Array:
+    """min(π_train/π_sampler, C): weights of a loss per token whose sampling engine is not the trainer.
+
+    Args:
+      log_probs: of the sampled tokens by the training engine at sampling time [..., T].
+      sampler_log_probs: of the same tokens by the engine that sampled them.
+      cap: C.
+      per_sequence: the ratio of whole sequences (time last), on each of their tokens, instead of one per
+      token.
+      mask: the tokens that count.
+    Returns:
+      Weights of the shape of `log_probs`, 0 where masked. Constants: no gradient flows through either
+      argument.
+    Reference: Ionides 2008, truncated importance sampling; Yao et al. 2025, "Your efficient RL framework
+      secretly brings you off-policy RL training".
+    """
+    keep, ratios = _mismatch(log_probs, sampler_log_probs, mask, per_sequence)
+    return jnp.where(keep, jnp.minimum(ratios, cap), 0)
+
+
+def masked_importance_weights(
+    log_probs: Array,
+    sampler_log_probs: Array,
+    *,
+    low: ScalarLike = 0.5,
+    high: ScalarLike = 2.0,
+    per_sequence: bool = False,
+    mask: Array | None = None,
+) -> Array:
+    """ρ = π_train/π_sampler where low ≤ ρ ≤ high, else 0: tokens on which the engines disagree are dropped.
+
+    Arguments and result as of `truncated_importance_weights`.
+
+    Reference: Ling Team 2025, arXiv:2510.18855 (IcePop); Liu et al. 2025, "When speed kills stability".
+    """
+    keep, ratios = _mismatch(log_probs, sampler_log_probs, mask, per_sequence)
+    return jnp.where(keep & (ratios >= low) & (ratios <= high), ratios, 0)

@@ -1,0 +1,151 @@
+"""Supervised losses of language models, per token. Shapes: T tokens, V vocabulary; leading axes are free.
+
+`chunked_token_log_probs` is what large vocabularies want in place of logits; see `losses.chunked`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.distributions import categorical_kl, categorical_log_prob
+from jaxrl4lm.losses.chunked import chunked_token_log_probs
+from jaxrl4lm.reduce import as_float, as_mask, check_broadcastable
+from jaxrl4lm.types import Array, ScalarLike
+
+__all__ = [
+    "chunked_token_log_probs",
+    "cross_entropy",
+    "forward_distillation",
+    "generalized_jsd",
+    "next_token_cross_entropy",
+    "reverse_distillation",
+    "z_loss",
+]
+
+
+def cross_entropy(
+    logits: Array, targets: Array, *, label_smoothing: ScalarLike = 0.0, mask: Array | None = None
+) -> Array:
+    """−[(1−ε)·log p(target) + ε·mean_v log p(v)], per token, for logits already aligned with their targets.
+
+    Args:
+      logits: [..., T, V]. Gradients flow through this argument.
+      targets: token ids [..., T]; any value where masked.
+      label_smoothing: ε.
+      mask: the targets that count [..., T].
+    Returns:
+      [..., T], in nats; exactly 0, with exactly 0 gradient, where masked.
+    Raises:
+      ValueError: if the shapes do not fit.
+    """
+    keep = as_mask(mask, jnp.shape(targets))
+    logits = jnp.where(keep[..., None], as_float(logits), 0)
+    log_probs = categorical_log_prob(logits, jnp.where(keep, targets, 0))
+    # log p(v) = z_v − logsumexp(z), so the uniform part differs by the chosen logit and the mean one.
+    chosen = jnp.take_along_axis(logits, jnp.where(keep, targets, 0)[..., None], axis=-1)[..., 0]
+    loss = -log_probs + label_smoothing * (chosen - logits.mean(-1))
+    return jnp.where(keep, loss, 0)
+
+
+def next_token_cross_entropy(
+    logits: Array, tokens: Array, *, label_smoothing: ScalarLike = 0.0, mask: Array | None = None
+) -> Array:
+    """−log p(token_t | tokens_<t), t = 1 … T−1: `logits[..., t−1, :]` predict `tokens[..., t]`.
+
+    Args:
+      logits: of the whole sequence [..., T, V]. Gradients flow through this argument.
+      tokens: ids [..., T].
+      label_smoothing: ε, see `cross_entropy`.
+      mask: the tokens to learn [..., T] (its first column is not used: nothing predicts the first token).
+    Returns:
+      [..., T−1], in nats, aligned with `tokens[..., 1:]`: average with `reduce.token_mean(loss, mask[...,
+      1:])`. Exactly 0, with exactly 0 gradient, where masked.
+    Raises:
+      ValueError: if the shapes do not fit.
+    """
+    if mask is not None:
+        mask = as_mask(mask, jnp.shape(tokens))[..., 1:]
+    return cross_entropy(logits[..., :-1, :], tokens[..., 1:], label_smoothing=label_smoothing, mask=mask)
+
+
+def z_loss(logits: Array, *, mask: Array | None = None) -> Array:
+    """logsumexp(z)², per row: times about 1e-4 it keeps the normaliser of the softmax near 1.
+
+    Args:
+      logits: [..., V]. Gradients flow through this argument.
+      mask: the rows that count [...].
+    Returns:
+      [...]; exactly 0, with exactly 0 gradient, where masked.
+    Reference: Chowdhery et al. 2022, arXiv:2204.02311, sec. 5.
+    """
+    keep = as_mask(mask, jnp.shape(logits)[:-1])
+    logits = jnp.where(keep[..., None], as_float(logits), 0)
+    return jnp.where(keep, jax.nn.logsumexp(logits, axis=-1) ** 2, 0)
+
+
+def _student_and_teacher(
+    student_logits: Array, teacher_logits: Array, temperature: ScalarLike, mask: Array | None
+) -> tuple[Array, Array, Array]:
+    """(mask, student, teacher): logits over the temperature, 0 where masked, the teacher a constant."""
+    student, teacher = as_float(student_logits), jax.lax.stop_gradient(as_float(teacher_logits))
+    check_broadcastable("teacher_logits", teacher.shape, student.shape)
+    keep = as_mask(mask, student.shape[:-1])
+    student, teacher = (jnp.where(keep[..., None], z / temperature, 0) for z in (student, teacher))
+    return keep, student, teacher
+
+
+def forward_distillation(
+    student_logits: Array, teacher_logits: Array, *, temperature: ScalarLike = 1.0, mask: Array | None = None
+) -> Array:
+    """KL(teacher‖student) per token: the student covers the teacher.
+
+    Args:
+      student_logits: [..., V]. Gradients flow through this argument only.
+      teacher_logits: [..., V].
+      temperature: of both softmaxes. Gradients shrink with its square; multiply by T² to undo that.
+      mask: the tokens that count [...].
+    Returns:
+      [...], in nats; exactly 0, with exactly 0 gradient, where masked.
+    Raises:
+      ValueError: if the shapes do not fit.
+    Reference: Hinton et al. 2015, arXiv:1503.02531.
+    """
+    keep, student, teacher = _student_and_teacher(student_logits, teacher_logits, temperature, mask)
+    return jnp.where(keep, categorical_kl(teacher, student), 0)
+
+
+def reverse_distillation(
+    student_logits: Array, teacher_logits: Array, *, temperature: ScalarLike = 1.0, mask: Array | None = None
+) -> Array:
+    """KL(student‖teacher) per token: the student stays where the teacher is.
+
+    Arguments as of `forward_distillation`.
+
+    Reference: Gu et al. 2023, arXiv:2306.08543.
+    """
+    keep, student, teacher = _student_and_teacher(student_logits, teacher_logits, temperature, mask)
+    return jnp.where(keep, categorical_kl(student, teacher), 0)
+
+
+def generalized_jsd(
+    student_logits: Array,
+    teacher_logits: Array,
+    *,
+    beta: ScalarLike = 0.5,
+    temperature: ScalarLike = 1.0,
+    mask: Array | None = None,
+) -> Array:
+    """Generalised Jensen–Shannon: β·KL(teacher‖m) + (1−β)·KL(student‖m), m = β·teacher + (1−β)·student.
+
+    Near its ends it is β and (1−β) times a plain KL, and 0 *at* β = 0 and 1; TRL returns the plain KL
+    there. Use `forward_distillation` (its β = 0) and `reverse_distillation` (β = 1) for those. Arguments as
+    there.
+
+    Reference: Agarwal et al. 2023, arXiv:2306.13649, eq. 1.
+    """
+    keep, student, teacher = _student_and_teacher(student_logits, teacher_logits, temperature, mask)
+    log_s, log_t = jax.nn.log_softmax(student, axis=-1), jax.nn.log_softmax(teacher, axis=-1)
+    beta = jnp.asarray(beta, student.dtype)
+    # The log of a probability is also its logits, so the divergences can be those of distributions.
+    log_m = jnp.logaddexp(log_t + jnp.log(beta), log_s + jnp.log1p(-beta))
+    divergence = beta * categorical_kl(log_t, log_m) + (1 - beta) * categorical_kl(log_s, log_m)
+    return jnp.where(keep, divergence, 0)

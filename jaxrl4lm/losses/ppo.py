@@ -1,0 +1,133 @@
+"""Proximal policy optimisation and its relatives: surrogates of the ratio ρ = exp(log π − log π_old).
+
+The policy that sampled the actions is π_old. Gradients flow through `log_probs` only. The logarithm of a
+ratio is held within ±20 (`losses.importance`).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.losses.importance import MAX_LOG_RATIO, probability_ratio
+from jaxrl4lm.reduce import mask_inputs
+from jaxrl4lm.types import Array, ScalarLike
+
+
+def clipped_surrogate(
+    ratios: Array, advantages: Array, clip_eps: ScalarLike, clip_eps_high: ScalarLike | None
+) -> Array:
+    """max(−ρA, −clip(ρ, 1−ε, 1+ε_high)·A)."""
+    high = clip_eps if clip_eps_high is None else clip_eps_high
+    clipped = jnp.clip(ratios, 1 - jnp.asarray(clip_eps), 1 + jnp.asarray(high))
+    return jnp.maximum(-ratios * advantages, -clipped * advantages)
+
+
+def ppo_clip(
+    log_probs: Array,
+    old_log_probs: Array,
+    advantages: Array,
+    *,
+    clip_eps: ScalarLike = 0.2,
+    clip_eps_high: ScalarLike | None = None,
+    dual_clip: ScalarLike | None = None,
+    mask: Array | None = None,
+) -> Array:
+    """Clipped surrogate, per element: −min(ρA, clip(ρ, 1−ε, 1+ε_high)·A), ρ = exp(log π − log π_old).
+
+    Unreduced: average with `reduce.token_mean` or a sibling.
+
+    Args:
+      log_probs: log π_θ(a_t|s_t), any shape, in nats. Gradients flow through this argument only.
+      old_log_probs: those of the behaviour policy, captured while sampling.
+      advantages: A, of the same shape, or with axes of 1 (one value per sequence is [B, 1]).
+      clip_eps: ε, how far the ratio may fall.
+      clip_eps_high: how far it may rise; ε if None (DAPO: 0.28).
+      dual_clip: c > 1 bounds the loss of negative advantages by −c·A, however large the ratio.
+      mask: the elements that count.
+    Returns:
+      Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
+    Raises:
+      ValueError: if an argument does not broadcast to the shape of `log_probs`.
+    Reference: Schulman et al. 2017, arXiv:1707.06347, eq. 7; asymmetric: Yu et al. 2025, arXiv:2503.14476,
+      eq. 10; dual: Ye et al. 2020, arXiv:1912.09729, eq. 5.
+
+    >>> ppo_clip(jnp.array([-1.0, -0.5]), jnp.array([-1.0, -1.0]), jnp.array([2.0, 1.0]))
+    Array([-2. , -1.2], dtype=float32)
+    """
+    keep, log_probs, old_log_probs, advantages = mask_inputs(
+        mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
+    )
+    old_log_probs, advantages = jax.lax.stop_gradient((old_log_probs, advantages))
+    ratios = probability_ratio(log_probs - old_log_probs)
+    loss = clipped_surrogate(ratios, advantages, clip_eps, clip_eps_high)
+    if dual_clip is not None:
+        loss = jnp.where(advantages < 0, jnp.minimum(loss, -dual_clip * advantages), loss)
+    return jnp.where(keep, loss, 0)
+
+
+def ppo_kl_penalty(
+    log_probs: Array,
+    old_log_probs: Array,
+    advantages: Array,
+    *,
+    beta: ScalarLike,
+    kl: Array | None = None,
+    mask: Array | None = None,
+) -> Array:
+    """Penalised surrogate, per element: −ρA + β·KL(π_old‖π). `kl.doubling_controller` adapts β.
+
+    Args:
+      log_probs: log π_θ(a_t|s_t), any shape, in nats. Gradients flow through this argument (and `kl`) only.
+      old_log_probs: those of the behaviour policy.
+      advantages: A.
+      beta: β.
+      kl: KL(π_old‖π_θ) of each state, exact (`distributions.categorical_kl(old_logits, logits)`). None
+      estimates
+        it from the sampled action by (ρ − 1) − log ρ, which is unbiased in value and in gradient, since the
+        actions are samples of π_old.
+      mask: the elements that count.
+    Returns:
+      Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
+    Reference: Schulman et al. 2017, arXiv:1707.06347, eq. 8.
+    """
+    keep, log_probs, old_log_probs, advantages = mask_inputs(
+        mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
+    )
+    log_ratios = log_probs - jax.lax.stop_gradient(old_log_probs)
+    if kl is None:
+        bounded = jnp.clip(log_ratios, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+        divergence = jnp.expm1(bounded) - log_ratios
+    else:
+        divergence = mask_inputs(keep, log_probs=log_probs, kl=kl)[2]
+    surrogate = -probability_ratio(log_ratios) * jax.lax.stop_gradient(advantages)
+    return jnp.where(keep, surrogate + beta * divergence, 0)
+
+
+def sapo(
+    log_probs: Array,
+    old_log_probs: Array,
+    advantages: Array,
+    *,
+    temperature: ScalarLike = 1.0,
+    negative_temperature: ScalarLike = 1.05,
+    mask: Array | None = None,
+) -> Array:
+    """SAPO: −A·(4/τ)·σ(τ(ρ − 1)): a soft gate in place of the clip, of slope 1 at ρ = 1.
+
+    Args:
+      log_probs: log π_θ(a_t|s_t), any shape, in nats. Gradients flow through this argument only.
+      old_log_probs: those of the behaviour policy.
+      advantages: A.
+      temperature: τ where A > 0.
+      negative_temperature: τ elsewhere.
+      mask: the elements that count.
+    Returns:
+      Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
+    Reference: Gao et al. 2025, arXiv:2511.20347, eq. 5 and 6.
+    """
+    keep, log_probs, old_log_probs, advantages = mask_inputs(
+        mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
+    )
+    old_log_probs, advantages = jax.lax.stop_gradient((old_log_probs, advantages))
+    ratios = probability_ratio(log_probs - old_log_probs)
+    tau = jnp.where(advantages > 0, temperature, negative_temperature)
+    return jnp.where(keep, -advantages * (4 / tau) * jax.nn.sigmoid(tau * (ratios - 1)), 0)

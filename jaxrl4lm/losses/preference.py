@@ -1,0 +1,468 @@
+"""Losses on preferences: reward models, DPO and its family. One value per pair (KTO: per completion).
+
+A log-prob here is that of a whole completion, the *sum* over its tokens, unless an argument says `mean`. The
+reference's log-probs are constants. In the formulas d = log π − log π_ref and Δ = d_chosen − d_rejected.
+Gradients flow through the policy's log-probs only. `mask` marks the pairs that count: exactly 0 value and
+gradient elsewhere.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.reduce import mask_inputs, masked_mean
+from jaxrl4lm.types import Array, ScalarLike
+
+log_sigmoid = jax.nn.log_sigmoid
+sigmoid = jax.nn.sigmoid
+
+
+def bradley_terry(
+    chosen_rewards: Array,
+    rejected_rewards: Array,
+    *,
+    margin: ScalarLike = 0.0,
+    center_coef: ScalarLike = 0.0,
+    mask: Array | None = None,
+) -> Array:
+    """Reward model: −log σ(r_c − r_r − m) + c·(r_c + r_r)².
+
+    Args:
+      chosen_rewards: r_c [B]. Gradients flow.
+      rejected_rewards: r_r [B]. Gradients flow.
+      margin: m, a scalar or one per pair; a constant.
+      center_coef: c, which keeps the rewards near 0 (0.01 is usual).
+      mask: the pairs that count.
+    Returns:
+      Loss of the shape of `chosen_rewards`.
+    Raises:
+      ValueError: if the shapes do not fit.
+    Reference: Bradley & Terry 1952; margin: Touvron et al. 2023, arXiv:2307.09288, eq. 2; centring:
+    Eisenstein et
+      al. 2023, arXiv:2312.09244, eq. 5.
+
+    >>> bradley_terry(jnp.array([1.0]), jnp.array([1.0]))  # log 2
+    Array([0.6931472], dtype=float32)
+    """
+    keep, chosen_rewards, rejected_rewards, margin = mask_inputs(
+        mask, chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards, margin=margin
+    )
+    margin = jax.lax.stop_gradient(margin)
+    loss = -log_sigmoid(chosen_rewards - rejected_rewards - margin)
+    return jnp.where(keep, loss + center_coef * (chosen_rewards + rejected_rewards) ** 2, 0)
+
+
+def _log_ratios(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    mask: Array | None,
+) -> tuple[Array, Array, Array]:
+    """(mask, d_chosen, d_rejected), the last two 0 where masked."""
+    keep, chosen, rejected, ref_chosen, ref_rejected = mask_inputs(
+        mask,
+        chosen_log_probs=chosen_log_probs,
+        rejected_log_probs=rejected_log_probs,
+        ref_chosen_log_probs=ref_chosen_log_probs,
+        ref_rejected_log_probs=ref_rejected_log_probs,
+    )
+    stop = jax.lax.stop_gradient
+    return keep, chosen - stop(ref_chosen), rejected - stop(ref_rejected)
+
+
+def dpo(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    label_smoothing: ScalarLike = 0.0,
+    mask: Array | None = None,
+) -> Array:
+    """DPO: −(1−ε)·log σ(βΔ) − ε·log σ(−βΔ). ε > 0 is the conservative form, cDPO.
+
+    Args:
+      chosen_log_probs: log π(y_c|x) [B]. Gradients flow.
+      rejected_log_probs: log π(y_r|x) [B]. Gradients flow.
+      ref_chosen_log_probs: of the reference [B].
+      ref_rejected_log_probs: of the reference [B].
+      beta: β.
+      label_smoothing: ε, the assumed share of labels that are wrong.
+      mask: the pairs that count.
+    Returns:
+      Loss [B].
+    Raises:
+      ValueError: if the shapes do not fit.
+    Reference: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; Mitchell 2023, "A note on DPO with noisy
+    preferences".
+    """
+    keep, chosen, rejected = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    )
+    return jnp.where(keep, _smoothed(beta * (chosen - rejected), label_smoothing), 0)
+
+
+def _smoothed(logits: Array, label_smoothing: ScalarLike) -> Array:
+    return -(1 - label_smoothing) * log_sigmoid(logits) - label_smoothing * log_sigmoid(-logits)
+
+
+def robust_dpo(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    label_smoothing: ScalarLike = 0.1,
+    mask: Array | None = None,
+) -> Array:
+    """Robust DPO: [−(1−ε)·log σ(βΔ) + ε·log σ(−βΔ)]/(1−2ε): unbiased if a share ε < ½ of labels is flipped.
+
+    Arguments as of `dpo`.
+
+    Reference: Chowdhury et al. 2024, arXiv:2403.00409, eq. 12.
+    """
+    keep, chosen, rejected = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    )
+    logits, epsilon = beta * (chosen - rejected), label_smoothing
+    loss = (-(1 - epsilon) * log_sigmoid(logits) + epsilon * log_sigmoid(-logits)) / (1 - 2 * epsilon)
+    return jnp.where(keep, loss, 0)
+
+
+def ipo(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    chosen_lengths: Array | None = None,
+    rejected_lengths: Array | None = None,
+    mask: Array | None = None,
+) -> Array:
+    """IPO: (Δ − 1/2β)², Δ of sums, or of means per token where the lengths are given.
+
+    The authors confirm the means per token (TRL does so); the formula as printed has sums. Arguments as of
+    `dpo`.
+
+    Args:
+      chosen_lengths: tokens of each chosen completion [B]; give both lengths or neither.
+      rejected_lengths: tokens of each rejected completion [B].
+    Raises:
+      ValueError: if only one of the lengths is given, or the shapes do not fit.
+    Reference: Azar et al. 2023, arXiv:2310.12036, eq. 17 (β is their τ).
+    """
+    if (chosen_lengths is None) != (rejected_lengths is None):
+        raise ValueError("give both chosen_lengths and rejected_lengths (means per token) or neither (sums).")
+    keep, chosen, rejected = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    )
+    if chosen_lengths is not None and rejected_lengths is not None:
+        _, chosen, rejected = _per_token(keep, chosen, rejected, chosen_lengths, rejected_lengths)
+    return jnp.where(keep, (chosen - rejected - 1 / (2 * jnp.asarray(beta))) ** 2, 0)
+
+
+def _per_token(
+    keep: Array, chosen: Array, rejected: Array, chosen_lengths: Array, rejected_lengths: Array
+) -> tuple[Array, Array, Array]:
+    keep, chosen, rejected, chosen_lengths, rejected_lengths = mask_inputs(
+        keep,
+        chosen=chosen,
+        rejected=rejected,
+        chosen_lengths=chosen_lengths,
+        rejected_lengths=rejected_lengths,
+    )
+    chosen_lengths, rejected_lengths = jax.lax.stop_gradient((chosen_lengths, rejected_lengths))
+    return keep, chosen / jnp.maximum(chosen_lengths, 1), rejected / jnp.maximum(rejected_lengths, 1)
+
+
+def hinge(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    mask: Array | None = None,
+) -> Array:
+    """Hinge (SLiC, RSO): max(0, 1 − βΔ). Arguments as of `dpo`.
+
+    Reference: Zhao et al. 2023, arXiv:2305.10425; Liu et al. 2023, arXiv:2309.06657, eq. 9.
+    """
+    keep, chosen, rejected = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    )
+    return jnp.where(keep, jax.nn.relu(1 - beta * (chosen - rejected)), 0)
+
+
+def exo(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    label_smoothing: ScalarLike = 1e-3,
+    mask: Array | None = None,
+) -> Array:
+    """EXO: KL(σ(βΔ) ‖ 1−ε), the reverse divergence of the preference from its smoothed label, 0 < ε < 1.
+
+    Arguments as of `dpo`.
+
+    Reference: Ji et al. 2024, arXiv:2402.00856, eq. 16.
+    """
+    keep, chosen, rejected = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    )
+    logits = beta * (chosen - rejected)
+    right = sigmoid(logits) * (log_sigmoid(logits) - jnp.log1p(-jnp.asarray(label_smoothing)))
+    wrong = sigmoid(-logits) * (log_sigmoid(-logits) - jnp.log(jnp.asarray(label_smoothing)))
+    return jnp.where(keep, right + wrong, 0)
+
+
+def nca(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    mask: Array | None = None,
+) -> Array:
+    """NCA: −log σ(βd_c) − ½·log σ(−βd_c) − ½·log σ(−βd_r): keeps the chosen likelihood from falling.
+
+    Arguments as of `dpo`.
+
+    Reference: Chen et al. 2024, arXiv:2402.05369, eq. 12.
+    """
+    keep, chosen, rejected = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    )
+    chosen, rejected = beta * chosen, beta * rejected
+    return jnp.where(
+        keep, -log_sigmoid(chosen) - 0.5 * log_sigmoid(-chosen) - 0.5 * log_sigmoid(-rejected), 0
+    )
+
+
+def sppo(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    chosen_win_prob: ScalarLike = 1.0,
+    mask: Array | None = None,
+) -> Array:
+    """SPPO: (d_c − (P_c − ½)/β)² + (d_r − (½ − P_c)/β)², P_c the probability that the chosen one wins.
+
+    P_c = 1 is the hard form. Arguments as of `dpo`; `chosen_win_prob` is a scalar or one per pair.
+
+    Reference: Wu et al. 2024, arXiv:2405.00675, eq. 4.7 (β is 1/η).
+    """
+    keep, chosen, rejected = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    )
+    _, _, win_prob = mask_inputs(keep, chosen=chosen, chosen_win_prob=chosen_win_prob)
+    target = (jax.lax.stop_gradient(win_prob) - 0.5) / beta
+    return jnp.where(keep, (chosen - target) ** 2 + (rejected + target) ** 2, 0)
+
+
+def apo_zero(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    mask: Array | None = None,
+) -> Array:
+    """APO-zero: 1 − σ(βd_c) + σ(βd_r): for chosen completions better than the model's own.
+
+    Arguments as of `dpo`.
+
+    Reference: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7.
+    """
+    keep, chosen, rejected = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    )
+    return jnp.where(keep, sigmoid(-beta * chosen) + sigmoid(beta * rejected), 0)
+
+
+def apo_down(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    mask: Array | None = None,
+) -> Array:
+    """APO-down: σ(βd_c) + 1 − σ(β(d_c − d_r)): for chosen completions worse than the model's own.
+
+    Arguments as of `dpo`.
+
+    Reference: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 8.
+    """
+    keep, chosen, rejected = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    )
+    return jnp.where(keep, sigmoid(beta * chosen) + sigmoid(-beta * (chosen - rejected)), 0)
+
+
+def cpo(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    nll_coef: ScalarLike = 1.0,
+    label_smoothing: ScalarLike = 0.0,
+    chosen_lengths: ScalarLike = 1.0,
+    mask: Array | None = None,
+) -> Array:
+    """CPO, without a reference: −log σ(β(log π_c − log π_r)) − α·log π_c.
+
+    Args:
+      chosen_log_probs: log π(y_c|x) [B]. Gradients flow.
+      rejected_log_probs: log π(y_r|x) [B]. Gradients flow.
+      beta: β.
+      nll_coef: α.
+      label_smoothing: ε as in `dpo`.
+      chosen_lengths: what the likelihood term is divided by [B]: 1 as in the paper, or the tokens of each
+      chosen
+        completion.
+      mask: the pairs that count.
+    Returns:
+      Loss [B].
+    Reference: Xu et al. 2024, arXiv:2401.08417, eq. 3 to 5.
+    """
+    keep, chosen, rejected, lengths = mask_inputs(
+        mask,
+        chosen_log_probs=chosen_log_probs,
+        rejected_log_probs=rejected_log_probs,
+        chosen_lengths=chosen_lengths,
+    )
+    likelihood = chosen / jax.lax.stop_gradient(jnp.maximum(lengths, 1))
+    return jnp.where(keep, _smoothed(beta * (chosen - rejected), label_smoothing) - nll_coef * likelihood, 0)
+
+
+def simpo(
+    chosen_mean_log_probs: Array,
+    rejected_mean_log_probs: Array,
+    *,
+    beta: ScalarLike = 2.0,
+    gamma: ScalarLike = 0.5,
+    mask: Array | None = None,
+) -> Array:
+    """SimPO, without a reference: −log σ(β(l_c − l_r) − γ), l the mean log-prob per token.
+
+    Args:
+      chosen_mean_log_probs: l_c [B]. Gradients flow.
+      rejected_mean_log_probs: l_r [B]. Gradients flow.
+      beta: β.
+      gamma: γ, the margin itself (some code takes the ratio γ/β).
+      mask: the pairs that count.
+    Returns:
+      Loss [B].
+    Reference: Meng et al. 2024, arXiv:2405.14734, eq. 6.
+    """
+    keep, chosen, rejected = mask_inputs(
+        mask, chosen_mean_log_probs=chosen_mean_log_probs, rejected_mean_log_probs=rejected_mean_log_probs
+    )
+    return jnp.where(keep, -log_sigmoid(beta * (chosen - rejected) - gamma), 0)
+
+
+def orpo(
+    chosen_mean_log_probs: Array,
+    rejected_mean_log_probs: Array,
+    *,
+    odds_coef: ScalarLike = 0.1,
+    mask: Array | None = None,
+) -> Array:
+    """ORPO, without a reference: −l_c − λ·log σ(log odds(l_c) − log odds(l_r)), odds(l) = eˡ/(1 − eˡ).
+
+    Args:
+      chosen_mean_log_probs: l_c, mean log-prob per token [B]. Gradients flow.
+      rejected_mean_log_probs: l_r [B]. Gradients flow.
+      odds_coef: λ.
+      mask: the pairs that count.
+    Returns:
+      Loss [B].
+    Reference: Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7.
+    """
+    keep, chosen, rejected = mask_inputs(
+        mask, chosen_mean_log_probs=chosen_mean_log_probs, rejected_mean_log_probs=rejected_mean_log_probs
+    )
+    log_odds_ratio = (chosen - log1mexp(chosen)) - (rejected - log1mexp(rejected))
+    return jnp.where(keep, -chosen - odds_coef * log_sigmoid(log_odds_ratio), 0)
+
+
+def log1mexp(x: Array) -> Array:
+    """log(1 − eˣ) for x ≤ 0, accurate at both ends; x is held below −ε of its type, where the result ends.
+
+    Reference: Mächler 2012, "Accurately computing log(1 − exp(−|a|))".
+    """
+    x = jnp.minimum(x, -jnp.finfo(x.dtype).eps)
+    near_zero = x > -math.log(2)
+    # Each branch sees only arguments at which its derivative is finite.
+    near = jnp.log(-jnp.expm1(jnp.where(near_zero, x, -1.0)))
+    far = jnp.log1p(-jnp.exp(jnp.where(near_zero, -1.0, x)))
+    return jnp.where(near_zero, near, far)
+
+
+def kto_reference_kl(
+    mismatched_log_probs: Array, ref_mismatched_log_probs: Array, *, mask: Array | None = None
+) -> Array:
+    """KTO's reference point z = max(0, mean d) over completions paired with the wrong prompt; a constant.
+
+    Args:
+      mismatched_log_probs: log π(y′|x) [B], y′ the completion of another prompt of the batch.
+      ref_mismatched_log_probs: of the reference [B].
+      mask: the pairs that count.
+    Returns:
+      A scalar, in nats.
+    Reference: Ethayarajh et al. 2024, arXiv:2402.01306, sec. 4.1.
+    """
+    keep, policy, reference = mask_inputs(
+        mask, mismatched_log_probs=mismatched_log_probs, ref_mismatched_log_probs=ref_mismatched_log_probs
+    )
+    return jax.lax.stop_gradient(jnp.maximum(masked_mean(policy - reference, keep), 0))
+
+
+def kto(
+    log_probs: Array,
+    ref_log_probs: Array,
+    desirable: Array,
+    reference_kl: ScalarLike,
+    *,
+    beta: ScalarLike = 0.1,
+    desirable_weight: ScalarLike = 1.0,
+    undesirable_weight: ScalarLike = 1.0,
+    mask: Array | None = None,
+) -> Array:
+    """KTO, unpaired: λ_D·(1 − σ(β(d − z))) where desirable, λ_U·(1 − σ(β(z − d))) elsewhere.
+
+    Args:
+      log_probs: log π(y|x) of each completion [B]. Gradients flow through this argument only.
+      ref_log_probs: of the reference [B].
+      desirable: booleans [B].
+      reference_kl: z, from `kto_reference_kl`; a constant.
+      beta: β.
+      desirable_weight: λ_D.
+      undesirable_weight: λ_U.
+      mask: the completions that count.
+    Returns:
+      Loss [B].
+    Reference: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8.
+    """
+    keep, log_probs, ref_log_probs, desirable, z = mask_inputs(
+        mask, log_probs=log_probs, ref_log_probs=ref_log_probs, desirable=desirable, reference_kl=reference_kl
+    )
+    ref_log_probs, z = jax.lax.stop_gradient((ref_log_probs, z))
+    margin = beta * (log_probs - ref_log_probs - z)
+    good, bad = desirable_weight * sigmoid(-margin), undesirable_weight * sigmoid(margin)
+    return jnp.where(keep, jnp.where(desirable > 0, good, bad), 0)

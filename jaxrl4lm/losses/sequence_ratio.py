@@ -1,0 +1,109 @@
+"""Policy losses whose ratio belongs to the whole sequence: GSPO, GSPO-token, GMPO. Time is the last axis.
+
+Every token carries the loss of its sequence, so that the shape is that of the log-probs and
+`reduce.sequence_mean` is the mean over sequences. Gradients flow through `log_probs` only.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.losses.importance import probability_ratio
+from jaxrl4lm.losses.ppo import clipped_surrogate
+from jaxrl4lm.reduce import mask_inputs, masked_mean
+from jaxrl4lm.types import Array, ScalarLike
+
+
+def _log_ratios(
+    log_probs: Array, old_log_probs: Array, advantages: Array, mask: Array | None
+) -> tuple[Array, Array, Array]:
+    """(mask, log ρ, A), the last two 0 where masked."""
+    keep, log_probs, old_log_probs, advantages = mask_inputs(
+        mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
+    )
+    return keep, log_probs - jax.lax.stop_gradient(old_log_probs), jax.lax.stop_gradient(advantages)
+
+
+def _sequence_mean(values: Array, keep: Array) -> Array:
+    return jnp.broadcast_to(masked_mean(values, keep, axis=-1)[..., None], values.shape)
+
+
+def gspo(
+    log_probs: Array,
+    old_log_probs: Array,
+    advantages: Array,
+    *,
+    clip_eps: ScalarLike = 3e-4,
+    clip_eps_high: ScalarLike | None = 4e-4,
+    mask: Array | None = None,
+) -> Array:
+    """GSPO: −min(sA, clip(s, 1−ε, 1+ε_high)·A), s = exp(mean_t log ρ_t), one ratio a sequence.
+
+    Args:
+      log_probs: log π_θ(a_t|s_t) [..., T], in nats. Gradients flow through this argument only.
+      old_log_probs: those of the behaviour policy.
+      advantages: A of each sequence [..., 1].
+      clip_eps: ε.
+      clip_eps_high: ε_high; ε if None.
+      mask: the tokens that count.
+    Returns:
+      Loss of the shape of `log_probs`, equal on all tokens of a sequence; exactly 0, with exactly 0 gradient,
+      where masked.
+    Reference: Zheng et al. 2025, arXiv:2507.18071, eq. 5 to 7.
+    """
+    keep, log_ratios, advantages = _log_ratios(log_probs, old_log_probs, advantages, mask)
+    ratios = probability_ratio(_sequence_mean(log_ratios, keep))
+    return jnp.where(keep, clipped_surrogate(ratios, advantages, clip_eps, clip_eps_high), 0)
+
+
+def gspo_token(
+    log_probs: Array,
+    old_log_probs: Array,
+    advantages: Array,
+    *,
+    clip_eps: ScalarLike = 3e-4,
+    clip_eps_high: ScalarLike | None = 4e-4,
+    mask: Array | None = None,
+) -> Array:
+    """GSPO-token: sg(s)·π/sg(π) in place of the ratio s of `gspo`, so that advantages may differ by token.
+
+    With one advantage a sequence, value and gradient of its `reduce.sequence_mean` are those of `gspo`.
+    Arguments as there, with `advantages` of any shape that broadcasts.
+
+    Reference: Zheng et al. 2025, arXiv:2507.18071, eq. 13 to 15.
+    """
+    keep, log_ratios, advantages = _log_ratios(log_probs, old_log_probs, advantages, mask)
+    mean = jax.lax.stop_gradient(_sequence_mean(log_ratios, keep))
+    ratios = probability_ratio(mean + log_ratios - jax.lax.stop_gradient(log_ratios))
+    return jnp.where(keep, clipped_surrogate(ratios, advantages, clip_eps, clip_eps_high), 0)
+
+
+def gmpo(
+    log_probs: Array,
+    old_log_probs: Array,
+    advantages: Array,
+    *,
+    clip_eps: ScalarLike = 0.4,
+    clip_eps_high: ScalarLike | None = None,
+    mask: Array | None = None,
+) -> Array:
+    """GMPO: −A·exp(mean_t log ρ̃_t), log ρ̃ = min(log ρ, ε_high) where A ≥ 0, max(log ρ, −ε) where A < 0.
+
+    The geometric mean of ratios, each clipped only on the side on which its token would gain.
+
+    Args:
+      log_probs: log π_θ(a_t|s_t) [..., T], in nats. Gradients flow through this argument only.
+      old_log_probs: those of the behaviour policy.
+      advantages: A of each sequence [..., 1].
+      clip_eps: ε, of the logarithm of the ratio.
+      clip_eps_high: ε_high; ε if None.
+      mask: the tokens that count.
+    Returns:
+      Loss of the shape of `log_probs`, equal on all tokens of a sequence; exactly 0, with exactly 0 gradient,
+      where masked.
+    Reference: Zhao et al. 2025, arXiv:2507.20673, eq. 4 and alg. 1.
+    """
+    keep, log_ratios, advantages = _log_ratios(log_probs, old_log_probs, advantages, mask)
+    high = clip_eps if clip_eps_high is None else clip_eps_high
+    low = -jnp.asarray(clip_eps)
+    clipped = jnp.where(advantages < 0, jnp.maximum(log_ratios, low), jnp.minimum(log_ratios, high))
+    return jnp.where(keep, -advantages * probability_ratio(_sequence_mean(clipped, keep)), 0)

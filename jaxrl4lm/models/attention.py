@@ -1,0 +1,95 @@
+"""Attention over keys that carry their positions, and the rotary embedding of positions.
+
+Shapes: `B` sequences, `G` prompts (`B` is a multiple of `G`), `T` queries, `S` keys, `H` heads, `K`
+  key-value heads,
+`C` channels of a head.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.models.config import Rope
+from jaxrl4lm.types import Array
+
+EMPTY = 2**30
+"""The position of a key that nobody may read: padding, or a cache slot not yet written."""
+
+
+def rotary_table(positions_BT: Array, rope: Rope, channels: int) -> tuple[Array, Array]:
+    """Cosines and sines `[B, T, 1, channels / 2]` of the rotary embedding."""
+    positions = jnp.where(positions_BT == EMPTY, 0, positions_BT)
+    angles = positions[:, :, None, None].astype(jnp.float32) * rope.frequencies(channels)[None, None, None]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if rope.amplitude != 1.0:
+        cos, sin = cos * rope.amplitude, sin * rope.amplitude
+    # Behind a barrier, or XLA computes the transcendentals again in every layer that reads them.
+    return jax.lax.optimization_barrier((cos, sin))
+
+
+def rotate(x_BTHC: Array, table: tuple[Array, Array] | None) -> Array:
+    """Rotates channel pairs (i, i + R/2) of the first R channels by the angles `[B, T, 1, R / 2]` of the
+    table."""
+    if table is None:
+        return x_BTHC
+    cos, sin = table
+    half = cos.shape[-1]
+    x = x_BTHC.astype(jnp.float32)
+    a, b, rest = jnp.split(x, [half, 2 * half], axis=-1)
+    turned = [a * cos - b * sin, b * cos + a * sin]
+    return jnp.concatenate(turned + ([rest] if rest.shape[-1] else []), axis=-1).astype(x_BTHC.dtype)
+
+
+def attention(
+    q_BTHC: Array,
+    segments: list[tuple[Array, Array, Array]],
+    positions_BT: Array,
+    window: Array | int | None = None,
+    softcap: float | None = None,
+) -> Array:
+    """Softmax attention over one or two segments of keys, as if they were one.
+
+    Args:
+      q_BTHC: queries, scaled.
+      segments: keys `[G, K, C, S]`, values `[G, K, S, C]`, key positions `[G, S]` each; a segment whose `G`
+        is smaller than `B` is shared by `B / G` consecutive sequences and is stored and read once.
+      positions_BT: query positions.
+      window: a query reads keys less than this many positions back. None: all.
+      softcap: c of c tanh(score / c). None: plain scores.
+    Returns:
+      `[B, T, H, C]`.
+    """
+    B, T, H, C = q_BTHC.shape
+    outputs, maxima, totals = [], [], []
+    for keys, values, key_positions in segments:
+        G, K = keys.shape[:2]
+        n, R = B // G, H // K
+        rows = n * T * R  # every query that reads the same keys, in one matrix product
+        q = q_BTHC.reshape(G, n * T, K, R, C).swapaxes(1, 2).reshape(G, K, rows, C)
+        queries = positions_BT.reshape(G, n * T)[:, :, None]
+        allowed = key_positions[:, None, :] <= queries
+        if window is not None:
+            allowed &= queries - key_positions[:, None, :] < window
+        allowed = jnp.repeat(allowed, R, axis=1)[:, None]
+        scores = jnp.matmul(q, keys, preferred_element_type=jnp.float32)
+        if softcap is not None:
+            scores = softcap * jnp.tanh(scores / softcap)
+        scores = jnp.where(allowed, scores, -1e30)
+        maximum = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+        weights = jnp.exp(scores - maximum)
+        total = weights.sum(-1, keepdims=True)
+        output = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+        outputs.append(_by_query(output, T, H))
+        maxima.append(_by_query(maximum, T, H))
+        totals.append(_by_query(total, T, H))
+    if len(segments) == 1:
+        return (outputs[0] / totals[0]).astype(q_BTHC.dtype)
+    top = jnp.maximum(*maxima)
+    shares = [jnp.exp(m - top) for m in maxima]
+    output = outputs[0] * shares[0] + outputs[1] * shares[1]
+    return (output / (totals[0] * shares[0] + totals[1] * shares[1])).astype(q_BTHC.dtype)
+
+
+def _by_query(x_GKNC: Array, T: int, H: int) -> Array:
+    """Rows `[G, K, n * T * R, C]` of the products above back to `[B, T, H, C]`, B = G n, H = K R."""
+    G, K, N, C = x_GKNC.shape
+    return x_GKNC.reshape(G, K, -1, H // K, C).swapaxes(1, 2).reshape(G * N * K // (T * H), T, H, C)

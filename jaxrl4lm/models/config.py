@@ -1,0 +1,192 @@
+"""Sizes and style of a decoder: one record that every family of models is written in."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864) and how they stretch beyond the context they were
+    trained on."""
+
+    theta: float = 10_000.0
+    """Base of the frequencies."""
+    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
+    factor: float = 1.0
+    """By how much the context is stretched."""
+    original_context: int = 8192
+    """Context before stretching (llama3, yarn)."""
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+    """Llama 3: turns within the original context below which frequencies are divided, above which they are
+    kept."""
+    beta_slow: float = 1.0
+    beta_fast: float = 32.0
+    """YaRN: the same two limits."""
+    attention_factor: float | None = None
+    """YaRN: scale of cosines and sines. None: 0.1 log(factor) + 1."""
+    truncate: bool = True
+    """YaRN: limits are rounded to whole channels."""
+
+    @property
+    def amplitude(self) -> float:
+        """Scale of cosines and sines."""
+        if self.kind != "yarn":
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+    def frequencies(self, channels: int) -> np.ndarray:
+        """Radians a position `[channels / 2]`, float32.
+
+        Reference: linear: Chen et al. 2023, arXiv:2306.15595; yarn: Peng et al. 2023, arXiv:2309.00071, eq.
+          23;
+        llama3: Grattafiori et al. 2024, arXiv:2407.21783, and the published reference code.
+        """
+        plain = self.theta ** (-np.arange(0, channels, 2, dtype=np.float64) / channels)
+        turns = self.original_context * plain / (2 * math.pi)
+        if self.kind == "linear":
+            kept = np.zeros_like(plain)
+        elif self.kind == "llama3":
+            kept = np.clip((turns - self.low_frequency) / (self.high_frequency - self.low_frequency), 0, 1)
+        elif self.kind == "yarn":
+            kept = 1 - self._yarn_ramp(channels)
+        else:
+            kept = np.ones_like(plain)
+        return (plain * kept + plain / self.factor * (1 - kept)).astype(np.float32)
+
+    def _yarn_ramp(self, channels: int) -> np.ndarray:
+        """0 for the channels that turn more than `beta_fast` times in the original context, 1 below
+        `beta_slow`."""
+
+        def channel(turns: float) -> float:
+            return (
+                channels
+                * math.log(self.original_context / (turns * 2 * math.pi))
+                / (2 * math.log(self.theta))
+            )
+
+        low, high = channel(self.beta_fast), channel(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, channels - 1)
+        return np.clip((np.arange(channels // 2) - low) / max(high - low, 1e-3), 0, 1)
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and style of a decoder. The defaults are Llama's style; `gpt2` gives the other."""
+
+    vocab_size: int
+    layers: int = 2
+    width: int = 64
+    heads: int = 4
+    kv_heads: int | None = None
+    """Grouped-query attention: key-value heads, each shared by heads / kv_heads query heads. None: as many
+    as heads."""
+    head_dim: int | None = None
+    """Channels of a head. None: width / heads."""
+    mlp_width: int | None = None
+    """None: 4 x width."""
+    context: int = 1024
+    """Longest sequence; the size of the table where positions are learned."""
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-5
+    norm_offset: float = 0.0
+    """Added to the scale of RMS norms: Gemma stores the scale minus 1."""
+    norm_placement: Literal["before", "after", "both"] = "before"
+    """Of attention and MLP: their input is normalised (Llama), their output (OLMo 2), or both (Gemma 2)."""
+    parallel: bool = False
+    """Attention and MLP read the same input (GPT-NeoX), not one the other's result."""
+    qk_norm: Literal["none", "head", "all"] = "none"
+    """RMS norm of queries and keys: over the channels of each head (Qwen3), or over all heads together (OLMo
+    2)."""
+    rope_theta: float | None = 10_000.0
+    """Base of the rotary frequencies; None: positions are a learned table instead."""
+    ropes: tuple[Rope | None, ...] | None = None
+    """Rotary positions of each layer, None in it: a layer without. None: `Rope(rope_theta)` in all layers."""
+    rope_dim: int | None = None
+    """Channels of a head that rotate, the first ones. None: all."""
+    windows: tuple[int | None, ...] | None = None
+    """Sliding window of each layer: how many tokens back, its own included, a token reads. None:
+    everything."""
+    bias: bool = False
+    """Biases in every dense layer of the blocks, but where the three below say otherwise."""
+    qkv_bias: bool | None = None
+    output_bias: bool | None = None
+    mlp_bias: bool | None = None
+    gated: bool = True
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    attention_scale: float | None = None
+    """Of query-key products. None: 1 / √head_dim."""
+    attention_softcap: float | None = None
+    """c: attention scores become c tanh(score / c)."""
+    logit_softcap: float | None = None
+    embedding_scale: float = 1.0
+    tied: bool = True
+    """The unembedding is the embedding, transposed."""
+    dtype: str = "float32"
+    """Of the matrix products; statistics (softmax, norms, log-probabilities) are float32 whatever it is."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass computes again: nothing, every block, or all of a block but its dense
+    products."""
+    scan: bool = False
+    """Whole sequences run the layers as one loop: compile time and memory stop growing with depth."""
+    family: str | None = field(default=None, compare=False)
+    """The Hugging Face `model_type` that `save` writes. None: the first that expresses this configuration."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads and self.head_dim is None:
+            raise ValueError(f"width {self.width} does not divide into heads {self.heads}: choose a multiple")
+        if self.heads % self.num_kv_heads:
+            raise ValueError(
+                f"heads {self.heads} does not divide into kv_heads {self.kv_heads}: choose a divisor"
+            )
+        if self.rope_theta is not None and self.rotated % 2:
+            raise ValueError(
+                f"rotary positions need an even head_dim, not {self.rotated}: change width or heads"
+            )
+        for name in ("ropes", "windows"):
+            given = getattr(self, name)
+            if given is not None and len(given) != self.layers:
+                raise ValueError(
+                    f"{name} has {len(given)} entries for {self.layers} layers: give one a layer"
+                )
+
+    @classmethod
+    def gpt2(cls, vocab_size: int, **sizes) -> "TransformerConfig":
+        """GPT-2's style: learned positions, layer norm, biases, GELU (tanh), tied embeddings."""
+        style = {"norm": "layer", "rope_theta": None, "bias": True, "gated": False, "activation": "gelu_tanh"}
+        return cls(vocab_size, **{**style, **sizes})
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def channels(self) -> int:
+        return self.head_dim or self.width // self.heads
+
+    @property
+    def rotated(self) -> int:
+        return self.channels if self.rope_dim is None else self.rope_dim
+
+    @property
+    def hidden(self) -> int:
+        return self.mlp_width or 4 * self.width
+
+    @property
+    def layer_ropes(self) -> tuple[Rope | None, ...]:
+        """Rotary positions of every layer."""
+        if self.rope_theta is None:
+            return (None,) * self.layers
+        return self.ropes or (Rope(self.rope_theta),) * self.layers
+
+    @property
+    def layer_windows(self) -> tuple[int | None, ...]:
+        """Sliding window of every layer."""
+        return self.windows or (None,) * self.layers

@@ -1,0 +1,405 @@
+"""Hugging Face `config.json` to `TransformerConfig` and back, one reader and one writer a `model_type`.
+
+Both configuration formats are read: that of transformers 4 (`rope_theta`, `rope_scaling`) and that of 5
+(`rope_parameters`). The older is written, which both read.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxrl4lm.models import names
+from jaxrl4lm.models.config import Rope, TransformerConfig
+from jaxrl4lm.models.tensor_files import CheckpointError
+
+Json = dict[str, Any]
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+}
+ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
+# The fields of a `Rope` that each kind reads, and their names in the file.
+STRETCHES: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "original_context": "original_max_position_embeddings",
+        "low_frequency": "low_freq_factor",
+        "high_frequency": "high_freq_factor",
+    },
+    "yarn": {
+        "factor": "factor",
+        "original_context": "original_max_position_embeddings",
+        "beta_slow": "beta_slow",
+        "beta_fast": "beta_fast",
+        "attention_factor": "attention_factor",
+        "truncate": "truncate",
+    },
+}
+NO_BIAS = {"qkv_bias": False, "output_bias": False, "mlp_bias": False}
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+class Family(NamedTuple):
+    """One `model_type`."""
+
+    architecture: str
+    """The class of transformers that runs it."""
+    table: tuple[list[names.Row], list[names.Row]]
+    read: Callable[[Json], Json]
+    """`config.json` to the fields of a `TransformerConfig`."""
+    write: Callable[[TransformerConfig], Json]
+    """The inverse, for the configurations that the family can express."""
+
+
+def read_config(hf: Json, where: str = "config.json") -> TransformerConfig:
+    """The configuration that a `config.json` describes.
+
+    Raises:
+      CheckpointError: if the `model_type` or one of its options is not supported, or a size is missing.
+    """
+    model_type = hf.get("model_type")
+    if model_type not in FAMILIES:
+        raise CheckpointError(f"{where}: model_type {model_type!r} is not one of {', '.join(FAMILIES)}")
+    try:
+        return TransformerConfig(**FAMILIES[model_type].read(hf), family=model_type)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{where}: the key {error} is missing, which model_type {model_type!r} needs"
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def write_config(config: TransformerConfig) -> Json:
+    """A `config.json` that means this configuration.
+
+    Raises:
+      CheckpointError: if no family expresses it.
+    """
+    running = {"dtype": "float32", "remat": "none", "scan": False}  # how it runs, not what it computes
+    order = [config.family, *FAMILIES] if config.family else list(FAMILIES)
+    for model_type in order:
+        family = FAMILIES[model_type]
+        hf = {"model_type": model_type, "architectures": [family.architecture], **family.write(config)}
+        if _fills(TransformerConfig(**family.read(hf))) == _fills(dataclasses.replace(config, **running)):
+            return hf
+    raise CheckpointError(
+        f"no Hugging Face model_type expresses {config}: save its parameters with orbax instead"
+    )
+
+
+def _fills(config: TransformerConfig) -> TransformerConfig:
+    """The same configuration with every default that stands for another field's value written out."""
+    bias = config.bias
+    plain = {
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.channels,
+        "mlp_width": config.hidden,
+        "bias": False,
+    }
+    biases = {
+        f: bias if getattr(config, f) is None else getattr(config, f)
+        for f in ("qkv_bias", "output_bias", "mlp_bias")
+    }
+    rope = {"ropes": config.layer_ropes, "rope_dim": config.rotated, "windows": config.layer_windows}
+    rope["rope_theta"] = None if config.rope_theta is None else 0.0
+    scale = {
+        "attention_scale": config.channels**-0.5 if config.attention_scale is None else config.attention_scale
+    }
+    context = {} if config.rope_theta is None else {"context": 0}  # a table's size, or only a hint
+    return dataclasses.replace(config, **plain, **biases, **rope, **scale, **context)
+
+
+def _activation(name: str) -> str:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"the activation {name!r} is not one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _rope(hf: Json, theta: float) -> tuple[Rope, float]:
+    """Rotary positions from either format, and the fraction of channels that rotate; `theta` is the default
+    base."""
+    older = {"rope_theta": hf.get("rope_theta", theta), **(hf.get("rope_scaling") or {})}
+    p = hf.get("rope_parameters") or older
+    kind = p.get("rope_type", p.get("type", "default"))
+    if kind not in STRETCHES or p.get("mscale"):
+        kind = f"{kind} with mscale" if p.get("mscale") else kind
+        raise ValueError(f"the rope type {kind!r} is not one of {', '.join(STRETCHES)}")
+    context = {"original_max_position_embeddings": hf.get("max_position_embeddings")}
+    given = {k: v for k, v in {**context, **p}.items() if v is not None}
+    stretch = {ours: given[name] for ours, name in STRETCHES[kind].items() if name in given}
+    rope = Rope(float(p.get("rope_theta", theta)), kind, **stretch)
+    return rope, p.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
+
+
+def _write_rope(rope: Rope) -> Json | None:
+    """`rope_scaling`, in the format of transformers 4."""
+    if rope.kind == "default":
+        return None
+    given = {name: getattr(rope, ours) for ours, name in STRETCHES[rope.kind].items()}
+    return {"rope_type": rope.kind, **{k: v for k, v in given.items() if v is not None}}
+
+
+def _first(xs: tuple, default: Any = None) -> Any:
+    return next((x for x in xs if x is not None), default)
+
+
+def _windows(hf: Json, sliding: list[bool]) -> tuple[int | None, ...] | None:
+    """Windows of the layers: `layer_types` where the file has it, else as the family's rule says."""
+    window = hf.get("sliding_window")
+    if hf.get("layer_types") is not None:
+        sliding = [kind == SLIDING for kind in hf["layer_types"]]
+    if window is None or not any(sliding):
+        return None
+    return tuple(window if s else None for s in sliding)
+
+
+def _write_windows(c: TransformerConfig) -> Json:
+    window = _first(c.layer_windows)
+    kinds = [FULL if w is None else SLIDING for w in c.layer_windows]
+    return {"sliding_window": window, "use_sliding_window": window is not None, "layer_types": kinds}
+
+
+def read_llama(hf: Json, *, theta: float = 10_000.0, tied: bool = False) -> Json:
+    """Llama, and what all of its descendants share."""
+    layers, heads, width = hf["num_hidden_layers"], hf["num_attention_heads"], hf["hidden_size"]
+    rope, fraction = _rope(hf, theta)
+    head_dim = hf.get("head_dim") or width // heads
+    return {
+        "vocab_size": hf["vocab_size"],
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "kv_heads": hf.get("num_key_value_heads") or heads,
+        "head_dim": head_dim,
+        "mlp_width": hf["intermediate_size"],
+        "context": hf.get("max_position_embeddings", 2048),
+        "norm_eps": hf.get("rms_norm_eps", 1e-6),
+        "activation": _activation(hf.get("hidden_act", "silu")),
+        "qkv_bias": hf.get("attention_bias", False),
+        "output_bias": hf.get("attention_bias", False),
+        "mlp_bias": hf.get("mlp_bias", False),
+        "tied": hf.get("tie_word_embeddings", tied),
+        "rope_theta": rope.theta,
+        "ropes": (rope,) * layers,
+        "rope_dim": int(head_dim * fraction),
+    }
+
+
+def write_llama(c: TransformerConfig) -> Json:
+    rope = _first(c.layer_ropes, Rope())
+    return {
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.width,
+        "intermediate_size": c.hidden,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.num_kv_heads,
+        "head_dim": c.channels,
+        "hidden_act": ACTIVATION_NAMES[c.activation],
+        "max_position_embeddings": c.context,
+        "rms_norm_eps": c.norm_eps,
+        "tie_word_embeddings": c.tied,
+        "attention_bias": c.bias if c.qkv_bias is None else c.qkv_bias,
+        "mlp_bias": c.bias if c.mlp_bias is None else c.mlp_bias,
+        "rope_theta": rope.theta,
+        "rope_scaling": _write_rope(rope),
+        "partial_rotary_factor": c.rotated / c.channels,
+        **_write_windows(c),
+    }
+
+
+def read_gpt2(hf: Json) -> Json:
+    if hf.get("scale_attn_by_inverse_layer_idx") or not hf.get("scale_attn_weights", True):
+        raise ValueError("attention scaled by layer (scale_attn_by_inverse_layer_idx) is not supported")
+    return {
+        "vocab_size": hf["vocab_size"],
+        "layers": hf["n_layer"],
+        "width": hf["n_embd"],
+        "heads": hf["n_head"],
+        "mlp_width": hf.get("n_inner") or 4 * hf["n_embd"],
+        "context": hf.get("n_positions", 1024),
+        "norm": "layer",
+        "norm_eps": hf.get("layer_norm_epsilon", 1e-5),
+        "rope_theta": None,
+        "bias": True,
+        "gated": False,
+        "activation": _activation(hf.get("activation_function", "gelu_new")),
+        "tied": hf.get("tie_word_embeddings", True),
+    }
+
+
+def write_gpt2(c: TransformerConfig) -> Json:
+    return {
+        "vocab_size": c.vocab_size,
+        "n_layer": c.layers,
+        "n_embd": c.width,
+        "n_head": c.heads,
+        "n_inner": c.hidden,
+        "n_positions": c.context,
+        "layer_norm_epsilon": c.norm_eps,
+        "activation_function": "gelu_new" if c.activation == "gelu_tanh" else ACTIVATION_NAMES[c.activation],
+        "tie_word_embeddings": c.tied,
+    }
+
+
+def read_gpt_neox(hf: Json) -> Json:
+    older = {
+        "rope_theta": hf.get("rotary_emb_base", 10_000.0),
+        "partial_rotary_factor": hf.get("rotary_pct", 0.25),
+    }
+    biased = hf.get("attention_bias", True)
+    return {
+        **read_llama({**older, **hf, "num_key_value_heads": None, "head_dim": None}),
+        "norm": "layer",
+        "norm_eps": hf.get("layer_norm_eps", 1e-5),
+        "parallel": hf.get("use_parallel_residual", True),
+        "qkv_bias": biased,
+        "output_bias": biased,
+        "mlp_bias": True,
+        "gated": False,
+        "activation": _activation(hf.get("hidden_act", "gelu")),
+    }
+
+
+def write_gpt_neox(c: TransformerConfig) -> Json:
+    llama = write_llama(c)
+    theta, fraction = llama.pop("rope_theta"), llama.pop("partial_rotary_factor")
+    eps = llama.pop("rms_norm_eps")
+    renamed = {"layer_norm_eps": eps, "rotary_pct": fraction, "rotary_emb_base": theta}
+    return {**llama, **renamed, "use_parallel_residual": c.parallel}
+
+
+def read_mistral(hf: Json) -> Json:
+    fields = {**read_llama(hf), **NO_BIAS}
+    return {**fields, "windows": _windows({**hf, "layer_types": None}, [True] * fields["layers"])}
+
+
+def read_qwen2(hf: Json) -> Json:
+    fields = {**read_llama(hf), **NO_BIAS, "qkv_bias": True}
+    first = hf.get("max_window_layers", 28)
+    hf = hf if hf.get("use_sliding_window") else {**hf, "sliding_window": None}
+    return {**fields, "windows": _windows(hf, [i >= first for i in range(fields["layers"])])}
+
+
+def read_qwen3(hf: Json) -> Json:
+    biased = hf.get("attention_bias", False)
+    return {**read_qwen2(hf), "qk_norm": "head", "qkv_bias": biased, "output_bias": biased}
+
+
+def _read_gemma(hf: Json, activation: str, theta: float = 10_000.0) -> Json:
+    fields = read_llama({**hf, "hidden_act": activation}, theta=theta, tied=True)
+    scale = float(hf["hidden_size"]) ** 0.5
+    return {**fields, "mlp_bias": False, "norm_offset": 1.0, "embedding_scale": scale}
+
+
+def read_gemma(hf: Json) -> Json:
+    activation = hf.get("hidden_activation") or hf.get("hidden_act", "gelu")
+    # The first checkpoints say "gelu" and were trained with its tanh form.
+    return _read_gemma(hf, "gelu_pytorch_tanh" if activation == "gelu" else activation)
+
+
+def read_gemma2(hf: Json) -> Json:
+    fields = _read_gemma(hf, hf.get("hidden_activation") or "gelu_pytorch_tanh")
+    alternate = [i % 2 == 0 for i in range(fields["layers"])]
+    return {
+        **fields,
+        "norm_placement": "both",
+        "attention_scale": float(hf.get("query_pre_attn_scalar", 256)) ** -0.5,
+        "attention_softcap": hf.get("attn_logit_softcapping", 50.0),
+        "logit_softcap": hf.get("final_logit_softcapping", 30.0),
+        "windows": _windows({"sliding_window": 4096, **hf}, alternate),
+    }
+
+
+def read_gemma3(hf: Json) -> Json:
+    both = hf.get("rope_parameters") or {}
+    activation = hf.get("hidden_activation") or "gelu_pytorch_tanh"
+    fields = _read_gemma({**hf, "rope_parameters": both.get(FULL)}, activation, theta=1e6)
+    local = both.get(SLIDING) or {"rope_theta": hf.get("rope_local_base_freq", 10_000.0)}
+    local_rope, _ = _rope({**hf, "rope_parameters": local}, 10_000.0)
+    layers = fields["layers"]
+    pattern = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern", 6)
+    windows = _windows({"sliding_window": 4096, **hf}, [(i + 1) % pattern != 0 for i in range(layers)])
+    full_rope = fields["ropes"][0]
+    return {
+        **fields,
+        "norm_placement": "both",
+        "qk_norm": "head",
+        "attention_scale": float(hf.get("query_pre_attn_scalar", 256)) ** -0.5,
+        "logit_softcap": hf.get("final_logit_softcapping"),
+        "windows": windows,
+        "ropes": tuple(full_rope if w is None else local_rope for w in windows or (None,) * layers),
+    }
+
+
+def write_gemma(c: TransformerConfig) -> Json:
+    scale = c.channels**-0.5 if c.attention_scale is None else c.attention_scale
+    caps = {"attn_logit_softcapping": c.attention_softcap, "final_logit_softcapping": c.logit_softcap}
+    squared = scale**-2
+    squared = round(squared) if abs(squared - round(squared)) < 1e-6 else squared
+    name = ACTIVATION_NAMES[c.activation]
+    return {**write_llama(c), "hidden_activation": name, "query_pre_attn_scalar": squared, **caps}
+
+
+def write_gemma3(c: TransformerConfig) -> Json:
+    pairs = list(zip(c.layer_ropes, c.layer_windows, strict=True))
+    full = _first(tuple(rope for rope, window in pairs if window is None), Rope(1e6))
+    local = _first(tuple(rope for rope, window in pairs if window is not None), Rope())
+    ropes = {
+        "rope_theta": full.theta,
+        "rope_scaling": _write_rope(full),
+        "rope_local_base_freq": local.theta,
+    }
+    return {**write_gemma(c), **ropes}
+
+
+def read_smollm3(hf: Json) -> Json:
+    fields = read_llama(hf, theta=2e6, tied=True)
+    layers, interval = fields["layers"], hf.get("no_rope_layer_interval", 4)
+    # 0: a layer without positions.
+    kept = hf.get("no_rope_layers") or [(i + 1) % interval for i in range(layers)]
+    ropes = tuple(rope if keep else None for rope, keep in zip(fields["ropes"], kept, strict=True))
+    hf = hf if hf.get("use_sliding_window") else {**hf, "sliding_window": None}
+    return {**fields, "ropes": ropes, "windows": _windows(hf, [not keep for keep in kept])}
+
+
+def write_smollm3(c: TransformerConfig) -> Json:
+    return {**write_llama(c), "no_rope_layers": [int(rope is not None) for rope in c.layer_ropes]}
+
+
+def read_phi3(hf: Json) -> Json:
+    scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if scaling.get("rope_type", scaling.get("type", "default")) != "default":
+        raise ValueError("the rope type 'longrope' of Phi-3's long-context models is not supported")
+    fields = {**read_llama({**hf, "head_dim": None}), **NO_BIAS}
+    return {**fields, "windows": _windows({**hf, "layer_types": None}, [True] * fields["layers"])}
+
+
+def read_olmo2(hf: Json) -> Json:
+    fields = {**read_llama(hf), "mlp_bias": False}
+    return {**fields, "norm_placement": "after", "qk_norm": "all"}
+
+
+LLAMA, SANDWICH = names.llama(), names.llama(norm_after=True)
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family("GPT2LMHeadModel", names.gpt2(), read_gpt2, write_gpt2),
+    "llama": Family("LlamaForCausalLM", LLAMA, read_llama, write_llama),
+    "gpt_neox": Family("GPTNeoXForCausalLM", names.gpt_neox(), read_gpt_neox, write_gpt_neox),
+    "mistral": Family("MistralForCausalLM", LLAMA, read_mistral, write_llama),
+    "qwen2": Family("Qwen2ForCausalLM", LLAMA, read_qwen2, write_llama),
+    "qwen3": Family("Qwen3ForCausalLM", LLAMA, read_qwen3, write_llama),
+    "gemma": Family("GemmaForCausalLM", LLAMA, read_gemma, write_gemma),
+    "gemma2": Family("Gemma2ForCausalLM", SANDWICH, read_gemma2, write_gemma),
+    "gemma3_text": Family("Gemma3ForCausalLM", SANDWICH, read_gemma3, write_gemma3),
+    "smollm3": Family("SmolLM3ForCausalLM", LLAMA, read_smollm3, write_smollm3),
+    "phi3": Family("Phi3ForCausalLM", names.llama(fused=True), read_phi3, write_llama),
+    "olmo2": Family("Olmo2ForCausalLM", SANDWICH, read_olmo2, write_llama),
+}

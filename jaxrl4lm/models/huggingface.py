@@ -1,0 +1,189 @@
+"""Hugging Face folders in and out: `config.json`, `model.safetensors`, `tokenizer.json`."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
+from jaxrl4lm.data.tokenizers import Tokenizer
+from jaxrl4lm.models import names
+from jaxrl4lm.models.families import FAMILIES, read_config, write_config
+from jaxrl4lm.models.policy import LanguagePolicy
+from jaxrl4lm.models.tensor_files import CheckpointError, Tensor, read_tensors, write_tensors
+from jaxrl4lm.types import Params
+
+VALUE_HEAD = "value_head"
+IGNORED = (
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".rotary_emb.inv_freq",
+)
+"""Endings of tensors that old checkpoints carry and nothing reads: masks and frequencies."""
+
+
+def load(
+    folder: str | os.PathLike,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    compute_dtype: DTypeLike | None = None,
+    sharding: Callable[[str], jax.sharding.Sharding] | None = None,
+) -> tuple[LanguagePolicy, Params, HuggingFaceTokenizer | None]:
+    """A policy, its parameters and its tokenizer (None where there is no `tokenizer.json`) from a model's
+    folder.
+
+    Tensors are read through a memory map, one leaf at a time. The value head is 0, unless `save` wrote one.
+
+    Args:
+      folder: with `config.json` and `model.safetensors` (or shards and their index).
+      dtype: of the parameters.
+      compute_dtype: of the matrix products. None: as the parameters.
+      sharding: of a leaf, by its path (keys of the tree joined by `/`). None: the default device.
+    Raises:
+      CheckpointError: if the `model_type` is not supported, or a tensor is missing, left over or of the
+        wrong shape.
+    """
+    folder = pathlib.Path(folder)
+    config_file = folder / "config.json"
+    if not config_file.exists():
+        raise CheckpointError(f"{config_file} is missing: name the folder of a Hugging Face model")
+    config = read_config(json.loads(config_file.read_text()), str(config_file))
+    config = dataclasses.replace(config, dtype=jnp.dtype(compute_dtype or dtype).name)
+    policy = LanguagePolicy(config)
+
+    def place(path: str, array: np.ndarray) -> jax.Array:
+        # A copy always: the parameters must outlive the file.
+        array = np.array(array, dtype=jnp.dtype(dtype), order="C", copy=True)
+        return jax.device_put(array, None if sharding is None else sharding(path))
+
+    leaves = {path: place(path, array) for path, array in _read_leaves(folder, policy).items()}
+    tokenizer = HuggingFaceTokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
+    return policy, _nest(leaves), tokenizer
+
+
+def _read_leaves(folder: pathlib.Path, policy: LanguagePolicy) -> dict[str, np.ndarray]:
+    """Views of every parameter by its path; raises if the files and the configuration disagree."""
+    tensors = {n: t for n, t in read_tensors(folder).items() if not n.endswith(IGNORED)}
+    shapes = _shapes(policy)
+    rows = _rows(policy, set(shapes))
+    if policy.config.tied:
+        tensors.pop("lm_head.weight", None)
+    prefix = rows[0].name.split(".")[0] + "."
+    if not any(name.startswith(prefix) for name in tensors):  # saved without the head around it
+        rows = [row._replace(name=row.name.removeprefix(prefix)) for row in rows]
+    leaves = {}
+    for row in rows:
+        tensor = tensors.pop(row.name, None)
+        if tensor is None:
+            raise CheckpointError(
+                f"{folder}: the tensor {row.name} is missing, which its config.json calls for"
+            )
+        expected = row.shape([shapes[leaf] for leaf in row.leaves])
+        if tensor.shape != expected:
+            raise CheckpointError(
+                f"{folder}: the tensor {row.name} has shape {tensor.shape}, config.json means {expected}"
+            )
+        widths = [shapes[leaf][-1] for leaf in row.leaves]
+        leaves.update(zip(row.leaves, row.split(tensor, widths, policy.config.channels), strict=True))
+    if tensors:
+        raise CheckpointError(
+            f"{folder}: {len(tensors)} tensors are left over, which a {policy.config.family} model "
+            f"does not have; the first is {min(tensors)}"
+        )
+    head = folder / f"{VALUE_HEAD}.npy"
+    leaves[VALUE_HEAD] = np.load(head) if head.exists() else np.zeros(shapes[VALUE_HEAD], np.float32)
+    return leaves
+
+
+def save(
+    folder: str | os.PathLike,
+    policy: LanguagePolicy,
+    params: Params,
+    tokenizer: Tokenizer | None = None,
+    *,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a folder that `load` and transformers (4 and 5) open, in the parameters' own dtype.
+
+    A value head that is not 0 goes beside the model, to `value_head.npy`, where other programs do not look.
+
+    Args:
+      tokenizer: written as `tokenizer.json`. None: none is.
+      shard_bytes: the most that one file of tensors holds.
+    Raises:
+      CheckpointError: if no `model_type` expresses the configuration.
+    """
+    folder = pathlib.Path(folder)
+    hf = write_config(policy.config)
+    policy = LanguagePolicy(dataclasses.replace(policy.config, family=hf["model_type"]))
+    leaves = _flatten(params)
+    shapes = _shapes(policy)
+    if {path: x.shape for path, x in leaves.items()} != shapes:
+        wrong = min(set(shapes) ^ set(leaves) or {p for p in shapes if shapes[p] != leaves[p].shape})
+        raise CheckpointError(
+            f"the parameter {wrong} is not as the configuration says: merge adapters before saving"
+        )
+    tensors = {}
+    for row in _rows(policy, set(shapes)):
+        shape, dtype = row.shape([shapes[leaf] for leaf in row.leaves]), np.dtype(leaves[row.leaves[0]].dtype)
+        tensors[row.name] = Tensor(
+            shape, dtype, lambda row=row: row.join(_host(leaves, row), policy.config.channels)
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder, tensors, shard_bytes=shard_bytes)
+    ids: dict[str, int | None] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    if tokenizer is not None:
+        text = HuggingFaceTokenizer.of(tokenizer)
+        text.save(folder)
+        ids = {"bos_token_id": text.bos_id, "eos_token_id": text.eos_id, "pad_token_id": text.pad_id}
+    # Both spellings: transformers 4 reads torch_dtype, 5 reads dtype.
+    name = np.dtype(leaves["embedding"].dtype).name
+    (folder / "config.json").write_text(
+        json.dumps({**hf, **ids, "dtype": name, "torch_dtype": name}, indent=2)
+    )
+    head = folder / f"{VALUE_HEAD}.npy"
+    head.unlink(missing_ok=True)
+    value_head = np.asarray(leaves[VALUE_HEAD], np.float32)
+    if value_head.any():
+        np.save(head, value_head)
+
+
+def _host(leaves: dict[str, jax.Array], row: names.Row) -> list[np.ndarray]:
+    return [np.asarray(leaves[leaf]) for leaf in row.leaves]
+
+
+def _shapes(policy: LanguagePolicy) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter by its path."""
+    return {path: x.shape for path, x in _flatten(jax.eval_shape(policy.init, jax.random.key(0))).items()}
+
+
+def _rows(policy: LanguagePolicy, paths: set[str]) -> list[names.Row]:
+    assert policy.config.family is not None
+    rows = names.rows(FAMILIES[policy.config.family].table, policy.config.layers, paths)
+    placed = {leaf for row in rows for leaf in row.leaves} | {VALUE_HEAD}
+    assert placed == paths, f"no name for {placed ^ paths}"
+    return rows
+
+
+def _flatten(params: Params) -> dict[str, jax.Array]:
+    flat = jax.tree.leaves_with_path(params)
+    return {"/".join(key.key for key in path): leaf for path, leaf in flat}
+
+
+def _nest(leaves: dict[str, jax.Array]) -> Params:
+    tree: dict = {}
+    for path, leaf in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = leaf
+    return tree

@@ -1,0 +1,145 @@
+"""Where each parameter of ours stands in a Hugging Face checkpoint, and how it is laid out there.
+
+A path of ours joins the keys of the parameter tree by `/`. Kernels of ours are `[in, out]`; PyTorch's are
+`[out, in]`.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+
+class Row(NamedTuple):
+    """One tensor of a checkpoint and the leaves of ours that it holds, side by side along the output axis."""
+
+    name: str
+    leaves: tuple[str, ...]
+    layout: Literal["as is", "transposed", "interleaved"] = "as is"
+    """Interleaved (GPT-NeoX): the leaves alternate head by head, kernels being transposed."""
+
+    def shape(self, leaf_shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """Of the tensor in the checkpoint."""
+        *rest, _ = leaf_shapes[0]
+        whole = (*rest, sum(shape[-1] for shape in leaf_shapes))
+        return whole if self.layout == "as is" else whole[::-1]
+
+    def split(self, tensor: np.ndarray, widths: Sequence[int], channels: int) -> list[np.ndarray]:
+        """The leaves, from the checkpoint's tensor; `widths` are their last axes, `channels` those of a
+        head."""
+        whole = tensor if self.layout == "as is" else tensor.T
+        if self.layout == "interleaved":
+            heads = whole.reshape(*whole.shape[:-1], -1, len(self.leaves), channels)
+            return [heads[..., i, :].reshape(*whole.shape[:-1], -1) for i in range(len(self.leaves))]
+        return np.split(whole, np.cumsum(widths)[:-1], axis=-1) if len(widths) > 1 else [whole]
+
+    def join(self, leaves: Sequence[np.ndarray], channels: int) -> np.ndarray:
+        """The checkpoint's tensor, from the leaves."""
+        if self.layout == "interleaved":
+            heads = [x.reshape(*x.shape[:-1], -1, channels) for x in leaves]
+            whole = np.stack(heads, axis=-2).reshape(*leaves[0].shape[:-1], -1)
+        else:
+            whole = np.concatenate(leaves, axis=-1) if len(leaves) > 1 else leaves[0]
+        return whole if self.layout == "as is" else whole.T
+
+
+def _dense(
+    name: str, *leaves: str, layout: Literal["as is", "transposed", "interleaved"] = "transposed"
+) -> list[Row]:
+    biases = tuple(f"{leaf}/bias" for leaf in leaves)
+    kernels = tuple(f"{leaf}/kernel" for leaf in leaves)
+    return [Row(f"{name}.weight", kernels, layout), Row(f"{name}.bias", biases, layout)]
+
+
+def _norm(name: str, leaf: str) -> list[Row]:
+    return [Row(f"{name}.weight", (f"{leaf}/scale",)), Row(f"{name}.bias", (f"{leaf}/bias",))]
+
+
+ATTENTION = tuple(f"attention/{name}" for name in ("query", "key", "value"))
+
+
+def gpt2() -> tuple[list[Row], list[Row]]:
+    """Rows outside the layers, and rows of one layer."""
+    top = [
+        Row("transformer.wte.weight", ("embedding",)),
+        Row("transformer.wpe.weight", ("position_embedding",)),
+        Row("lm_head.weight", ("unembedding",), "transposed"),
+        *_norm("transformer.ln_f", "final_norm"),
+    ]
+    layer = [
+        *_norm("ln_1", "attention_norm"),
+        *_norm("ln_2", "mlp_norm"),
+        *_dense("attn.c_attn", *ATTENTION, layout="as is"),
+        *_dense("attn.c_proj", "attention/output", layout="as is"),
+        *_dense("mlp.c_fc", "mlp/up", layout="as is"),
+        *_dense("mlp.c_proj", "mlp/down", layout="as is"),
+    ]
+    return top, [row._replace(name=f"transformer.h.{{i}}.{row.name}") for row in layer]
+
+
+def gpt_neox() -> tuple[list[Row], list[Row]]:
+    """Rows outside the layers, and rows of one layer."""
+    top = [
+        Row("gpt_neox.embed_in.weight", ("embedding",)),
+        Row("embed_out.weight", ("unembedding",), "transposed"),
+        *_norm("gpt_neox.final_layer_norm", "final_norm"),
+    ]
+    layer = [
+        *_norm("input_layernorm", "attention_norm"),
+        *_norm("post_attention_layernorm", "mlp_norm"),
+        *_dense("attention.query_key_value", *ATTENTION, layout="interleaved"),
+        *_dense("attention.dense", "attention/output"),
+        *_dense("mlp.dense_h_to_4h", "mlp/up"),
+        *_dense("mlp.dense_4h_to_h", "mlp/down"),
+    ]
+    return top, [row._replace(name=f"gpt_neox.layers.{{i}}.{row.name}") for row in layer]
+
+
+def llama(norm_after: bool = False, fused: bool = False) -> tuple[list[Row], list[Row]]:
+    """Rows outside the layers, and rows of one layer.
+
+    Args:
+      norm_after: outputs of attention and MLP are normalised, as in Gemma 2 and OLMo 2, where
+        `post_attention_layernorm` is that of attention; elsewhere it is the one before the MLP.
+      fused: query, key and value are one tensor, gate and up are one (Phi-3).
+    """
+    top = [
+        Row("model.embed_tokens.weight", ("embedding",)),
+        Row("lm_head.weight", ("unembedding",), "transposed"),
+        *_norm("model.norm", "final_norm"),
+    ]
+    if norm_after:
+        mlp_norm = [
+            *_norm("pre_feedforward_layernorm", "mlp_norm"),
+            *_norm("post_feedforward_layernorm", "mlp_post_norm"),
+        ]
+        norms = [*_norm("post_attention_layernorm", "attention_post_norm"), *mlp_norm]
+    else:
+        norms = _norm("post_attention_layernorm", "mlp_norm")
+    if fused:
+        joint = [*_dense("self_attn.qkv_proj", *ATTENTION), *_dense("mlp.gate_up_proj", "mlp/gate", "mlp/up")]
+    else:
+        letters = zip("qkv", ATTENTION, strict=True)
+        joint = [row for x, leaf in letters for row in _dense(f"self_attn.{x}_proj", leaf)]
+        joint += [*_dense("mlp.gate_proj", "mlp/gate"), *_dense("mlp.up_proj", "mlp/up")]
+    layer = [
+        *_norm("input_layernorm", "attention_norm"),
+        *norms,
+        *joint,
+        *_dense("self_attn.o_proj", "attention/output"),
+        *_norm("self_attn.q_norm", "attention/query_norm"),
+        *_norm("self_attn.k_norm", "attention/key_norm"),
+        *_dense("mlp.down_proj", "mlp/down"),
+    ]
+    return top, [row._replace(name=f"model.layers.{{i}}.{row.name}") for row in layer]
+
+
+def rows(table: tuple[list[Row], list[Row]], layers: int, leaves: set[str]) -> list[Row]:
+    """Every row whose leaves the model has, the layers numbered."""
+    top, layer = table
+    numbered = [
+        Row(row.name.format(i=i), tuple(f"layer_{i}/{leaf}" for leaf in row.leaves), row.layout)
+        for i in range(layers)
+        for row in layer
+    ]
+    return [row for row in top + numbered if row.leaves[0] in leaves]

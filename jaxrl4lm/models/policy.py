@@ -1,0 +1,134 @@
+"""A transformer as a policy whose actions are tokens: whole sequences for training, one step at a time for
+acting."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.models.attention import EMPTY
+from jaxrl4lm.models.config import TransformerConfig
+from jaxrl4lm.models.transformer import Cache, Transformer, empty_cache
+from jaxrl4lm.types import Array, Key, Params
+
+
+class Carry(NamedTuple):
+    """What a completion in progress remembers. `B` completions of `G` prompts."""
+
+    prefix: Cache
+    """The prompts, stored once for all of their completions."""
+    cache: Cache
+    """The completions so far."""
+    positions: Array
+    """int32 `[B]`: the position of the next token."""
+    slot: Array
+    """int32 `[]`: where the next token is stored."""
+
+
+def positions_of(mask: Array) -> Array:
+    """Positions `[B, T]` of the real tokens of each row, counted from 0; `EMPTY` at padding, wherever it
+    stands."""
+    return jnp.where(mask, jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, EMPTY)
+
+
+@dataclass(frozen=True)
+class LanguagePolicy:
+    """Pure functions of parameters around one transformer."""
+
+    config: TransformerConfig
+
+    def init(self, key: Key) -> Params:
+        """Random parameters: a nested dict of float32 arrays."""
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return Transformer(self.config).init(key, tokens, tokens)["params"]
+
+    def _call(self, params: Params, *args, method: str) -> Any:
+        return Transformer(self.config).apply({"params": params}, *args, method=method)
+
+    def apply(self, params: Params, tokens: Array, mask: Array | None = None) -> tuple[Array, Array]:
+        """Logits `[B, T, V]` of the token after each position and values `[B, T]` of each state, float32.
+
+        Args:
+          params: as `init` gives them.
+          tokens: int `[B, T]`.
+          mask: bool `[B, T]`, False at padding, which may stand on either side and contain anything. None:
+            no padding.
+        """
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+        return self._call(params, tokens, positions_of(mask), method="__call__")
+
+    def start(
+        self, params: Params, tokens: Array, mask: Array, copies: int, length: int
+    ) -> tuple[Array, Carry]:
+        """Reads the prompts once and prepares `copies` completions of each, up to `length` tokens long.
+
+        Args:
+          tokens: prompts, int `[G, P]`; the last column must be real (pad on the left).
+          mask: bool `[G, P]`.
+          copies: completions of each prompt.
+          length: room for the tokens of a completion.
+        Returns:
+          Hidden states `[G * copies, D]` from which the first token is chosen; the carry.
+        """
+        hidden, prefix = self.encode(params, tokens, positions_of(mask))
+        batch = tokens.shape[0] * copies
+        carry = Carry(
+            prefix=prefix,
+            cache=empty_cache(self.config, batch, length),
+            positions=jnp.repeat(mask.sum(-1, dtype=jnp.int32), copies),
+            slot=jnp.int32(0),
+        )
+        return jnp.repeat(hidden[:, -1], copies, axis=0), carry
+
+    def step(self, params: Params, carry: Carry, tokens: Array) -> tuple[Array, Carry]:
+        """Takes the tokens `[B]` just chosen; returns the hidden states `[B, D]` of the next choice, and the
+        carry."""
+        hidden, cache = self._call(
+            params,
+            tokens[:, None],
+            carry.positions[:, None],
+            carry.prefix,
+            carry.cache,
+            carry.slot,
+            method="hidden",
+        )
+        return hidden[:, 0], Carry(carry.prefix, cache, carry.positions + 1, carry.slot + 1)
+
+    def encode(
+        self, params: Params, tokens: Array, positions: Array, prefix: Cache | None = None
+    ) -> tuple[Array, Cache]:
+        """Hidden states `[B, T, D]` and the keys and values of the tokens, read after the prefix if there is
+        one."""
+        return self._call(params, tokens, positions, prefix, method="hidden")
+
+    def completion_hidden(
+        self, params: Params, prompts: Array, prompt_mask: Array, completions: Array
+    ) -> Array:
+        """Hidden states `[B, T, D]` from which each completion token was chosen, the prompt being read once
+        a group.
+
+        Args:
+          prompts: int `[G, P]`, padded on the left, and their mask.
+          completions: int `[B, T]`, `B` a multiple of `G`; the completions of a prompt are consecutive.
+        """
+        copies = completions.shape[0] // prompts.shape[0]
+        hidden, prefix = self.encode(params, prompts, positions_of(prompt_mask))
+        first = jnp.repeat(hidden[:, -1:], copies, axis=0)
+        start = jnp.repeat(prompt_mask.sum(-1, dtype=jnp.int32), copies)
+        positions = start[:, None] + jnp.arange(completions.shape[1] - 1, dtype=jnp.int32)[None]
+        rest, _ = self.encode(params, completions[:, :-1], positions, prefix)
+        return jnp.concatenate([first, rest], axis=1)
+
+    def logits(self, params: Params, hidden: Array) -> Array:
+        """Float32 logits `[..., V]` of hidden states."""
+        return self._call(params, hidden, method="logits")
+
+    def values(self, params: Params, hidden: Array) -> Array:
+        """Float32 values `[...]` of hidden states."""
+        return self._call(params, hidden, method="values")
+
+
+def parameter_count(params: Params) -> int:
+    """The number of scalars in a parameter tree."""
+    return sum(x.size for x in jax.tree.leaves(params))

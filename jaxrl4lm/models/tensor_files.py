@@ -1,0 +1,149 @@
+"""Safetensors files, one or several a folder: read through a memory map, written tensor by tensor.
+
+Format: 8 bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, the data.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+class CheckpointError(ValueError):
+    """A folder does not hold the model that its files promise."""
+
+
+class Tensor(NamedTuple):
+    """An array to be written, made only when its turn comes."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_tensors(folder: str | os.PathLike, stem: str = "model") -> dict[str, np.ndarray]:
+    """Read-only views into `stem.safetensors`, or into the shards that `stem.safetensors.index.json` lists.
+
+    Raises:
+      CheckpointError: if a file is missing, cut short, a Git LFS pointer, or without a tensor that the index
+        promises.
+    """
+    folder = pathlib.Path(folder)
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if single.exists():
+        return dict(_read_file(single))
+    if not index.exists():
+        raise CheckpointError(
+            f"{folder} holds neither {single.name} nor {index.name}: name a folder with one of them"
+        )
+    tensors = {}
+    promised = json.loads(index.read_text())["weight_map"]
+    for shard in sorted(set(promised.values())):
+        if not (folder / shard).exists():
+            raise CheckpointError(f"{folder / shard} is missing, which {index.name} lists: download it")
+        tensors.update(_read_file(folder / shard))
+    for name, shard in promised.items():
+        if name not in tensors:
+            raise CheckpointError(f"{folder / shard} has no tensor {name}, which {index.name} promises")
+    return tensors
+
+
+def _read_file(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start == b"version ":
+            raise CheckpointError(f"{path} is a Git LFS pointer, not the tensors: run `git lfs pull`")
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or 8 + length > size:
+            raise CheckpointError(
+                f"{path} is cut short at {size} bytes: its header does not end; download it again"
+            )
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not a safetensors file: its header is not JSON") from error
+    header.pop("__metadata__", None)
+    data = np.memmap(path, np.uint8, mode="r")[8 + length :] if size > 8 + length else np.zeros(0, np.uint8)
+    for name, entry in header.items():
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(
+                f"{path}: tensor {name} is of type {entry['dtype']}, not one of {', '.join(DTYPES)}"
+            )
+        begin, end = entry["data_offsets"]
+        if end > data.size:
+            missing = end - data.size
+            raise CheckpointError(
+                f"{path} is cut short: tensor {name} lacks its last {missing} bytes; download it again"
+            )
+        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise CheckpointError(
+                f"{path}: tensor {name} has {end - begin} bytes, which is not its shape {shape}"
+            )
+        yield name, data[begin:end].view(dtype).reshape(shape)
+
+
+def write_tensors(
+    folder: str | os.PathLike, tensors: dict[str, Tensor], stem: str = "model", shard_bytes: int = 5 * 10**9
+) -> None:
+    """Writes `stem.safetensors`, or shards of at most `shard_bytes` and their index; files appear when
+    complete."""
+    folder = pathlib.Path(folder)
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, tensor in tensors.items():
+        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
+            shards.append({})
+        shards[-1][name] = tensor
+    if len(shards) == 1:
+        _write_file(folder / f"{stem}.safetensors", shards[0])
+        return
+    names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for file, shard in zip(names, shards, strict=True):
+        _write_file(folder / file, shard)
+    index = {
+        "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+        "weight_map": {name: file for file, shard in zip(names, shards, strict=True) for name in shard},
+    }
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def _write_file(path: pathlib.Path, tensors: dict[str, Tensor]) -> None:
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, t in tensors.items():
+        header[name] = {
+            "dtype": CODES[t.dtype],
+            "shape": list(t.shape),
+            "data_offsets": [end, end + t.nbytes],
+        }
+        end += t.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for t in tensors.values():
+            file.write(np.ascontiguousarray(t.make()).reshape(-1).view(np.uint8).data)
+    partial.replace(path)

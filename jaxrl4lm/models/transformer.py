@@ -1,0 +1,253 @@
+"""A decoder-only transformer behind one configuration.
+
+Positions are data. Every key carries its position, and the one mask rule `key position <= query position`
+(and, under a sliding window, `query position - key position < window`) covers left and right padding, ragged
+prompts, cached steps and prompts shared by several completions; the order of the keys does not matter.
+
+Shapes: `B` sequences, `G` prompts (`B` is `G` times the completions of each), `T` queries, `S` keys, `D`
+  width,
+`H` heads, `K` key-value heads, `C` channels of a head, `V` vocabulary.
+"""
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.models.attention import EMPTY, attention, rotary_table, rotate
+from jaxrl4lm.models.config import Rope, TransformerConfig
+from jaxrl4lm.models.dense import dense
+from jaxrl4lm.types import Array
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+NO_WINDOW = 2**29
+"""A sliding window longer than any text."""
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer; keys are stored transposed, so that a step is two plain matrix
+    products."""
+
+    keys: tuple[Array, ...]
+    """Per layer `[B, K, C, S]`."""
+    values: tuple[Array, ...]
+    """Per layer `[B, K, S, C]`."""
+    positions: Array
+    """int32 `[B, S]`, `EMPTY` where there is no key."""
+
+
+def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
+    """A cache of `length` empty slots for `batch` sequences."""
+    K, C, dtype = config.num_kv_heads, config.channels, jnp.dtype(config.dtype)
+    return Cache(
+        keys=tuple(jnp.zeros((batch, K, C, length), dtype) for _ in range(config.layers)),
+        values=tuple(jnp.zeros((batch, K, length, C), dtype) for _ in range(config.layers)),
+        positions=jnp.full((batch, length), EMPTY, jnp.int32),
+    )
+
+
+class Norm(nn.Module):
+    """Root-mean-square or layer normalisation over the last axis, with float32 statistics."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c, width = self.config, x.shape[-1]
+        shape = (1,) * (x.ndim - 1) + (width,)
+        scale = self.param("scale", nn.initializers.constant(1.0 - c.norm_offset), (width,))
+        y = x.astype(jnp.float32)
+        if c.norm == "layer":
+            y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + c.norm_eps)
+        y = y * (scale.astype(jnp.float32) + c.norm_offset if c.norm_offset else scale).reshape(shape)
+        if c.norm == "layer":
+            y = y + self.param("bias", nn.initializers.zeros, (width,)).reshape(shape)
+        return y.astype(x.dtype)
+
+
+class Dense(nn.Module):
+    """x W + b with W stored `[in, out]`; plus (x A) B where the parameters hold a low-rank adapter."""
+
+    features: int
+    use_bias: bool = False
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.normal(0.02 * self.scale)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        y = dense(x, kernel, bias)
+        if self.has_variable("params", "lora_a"):
+            y = y + dense(
+                dense(x, self.get_variable("params", "lora_a"), None),
+                self.get_variable("params", "lora_b"),
+                None,
+            )
+        return y
+
+
+class Attention(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, positions_BT, table, window, prefix, own, slot):
+        """Returns the output and the segment that holds this call's keys and values."""
+        c = self.config
+        B, T, _ = x_BTD.shape
+        H, K, C = c.heads, c.num_kv_heads, c.channels
+        biased = c.bias if c.qkv_bias is None else c.qkv_bias
+        q = Dense(H * C, biased, name="query")(x_BTD)
+        k = Dense(K * C, biased, name="key")(x_BTD)
+        v = Dense(K * C, biased, name="value")(x_BTD).reshape(B, T, K, C)
+        if c.qk_norm == "all":
+            q, k = Norm(c, name="query_norm")(q), Norm(c, name="key_norm")(k)
+        q, k = q.reshape(B, T, H, C), k.reshape(B, T, K, C)
+        if c.qk_norm == "head":
+            q, k = Norm(c, name="query_norm")(q), Norm(c, name="key_norm")(k)
+        k_BKCT = rotate(k, table).transpose(0, 2, 3, 1)
+        v_BKTC = v.transpose(0, 2, 1, 3)
+        if own is not None:
+            # One scalar slot for the whole batch: an in-place slice update, never a scatter.
+            k_BKCT = jax.lax.dynamic_update_slice(own[0], k_BKCT, (0, 0, 0, slot))
+            v_BKTC = jax.lax.dynamic_update_slice(own[1], v_BKTC, (0, 0, slot, 0))
+            own_positions = own[2]
+        else:
+            own_positions = positions_BT
+        q = rotate(q, table) * (C**-0.5 if c.attention_scale is None else c.attention_scale)
+        segments = [(k_BKCT, v_BKTC, own_positions)]
+        if prefix is not None:
+            segments.append(prefix)
+        output = attention(q, segments, positions_BT, window, c.attention_softcap).reshape(B, T, H * C)
+        depth = 1 / math.sqrt(2 * c.layers)
+        biased = c.bias if c.output_bias is None else c.output_bias
+        return Dense(c.width, biased, depth, name="output")(output), (k_BKCT, v_BKTC)
+
+
+class Mlp(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: Array) -> Array:
+        c = self.config
+        activation = ACTIVATIONS[c.activation]
+        biased = c.bias if c.mlp_bias is None else c.mlp_bias
+        up = Dense(c.hidden, biased, name="up")(x_BTD)
+        inner = activation(Dense(c.hidden, biased, name="gate")(x_BTD)) * up if c.gated else activation(up)
+        return Dense(c.width, biased, 1 / math.sqrt(2 * c.layers), name="down")(inner)
+
+
+class Block(nn.Module):
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, positions_BT, table, window, prefix, own, slot):
+        c = self.config
+        before, after = c.norm_placement != "after", c.norm_placement != "before"
+        h = Norm(c, name="attention_norm")(x_BTD) if before else x_BTD
+        h, kv = Attention(c, name="attention")(h, positions_BT, table, window, prefix, own, slot)
+        h = Norm(c, name="attention_post_norm")(h) if after else h
+        y = x_BTD if c.parallel else x_BTD + h
+        m = Mlp(c, name="mlp")(Norm(c, name="mlp_norm")(y) if before else y)
+        m = Norm(c, name="mlp_post_norm")(m) if after else m
+        return x_BTD + h + m, kv
+
+
+class Transformer(nn.Module):
+    """Tokens to hidden states, and hidden states to logits and values."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        self.embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.width))
+        if c.rope_theta is None:
+            self.position_embedding = self.param(
+                "position_embedding", nn.initializers.normal(0.02), (c.context, c.width)
+            )
+        self.blocks = [Block(c, name=f"layer_{i}") for i in range(c.layers)]
+        self.final_norm = Norm(c)
+        if not c.tied:
+            self.unembedding = self.param(
+                "unembedding", nn.initializers.normal(0.02), (c.width, c.vocab_size)
+            )
+        self.value_head = self.param("value_head", nn.initializers.zeros, (c.width,))
+
+    def hidden(
+        self,
+        tokens_BT: Array,
+        positions_BT: Array,
+        prefix: Cache | None = None,
+        cache: Cache | None = None,
+        slot: Array | int = 0,
+    ) -> tuple[Array, Cache]:
+        """Final hidden states `[B, T, D]`, and the keys and values that this call made.
+
+        Args:
+          tokens_BT: token ids.
+          positions_BT: their positions; `EMPTY` marks padding.
+          prefix: keys that every query may read besides the call's own, for each of `G` prompts; `B` is a
+            multiple of `G`.
+          cache: where to store keys and values, from `slot` on. None: the call's own tokens are all there is.
+          slot: first slot of the cache to write, one for the whole batch.
+        Returns:
+          The hidden states; the updated cache, or a new one of length T.
+        Raises:
+          ValueError: if positions are a learned table and the sequence is longer than it.
+        """
+        c = self.config
+        room = positions_BT.shape[1] if cache is None else cache.positions.shape[1]
+        room += 0 if prefix is None else prefix.positions.shape[1]
+        if c.rope_theta is None and room > c.context:
+            raise ValueError(
+                f"{room} tokens do not fit the table of context {c.context} positions: shorten the text"
+            )
+        x_BTD = self._embed(tokens_BT, positions_BT)
+        positions = positions_BT
+        if cache is not None:
+            positions = jax.lax.dynamic_update_slice(cache.positions, positions_BT, (0, slot))
+        tables = {rope: self._table(rope, positions_BT) for rope in dict.fromkeys(c.layer_ropes)}
+        keys, values = [], []
+        for i, block in enumerate(self.blocks):
+            shared = None if prefix is None else (prefix.keys[i], prefix.values[i], prefix.positions)
+            own = None if cache is None else (cache.keys[i], cache.values[i], positions)
+            table, window = tables[c.layer_ropes[i]], c.layer_windows[i]
+            x_BTD, (k, v) = block(x_BTD, positions_BT, table, window, shared, own, slot)
+            keys.append(k)
+            values.append(v)
+        return self.final_norm(x_BTD), Cache(tuple(keys), tuple(values), positions)
+
+    def _embed(self, tokens_BT: Array, positions_BT: Array) -> Array:
+        c = self.config
+        x_BTD = self.embedding[tokens_BT].astype(c.dtype)
+        if c.embedding_scale != 1.0:
+            x_BTD = x_BTD * jnp.asarray(c.embedding_scale, c.dtype)
+        if c.rope_theta is None:
+            x_BTD = x_BTD + self.position_embedding[jnp.minimum(positions_BT, c.context - 1)].astype(c.dtype)
+        return x_BTD
+
+    def _table(self, rope: Rope | None, positions_BT: Array) -> tuple[Array, Array] | None:
+        return None if rope is None else rotary_table(positions_BT, rope, self.config.rotated)
+
+    def logits(self, hidden: Array) -> Array:
+        """Float32 logits `[..., V]`."""
+        c = self.config
+        kernel = self.embedding.T if c.tied else self.unembedding
+        logits = dense(hidden, kernel, None, jnp.float32)
+        return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
+
+    def values(self, hidden: Array) -> Array:
+        """Float32 state values `[...]`, 0 at initialisation."""
+        return jnp.matmul(hidden.astype(jnp.float32), self.value_head.astype(jnp.float32))
+
+    def __call__(self, tokens_BT: Array, positions_BT: Array) -> tuple[Array, Array]:
+        hidden, _ = self.hidden(tokens_BT, positions_BT)
+        return self.logits(hidden), self.values(hidden)

@@ -1,0 +1,63 @@
+"""The picture of a training run: reward, held-out score and divergence against updates."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+
+PANELS = {
+    "reward/mean": "mean reward of sampled completions",
+    "held_out": "held-out score",
+    "kl/ref_sequence": "KL to the reference (nats a completion)",
+}
+
+
+def learning_curve(records: Sequence[Mapping[str, Any]], title: str, path: pathlib.Path) -> None:
+    """Draws the records of a run, as `metrics.jsonl` holds them, into a PNG.
+
+    Args:
+      records: each with `phase`, `update`, and the metrics of `PANELS` where it has them: a number, or a list of one number
+        a seed (then the mean is drawn, over the range of the seeds).
+    """
+    figure = matplotlib.figure.Figure(figsize=(13, 4), layout="constrained")
+    axes = figure.subplots(1, len(PANELS))
+    supervised = [r for r in records if r["phase"] == "supervised" and "held_out" in r]
+    for ax, (name, label) in zip(axes, PANELS.items(), strict=True):
+        chosen = [r for r in records if r["phase"] == "reinforcement" and name in r]
+        _curve(ax, [r["update"] for r in chosen], [r[name] for r in chosen], "C0")
+        if name == "held_out" and supervised:
+            level = float(np.mean(supervised[-1][name]))
+            ax.axhline(level, color="C1", linestyle="--", label=f"after teacher forcing: {level:.2f}")
+        if ax.get_legend_handles_labels()[1]:
+            ax.legend(loc="lower right" if name != "kl/ref_sequence" else "upper left", frameon=False)
+        ax.set_title(label, fontsize=10)
+        ax.set_xlabel("update")
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=120)
+    temporary.replace(path)
+
+
+def _curve(ax: Any, updates: Sequence[int], values: Sequence[Any], color: str) -> None:
+    if not updates:
+        ax.text(0.5, 0.5, "nothing yet", ha="center", transform=ax.transAxes)
+        return
+    table = np.array([np.atleast_1d(v) for v in values], float)
+    seeds = table.shape[1]
+    mean = table.mean(1)
+    if seeds > 1:
+        ax.fill_between(updates, table.min(1), table.max(1), color=color, alpha=0.2, label=f"range of {seeds} seeds")
+        ax.plot(updates, mean, color=color, label="mean")
+        return
+    window = max(1, len(mean) // 40)
+    if window == 1:
+        ax.plot(updates, mean, color=color, marker="o" if len(mean) < 15 else None, markersize=3)
+        return
+    # A noisy curve is drawn pale, with its running mean over it.
+    ax.plot(updates, mean, color=color, alpha=0.25, linewidth=0.8)
+    smooth = np.array([mean[max(0, i - window + 1) : i + 1].mean() for i in range(len(mean))])
+    ax.plot(updates, smooth, color=color)

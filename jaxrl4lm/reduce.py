@@ -1,0 +1,222 @@
+"""Masked sums and means: how a loss per token becomes one number.
+
+Losses are unreduced; the choice of the average is part of an algorithm (and the largest class of silent
+errors). Time is the last axis, every other axis counts sequences. Each average exists twice: as a number,
+and as a `Fraction` (total, denominator) that is added over micro-batches and devices and divided once:
+
+    fractions = [reduce.token_fraction(loss, mask) for loss, mask in micro_batches]
+    mean = reduce.divide(reduce.add(*fractions))
+
+A Fraction is a pytree: `jax.lax.psum(fraction, "data")` adds it over devices. The mean of micro-batch means
+is something else (it weighs tokens unequally).
+
+Masks are True (or non-zero) where an element counts. A masked element is never read: nan and inf there change
+neither a value nor a gradient. Results are float32, or float64 for float64 input.
+"""
+
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.types import Array, ScalarLike
+
+Axis: TypeAlias = int | tuple[int, ...] | None
+
+
+class Fraction(NamedTuple):
+    """A mean before its division: add the parts over micro-batches and devices, then `divide`."""
+
+    total: Array
+    denominator: Array
+
+
+def as_float(values: ScalarLike) -> Array:
+    """float32, or wider if `values` are: bfloat16, integers and booleans become float32."""
+    values = jnp.asarray(values)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def as_mask(mask: ScalarLike | None, shape: tuple[int, ...], name: str = "mask") -> Array:
+    """`mask` (booleans or zeros and ones; None for all True) as booleans of the given shape.
+
+    Raises:
+      ValueError: if it does not broadcast to `shape` axis by axis (equal rank, or a scalar).
+    """
+    if mask is None:
+        return jnp.ones(shape, bool)
+    check_broadcastable(name, jnp.shape(mask), shape)
+    return jnp.broadcast_to(jnp.asarray(mask) != 0, shape)
+
+
+def check_broadcastable(name: str, shape: tuple[int, ...], target: tuple[int, ...]) -> None:
+    """Raise a ValueError unless `shape` is () or has the rank of `target` with each axis equal or 1."""
+    fits = len(shape) == len(target) and all(n in (1, m) for n, m in zip(shape, target, strict=True))
+    if shape and not fits:
+        raise ValueError(
+            f"{name} has shape {shape}, which does not broadcast to {target}: give it as many axes, each "
+            f"equal or 1 (one value per sequence is {name}[:, None])."
+        )
+
+
+def mask_inputs(mask: ScalarLike | None, **arrays: ScalarLike) -> tuple[Array, ...]:
+    """(mask, *arrays): all of the shape of the first array, in float32 or wider, 0 where masked.
+
+    Masking what enters a logarithm or an exponential, not only what leaves it, is what keeps a nan in a
+    masked slot out of the gradient (0 · inf = nan). The other half is `jnp.where(mask, loss, 0)`.
+
+    Raises:
+      ValueError: if a later array does not broadcast to the shape of the first (equal rank, or a scalar).
+    """
+    shape = jnp.shape(next(iter(arrays.values())))
+    selected = []
+    for name, array in arrays.items():
+        check_broadcastable(name, jnp.shape(array), shape)
+        selected.append(jnp.broadcast_to(as_float(array), shape))
+    if mask is None:
+        return jnp.ones(shape, bool), *selected
+    keep = as_mask(mask, shape)
+    return keep, *(jnp.where(keep, array, 0) for array in selected)
+
+
+def add(*fractions: Fraction) -> Fraction:
+    """The fraction of the union of micro-batches: totals and denominators summed."""
+    return Fraction(sum(f.total for f in fractions), sum(f.denominator for f in fractions))  # pyright: ignore
+
+
+def divide(fraction: Fraction) -> Array:
+    """total / denominator; 0 if the denominator is 0 (nothing was counted)."""
+    total, denominator = fraction
+    return jnp.where(denominator > 0, total / jnp.where(denominator > 0, denominator, 1), 0)
+
+
+def token_fraction(values: Array, mask: Array | None = None) -> Fraction:
+    """(Σ m·l, Σ m) over every token. See `token_mean`."""
+    keep, kept = mask_inputs(mask, values=values)
+    return Fraction(kept.sum(), keep.sum(dtype=kept.dtype))
+
+
+def sequence_mean_fraction(values: Array, mask: Array | None = None) -> Fraction:
+    """(Σ_i Σ_t m·l / Σ_t m, number of sequences). See `sequence_mean`."""
+    keep, kept = mask_inputs(mask, values=values)
+    lengths = keep.sum(-1, dtype=kept.dtype)
+    return Fraction((kept.sum(-1) / jnp.maximum(lengths, 1)).sum(), (lengths > 0).sum(dtype=kept.dtype))
+
+
+def sequence_sum_fraction(values: Array, mask: Array | None = None) -> Fraction:
+    """(Σ m·l, number of sequences). See `sequence_sum`."""
+    keep, kept = mask_inputs(mask, values=values)
+    return Fraction(kept.sum(), keep.any(-1).sum(dtype=kept.dtype))
+
+
+def constant_length_fraction(values: Array, mask: Array | None = None, *, length: ScalarLike) -> Fraction:
+    """(Σ m·l, number of sequences · length). See `constant_length`."""
+    total, sequences = sequence_sum_fraction(values, mask)
+    return Fraction(total, sequences * length)
+
+
+def token_mean(values: Array, mask: Array | None = None) -> Array:
+    """Mean over tokens: Σ m·l / Σ m. Long sequences weigh more. (DAPO, CISPO.)
+
+    Args:
+      values: loss per token, any shape.
+      mask: the tokens that count, broadcastable to `values`; None for all.
+    Returns:
+      A scalar; 0 if no token counts.
+
+    >>> float(token_mean(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), jnp.array([[1, 1], [1, 0]])))
+    3.0
+    """
+    return divide(token_fraction(values, mask))
+
+
+def sequence_mean(values: Array, mask: Array | None = None) -> Array:
+    """Mean over sequences of the mean over their tokens: mean_i(Σ_t m·l / Σ_t m). (GRPO.)
+
+    Sequences without a counted token are left out, so that padding a batch with empty rows changes nothing.
+
+    Args:
+      values: loss per token [..., T].
+      mask: the tokens that count.
+
+    >>> float(sequence_mean(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), jnp.array([[1, 1], [1, 0]])))
+    3.75
+    """
+    return divide(sequence_mean_fraction(values, mask))
+
+
+def sequence_sum(values: Array, mask: Array | None = None) -> Array:
+    """Mean over sequences of the sum over their tokens: mean_i Σ_t m·l: the policy gradient itself.
+
+    Sequences without a counted token are left out.
+
+    >>> float(sequence_sum(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), jnp.array([[1, 1], [1, 0]])))
+    4.5
+    """
+    return divide(sequence_sum_fraction(values, mask))
+
+
+def constant_length(values: Array, mask: Array | None = None, *, length: ScalarLike) -> Array:
+    """Sum over tokens by a constant: Σ m·l / (B · length). (Dr.GRPO, arXiv:2503.20783.)
+
+    Args:
+      values: loss per token [..., T].
+      mask: the tokens that count.
+      length: the constant, usually the longest completion allowed; may be traced.
+
+    >>> float(constant_length(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), jnp.array([[1, 1], [1, 0]]), length=4))
+    1.125
+    """
+    return divide(constant_length_fraction(values, mask, length=length))
+
+
+def masked_mean(values: Array, mask: Array | None = None, *, axis: Axis = None) -> Array:
+    """Mean of the counted elements along `axis` (None: all of them); 0 where none counts."""
+    keep, kept = mask_inputs(mask, values=values)
+    return divide(Fraction(kept.sum(axis), keep.sum(axis, dtype=kept.dtype)))
+
+
+def masked_variance(values: Array, mask: Array | None = None, *, axis: Axis = None, ddof: int = 0) -> Array:
+    """Variance of the counted elements along `axis`, Σ m(x − x̄)² / (Σ m − ddof); 0 where Σ m ≤ ddof."""
+    keep, kept = mask_inputs(mask, values=values)
+    count = keep.sum(axis, keepdims=True, dtype=kept.dtype)
+    deviations = jnp.where(keep, kept - kept.sum(axis, keepdims=True) / jnp.maximum(count, 1), 0)
+    return divide(Fraction((deviations**2).sum(axis), keep.sum(axis, dtype=kept.dtype) - ddof))
+
+
+def spread(values: Array, mask: Array | None = None, *, axis: Axis = None) -> Array:
+    """Boolean along `axis` (kept, size 1): do the counted elements differ by more than rounding?
+
+    Equal float32 rewards have a computed standard deviation of about 1e-8, and dividing by it would make a
+    full-size gradient out of nothing. So ask for the spread, relative to the largest magnitude, not for the
+    standard deviation.
+    """
+    keep, kept = mask_inputs(mask, values=values)
+    largest = jnp.max(kept, axis, keepdims=True, initial=-jnp.inf, where=keep)
+    smallest = jnp.min(kept, axis, keepdims=True, initial=jnp.inf, where=keep)
+    magnitude = jnp.max(jnp.abs(kept), axis, keepdims=True, initial=0)
+    return largest - smallest > 4 * jnp.finfo(kept.dtype).eps * magnitude
+
+
+def whiten(
+    values: Array, mask: Array | None = None, *, shift_mean: bool = True, eps: ScalarLike = 1e-8
+) -> Array:
+    """Zero mean and unit variance over all counted elements: (x − x̄) · rsqrt(var + ε).
+
+    Args:
+      values: advantages or rewards, any shape.
+      mask: the elements that count.
+      shift_mean: False puts the mean back afterwards (for rewards, whose sign has a meaning).
+      eps: added to the population variance.
+    Returns:
+      The same shape; 0 where masked. Elements that are all equal (or only one) become exactly 0 (with
+      `shift_mean=False`: their mean).
+
+    >>> whiten(jnp.array([1.0, 3.0, jnp.inf]), jnp.array([True, True, False]))
+    Array([-1.,  1.,  0.], dtype=float32)
+    """
+    keep, kept = mask_inputs(mask, values=values)
+    mean = masked_mean(kept, keep)
+    scale = jax.lax.rsqrt(masked_variance(kept, keep) + eps)
+    whitened = jnp.where(spread(kept, keep), (kept - mean) * scale, 0)
+    return jnp.where(keep, whitened if shift_mean else whitened + mean, 0)

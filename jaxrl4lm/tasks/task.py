@@ -1,0 +1,94 @@
+"""The contract of a task: prompts with a verifiable reward, as pure JAX functions.
+
+Shapes: `n` problems, `P` prompt tokens, `T` completion tokens.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from jaxrl4lm.data.tokenizers import CharacterTokenizer
+from jaxrl4lm.types import Array, Key
+
+
+class Prompts(NamedTuple):
+    """Problems and their solutions. Each leaf has a leading axis n."""
+
+    tokens: Array
+    """int32 `[n, P]`, padded on the left."""
+    mask: Array
+    """bool `[n, P]`, True at real tokens; the last column is real."""
+    answers: Array
+    """int32 `[n, T]`: the solution with its end token, then padding."""
+    answer_mask: Array
+    """bool `[n, T]`, True up to and including the end token."""
+
+
+class Task(NamedTuple):
+    """A distribution of prompts and a reward, both jittable.
+
+    `reward(prompts, completions [n, T], mask [n, T])` gives a score a completion `[n]`, paid on its last token, or a
+    reward a token `[n, T]`, paid as each token is chosen and depending on nothing after it.
+    """
+
+    name: str
+    tokenizer: CharacterTokenizer
+    prompt_length: int
+    completion_length: int
+    sample: Callable[[Key, int], Prompts]
+    """Training problems."""
+    held_out: Callable[[Key, int], Prompts]
+    """Problems that `sample` never gives."""
+    reward: Callable[[Prompts, Array, Array], Array]
+
+
+def exact_match(prompts: Prompts, completions: Array, mask: Array) -> Array:
+    """1 where a completion is the answer, end token and all; else 0. Shape `[n]`, float32."""
+    same = (completions == prompts.answers) | ~prompts.answer_mask
+    return (same.all(-1) & (mask == prompts.answer_mask).all(-1)).astype(jnp.float32)
+
+
+def token_rewards(rewards: Array, mask: Array) -> Array:
+    """Rewards a token `[n, T]`: a score a completion `[n]` goes onto its last real token, where mask last is True."""
+    if rewards.ndim == mask.ndim:
+        return jnp.where(mask, rewards, 0.0)
+    last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+    return jnp.where(last, rewards[:, None], 0.0)
+
+
+def split_by_residue(first: Array, rest_hash: Array, low: int, high: int, held_out: bool) -> Array:
+    """Moves the first number of each problem as little as it takes to put the problem on one side of the split.
+
+    A problem is held out if (first − rest_hash) mod m = 0, with m = 11 or the number of values where there are fewer.
+
+    Args:
+      first: `[n]`, in [low, high].
+      rest_hash: `[n]`, a hash of everything else in the problem.
+      held_out: which side.
+    """
+    modulus = min(11, high - low + 1)
+    residue = (first - low - rest_hash) % modulus
+    if held_out:
+        down = first - residue
+        return jnp.where(down < low, down + modulus, down)
+    step = jnp.where(first < high, 1, -1)
+    return jnp.where(residue == 0, first + step, first)
+
+
+def mix(values: Array) -> Array:
+    """A non-negative int32 hash of the integers along the last axis."""
+    hashed = jnp.zeros(values.shape[:-1], jnp.uint32)
+    for i in range(values.shape[-1]):
+        hashed = (hashed ^ values[..., i].astype(jnp.uint32)) * jnp.uint32(2654435761)
+        hashed = hashed ^ (hashed >> 15)
+    return (hashed >> 8).astype(jnp.int32)
+
+
+def finish(digits: Array, length: Array, first_id: int, pad_id: int, eos_id: int) -> tuple[Array, Array]:
+    """Answer tokens `[n, T]` and mask: the first `length [n]` symbols `[n, T - 1]`, the end token, then padding."""
+    n, width = digits.shape
+    index = jnp.arange(width + 1)[None]
+    symbols = jnp.pad(digits + first_id, ((0, 0), (0, 1)))
+    tokens = jnp.where(index < length[:, None], symbols, jnp.where(index == length[:, None], eos_id, pad_id))
+    return tokens.astype(jnp.int32), index <= length[:, None]

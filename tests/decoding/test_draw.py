@@ -1,0 +1,56 @@
+"""The draw against the distribution it promises."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm.decoding import draw, greedy, row_uniforms
+
+SIZES = [7, 300, 1000]  # one level; two levels with a remainder
+
+
+def distribution(vocab, seed=0, holes=True):
+    logits = jax.random.normal(jax.random.key(seed), (vocab,)) * 2
+    return jnp.where(jnp.arange(vocab) % 3 == 1, -jnp.inf, logits) if holes else logits
+
+
+def drawn(logits, uniforms):
+    """Tokens of many uniforms under one distribution."""
+    return jax.jit(jax.vmap(lambda u: draw(logits[None], u[None])[0]))(uniforms)
+
+
+@pytest.mark.parametrize("vocab", SIZES)
+def test_a_grid_of_uniforms_gives_the_inverse_of_the_cumulative_distribution(vocab):
+    logits, n = distribution(vocab), 2**16
+    tokens = np.asarray(drawn(logits, (jnp.arange(n) + 0.5) / n))
+    probabilities = np.asarray(jax.nn.softmax(logits), np.float64)
+    counts = np.bincount(tokens, minlength=vocab)
+    assert np.abs(counts - n * probabilities).max() < 1.5
+    assert (np.diff(tokens) >= 0).all()
+
+
+@pytest.mark.parametrize("vocab", [40, 300])
+def test_a_million_draws_never_take_a_token_of_probability_zero(vocab):
+    logits = distribution(vocab)
+    edges = jnp.array([0.0, np.nextafter(np.float32(1), np.float32(0))])
+    uniforms = jnp.concatenate([edges, jax.random.uniform(jax.random.key(1), (999_998,))])
+    tokens = jax.lax.map(lambda part: drawn(logits, part), uniforms.reshape(16, -1))
+    counts = jnp.bincount(tokens.reshape(-1), length=vocab)
+    assert counts.sum() == 1_000_000
+    assert not counts[jnp.isinf(logits)].any()
+    expected = np.asarray(jax.nn.softmax(logits), np.float64) * 1e6
+    kept = expected > 5
+    chi2 = ((np.asarray(counts) - expected)[kept] ** 2 / expected[kept]).sum()
+    assert chi2 < kept.sum() + 5 * np.sqrt(2 * kept.sum())
+
+
+def test_greedy_is_the_first_largest():
+    logits = jnp.array([[0.0, 3.0, 3.0], [5.0, 1.0, 2.0], [-jnp.inf, -jnp.inf, 0.0]])
+    assert greedy(logits).tolist() == [1, 0, 2]
+
+
+def test_rows_have_their_own_uniforms(key):
+    all_rows = row_uniforms(key, jnp.arange(6), 5)
+    np.testing.assert_array_equal(row_uniforms(key, jnp.array([4, 1]), 3), all_rows[jnp.array([4, 1]), :3])
+    assert len(np.unique(all_rows)) == 30

@@ -1,0 +1,112 @@
+"""Generation against the whole-sequence forward, and what must hold of every batch of completions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm.decoding import generate
+from jaxrl4lm.models import LanguagePolicy, TransformerConfig
+
+V, EOS, PAD = 11, 1, 0
+CONFIG = TransformerConfig(V, layers=2, width=32, heads=4, kv_heads=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    policy = LanguagePolicy(CONFIG)
+    params = jax.jit(policy.init)(jax.random.key(3))
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    prompts = jax.random.randint(jax.random.key(4), (3, 6), 2, V)
+    mask = jnp.arange(6)[None] >= jnp.array([0, 2, 4])[:, None]
+    return policy, params, prompts, mask
+
+
+def run(model, key, rows=slice(None), n=12, copies=4, **options):
+    policy, params, prompts, mask = model
+    options = {"eos_id": EOS, "pad_id": PAD, "temperature": 1.3, **options}
+    return jax.jit(
+        lambda params, key: generate(
+            policy, params, prompts[rows], mask[rows], key, max_new_tokens=n, copies=copies, **options
+        )
+    )(params, key)
+
+
+@pytest.fixture(scope="module")
+def sampled(model):
+    return run(model, jax.random.key(0))
+
+
+def teacher_forced(model, out, copies=4):
+    policy, params, prompts, mask = model
+    tokens = jnp.concatenate([prompts.repeat(copies, 0), out.tokens], 1)
+    mask = jnp.concatenate([mask.repeat(copies, 0), out.mask], 1)
+    logits, values = policy.apply(params, tokens, mask)
+    return logits[:, 5:], values[:, 5:]
+
+
+def test_log_probs_and_values_are_those_of_the_whole_sequence(model, sampled):
+    logits, values = teacher_forced(model, sampled)
+    log_probs = jax.nn.log_softmax(logits[:, :-1] / 1.3)
+    chosen = jnp.take_along_axis(log_probs, sampled.tokens[..., None], -1)[..., 0]
+    np.testing.assert_allclose(sampled.log_probs, jnp.where(sampled.mask, chosen, 0), atol=5e-6)
+    np.testing.assert_allclose(sampled.values, jnp.where(sampled.mask, values[:, :-1], 0), atol=5e-6)
+    np.testing.assert_allclose(
+        sampled.final_values, jnp.where(sampled.truncated, values[:, -1], 0), atol=5e-6
+    )
+    assert sampled.truncated.any()
+    assert not sampled.truncated.all()
+
+
+def test_a_completion_ends_with_its_first_end_token_and_is_padded_after(sampled):
+    tokens, mask = np.asarray(sampled.tokens), np.asarray(sampled.mask)
+    for row, real, truncated in zip(tokens, mask, sampled.truncated, strict=True):
+        length = real.sum()
+        assert real[:length].all()
+        assert (row[length:] == PAD).all()
+        assert not (row[: length - 1] == EOS).any()
+        assert (row[length - 1] == EOS) != truncated
+    assert not np.asarray(sampled.log_probs)[~mask].any()
+    assert not np.asarray(sampled.values)[~mask].any()
+
+
+def test_a_row_does_not_depend_on_its_batch(model, sampled):
+    alone = run(model, jax.random.key(0), rows=slice(1, 2), row_offset=4)
+    np.testing.assert_array_equal(alone.tokens, sampled.tokens[4:8])
+    policy, params, prompts, mask = model
+    wider = jnp.pad(prompts, ((0, 0), (3, 0)), constant_values=7), jnp.pad(mask, ((0, 0), (3, 0)))
+    padded = run((policy, params, *wider), jax.random.key(0))
+    np.testing.assert_array_equal(padded.tokens, sampled.tokens)
+    longer = run(model, jax.random.key(0), n=15)
+    np.testing.assert_array_equal(longer.tokens[:, :12], sampled.tokens)
+
+
+def test_the_limit_of_temperature_zero_is_greedy(model):
+    key = jax.random.key(0)
+    best = run(model, key, temperature=None, copies=1)
+    cold = run(model, key, temperature=1e-4, copies=1)
+    np.testing.assert_array_equal(best.tokens, cold.tokens)
+    logits, _ = teacher_forced(model, best, copies=1)
+    np.testing.assert_array_equal(best.tokens, jnp.where(best.mask, logits[:, :-1].argmax(-1), PAD))
+
+
+def test_all_sequences_of_a_small_model_come_with_their_probability():
+    policy = LanguagePolicy(TransformerConfig(4, layers=1, width=8, heads=2))
+    params = jax.tree.map(
+        lambda x: x + 0.5 * jax.random.normal(jax.random.key(x.size), x.shape),
+        jax.jit(policy.init)(jax.random.key(0)),
+    )
+    prompt = jnp.array([[2]])
+    n, length = 20_000, 3
+    out = jax.jit(
+        lambda params, key: generate(
+            policy, params, prompt, prompt > 0, key, max_new_tokens=length, eos_id=-1, pad_id=0, copies=n
+        )
+    )(params, jax.random.key(7))
+    every = jnp.stack(jnp.meshgrid(*[jnp.arange(4)] * length, indexing="ij"), -1).reshape(-1, length)
+    whole = jnp.concatenate([jnp.full((64, 1), 2), every], 1)
+    log_probs = jax.nn.log_softmax(policy.apply(params, whole)[0][:, :-1])
+    expected = n * np.exp(np.asarray(jnp.take_along_axis(log_probs, every[..., None], -1).sum((1, 2))))
+    counts = np.bincount(np.asarray(out.tokens @ jnp.array([16, 4, 1])), minlength=64)
+    chi2 = ((counts - expected) ** 2 / expected).sum()
+    assert 63 - 5 * np.sqrt(126) < chi2 < 63 + 5 * np.sqrt(126)

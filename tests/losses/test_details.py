@@ -1,0 +1,226 @@
+"""Identities and edges that the table does not hold."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm import losses, reduce
+from jaxrl4lm.losses.preference import log1mexp
+
+rng = np.random.default_rng(1)
+LOG_PROBS, OLD = (jnp.asarray(-rng.random((3, 5)) - 0.1, jnp.float32) for _ in range(2))
+ADVANTAGES = jnp.asarray(rng.normal(size=(3, 1)), jnp.float32)
+RATIO_LOSSES = [
+    losses.ppo_clip,
+    functools.partial(losses.ppo_clip, dual_clip=3.0),
+    functools.partial(losses.ppo_kl_penalty, beta=0.1),
+    losses.cispo,
+    losses.sapo,
+    losses.gspo,
+    losses.gspo_token,
+    losses.gmpo,
+    losses.surrogate,
+]
+
+
+@pytest.mark.parametrize("loss", RATIO_LOSSES)
+@pytest.mark.parametrize("gap", [1e2, 1e6, -1e2, -1e6])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_extreme_ratios_stay_finite(loss, gap, advantage):
+    def total(x):
+        return loss(x, jnp.full((1, 2), -1.0), jnp.full((1, 1), advantage)).sum()
+
+    value, grad = jax.value_and_grad(total)(jnp.array([[-1.0, -1.0 + gap]]))
+    assert np.isfinite(value)
+    assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize(
+    "loss", [losses.ppo_clip, losses.surrogate, losses.cispo, losses.sapo, losses.ppo_kl_penalty]
+)
+def test_on_policy_the_gradient_is_that_of_reinforce(loss):
+    rest = {"beta": 0.7} if loss is losses.ppo_kl_penalty else {}
+    grad = jax.grad(lambda x: loss(x, LOG_PROBS, ADVANTAGES, **rest).sum())(LOG_PROBS)
+    expected = jax.grad(lambda x: losses.reinforce(x, ADVANTAGES).sum())(LOG_PROBS)
+    np.testing.assert_allclose(grad, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [losses.gspo, losses.gspo_token, losses.gmpo])
+def test_on_policy_sequence_losses_have_the_gradient_of_reinforce(loss):
+    """Their sequence means do: the exponent divides by the length."""
+    grad = jax.grad(lambda x: reduce.sequence_mean(loss(x, LOG_PROBS, ADVANTAGES)))(LOG_PROBS)
+    expected = jax.grad(lambda x: reduce.sequence_mean(losses.reinforce(x, ADVANTAGES)))(LOG_PROBS)
+    np.testing.assert_allclose(grad, expected, rtol=1e-6)
+
+
+def test_gspo_token_has_the_value_and_gradient_of_gspo():
+    def mean(loss, x):
+        return reduce.sequence_mean(loss(x, OLD, ADVANTAGES, clip_eps=0.5, clip_eps_high=0.5))
+
+    for transform in (lambda f: f, jax.grad):
+        a, b = (
+            transform(functools.partial(mean, loss))(LOG_PROBS) for loss in (losses.gspo, losses.gspo_token)
+        )
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_cispo_keeps_the_gradient_of_clipped_tokens():
+    old = LOG_PROBS - 5.0
+    grads = [
+        jax.grad(lambda x, loss=loss: loss(x, old, jnp.ones((3, 1)), clip_eps_high=0.2).sum())(LOG_PROBS)
+        for loss in (losses.ppo_clip, losses.cispo)
+    ]
+    np.testing.assert_array_equal(grads[0], 0)
+    np.testing.assert_allclose(grads[1], -1.2)
+
+
+def test_a_huge_clip_is_no_clip():
+    clipped = losses.ppo_clip(LOG_PROBS, OLD, ADVANTAGES, clip_eps=1e9)
+    np.testing.assert_allclose(clipped, losses.surrogate(LOG_PROBS, OLD, ADVANTAGES), rtol=1e-6)
+
+
+@pytest.mark.parametrize("x", [-1e-3, -1e-5, 1e-7, 1e-5, 1e-3])
+def test_k3_keeps_its_digits(x):
+    """x²/2 for small x, where e^{−x} − 1 + x computed as written has none and may be negative."""
+    value = losses.kl.k3(jnp.float32(x), jnp.float32(0))
+    assert value >= 0
+    exact = np.expm1(-np.float64(np.float32(x))) + np.float64(np.float32(x))
+    np.testing.assert_allclose(value, exact, atol=3e-7 * abs(x))
+
+
+@pytest.mark.parametrize("x", [-1e-6, -1e-3, -0.69, -0.7, -5.0, -50.0])
+def test_log1mexp(x):
+    value, grad = jax.value_and_grad(log1mexp)(jnp.float32(x))
+    exact = np.float64(np.float32(x))
+    np.testing.assert_allclose(value, np.log1p(-np.exp(exact)), rtol=1e-5)
+    np.testing.assert_allclose(grad, -np.exp(exact) / -np.expm1(exact), rtol=1e-5)
+
+
+def test_orpo_of_certain_completions_is_finite():
+    value, grad = jax.value_and_grad(lambda c: losses.orpo(c, jnp.float32(-1.0)))(jnp.float32(0.0))
+    assert np.isfinite(value)
+    assert np.isfinite(grad)
+
+
+def test_kto_reference_point():
+    policy, ref = jnp.array([-1.0, -2.0, jnp.nan]), jnp.array([-3.0, -2.5, 0.0])
+    mask = jnp.array([True, True, False])
+    assert losses.kto_reference_kl(policy, ref, mask=mask) == 1.25
+    assert losses.kto_reference_kl(ref, policy, mask=mask) == 0
+    assert (jax.grad(lambda x: losses.kto_reference_kl(x, ref, mask=mask))(policy) == 0).all()
+
+
+def test_fixed_controller():
+    controller = losses.fixed_controller(0.3)
+    assert controller.update(controller.init(), 100.0, 1) == jnp.float32(0.3)
+
+
+@pytest.mark.parametrize("kl, factor", [(6.0, 1.0), (60.0, 1.02), (0.0, 0.98), (6.6, 1.01)])
+def test_adaptive_controller(kl, factor):
+    controller = losses.adaptive_controller(0.15, target=6.0, horizon=10_000)
+    update = jax.jit(controller.update)
+    np.testing.assert_allclose(update(controller.init(), kl, 1000), 0.15 * factor, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kl, factor", [(0.016, 2.0), (0.014, 1.0), (0.0068, 1.0), (0.0066, 0.5)])
+def test_doubling_controller(kl, factor):
+    controller = losses.doubling_controller(3.0, target=0.01)
+    assert jax.jit(controller.update)(controller.init(), kl, 1) == 3.0 * factor
+
+
+def test_next_token_cross_entropy_is_shifted():
+    logits = jnp.asarray(rng.normal(size=(2, 5, 7)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, 7, (2, 5)))
+    mask = jnp.array([[0, 1, 1, 0, 1], [1, 1, 0, 0, 0]], bool)
+    loss = losses.next_token_cross_entropy(logits, tokens, mask=mask)
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    for b in range(2):
+        for t in range(1, 5):
+            expected = -log_p[b, t - 1, tokens[b, t]] if mask[b, t] else 0
+            np.testing.assert_allclose(loss[b, t - 1], expected, rtol=1e-5)
+    # Causality of the shift: what the last position says counts for nothing.
+    grad = jax.grad(lambda z: losses.next_token_cross_entropy(z, tokens).sum())(logits)
+    assert (grad[:, -1] == 0).all()
+    assert (np.abs(grad[:, :-1]).max(-1) > 0).all()
+
+
+def test_forbidden_tokens_have_no_share():
+    """−inf logits: probability 0, nothing in the entropy, and finite gradients."""
+    logits = jnp.array([1.0, -jnp.inf, 0.5])
+    allowed = jnp.array([1.0, 0.5])
+    np.testing.assert_allclose(losses.entropy(logits), losses.entropy(allowed), rtol=1e-6)
+    np.testing.assert_allclose(losses.kl.exact(logits, logits + 0), 0, atol=1e-7)
+    for f in (losses.entropy, lambda z: losses.kl.exact(z, jnp.zeros(3))):
+        grad = jax.grad(f)(logits)
+        assert np.isfinite(grad).all()
+        assert grad[1] == 0
+
+
+def naive(hidden, unembedding, tokens, temperature=1.0):
+    log_p = jax.nn.log_softmax((hidden @ unembedding).astype(jnp.float32) / temperature)
+    chosen = jnp.take_along_axis(log_p, tokens[..., None], -1)[..., 0]
+    return chosen, -(jnp.exp(log_p) * log_p).sum(-1)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 7, 10, 11, 64])
+def test_chunks_of_any_size_agree(chunk_size):
+    """Also those that do not divide the vocabulary (11)."""
+    hidden = jnp.asarray(rng.normal(size=(2, 3, 8)), jnp.float32)
+    unembedding = jnp.asarray(rng.normal(size=(8, 11)), jnp.float32)
+    tokens = jnp.array([[0, 10, 5], [9, 3, 7]])
+    weights = jnp.asarray(rng.normal(size=(2, 2, 3)), jnp.float32)
+
+    def total(function, h, w):
+        log_probs, entropies = function(h, w, tokens, temperature=0.8)
+        return (weights[0] * log_probs + weights[1] * entropies).sum()
+
+    chunked = functools.partial(losses.chunked_token_log_probs, chunk_size=chunk_size)
+    ours, theirs = (
+        jax.value_and_grad(functools.partial(total, f), argnums=(0, 1))(hidden, unembedding)
+        for f in (chunked, naive)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
+
+
+def test_chunked_log_probs_of_large_logits():
+    hidden = jnp.array([[1000.0], [-1000.0]])
+    log_probs, entropies = losses.chunked_token_log_probs(
+        hidden, jnp.array([[1.0, 0.5, -1.0]]), jnp.array([0, 0]), chunk_size=2
+    )
+    np.testing.assert_allclose(log_probs, [0, -2000])
+    np.testing.assert_allclose(entropies, [0, 0], atol=1e-6)
+
+
+def test_chunked_memory_is_a_fraction():
+    """No array of the size of the logits: compiled, and asked how much it needs."""
+    n, d, v = 256, 16, 8192
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (d, v))]
+    tokens = jnp.zeros(n, jnp.int32)
+
+    def needed(function):
+        def total(h, w):
+            return sum(x.sum() for x in function(h, w, tokens))
+
+        compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    chunked = functools.partial(losses.chunked_token_log_probs, chunk_size=256)
+    assert 8 * needed(chunked) < needed(naive)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: losses.ppo_clip(LOG_PROBS, OLD, ADVANTAGES[:, 0]), r"advantages has shape \(3,\)"),
+        (lambda: losses.ipo(*[OLD] * 4, chosen_lengths=OLD), "give both"),
+        (lambda: losses.chunked_token_log_probs(OLD, OLD.T, jnp.zeros(2, int)), "hidden has shape"),
+        (lambda: losses.chunked_token_log_probs(OLD, OLD.T, jnp.zeros(3, int), chunk_size=0), "chunk_size"),
+        (lambda: losses.q_learning_error(OLD, jnp.zeros(2, int), 0, OLD, 0, discount=1), "actions has shape"),
+    ],
+)
+def test_errors_name_the_argument(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

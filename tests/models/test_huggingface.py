@@ -1,0 +1,257 @@
+"""Hugging Face folders: parity with transformers on random weights, round trips, errors that name the
+trouble."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm import models
+from jaxrl4lm.data import CharacterTokenizer
+from jaxrl4lm.models.families import FAMILIES, read_config, write_config
+from jaxrl4lm.models.tensor_files import Tensor, read_tensors, write_tensors
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+SIZES = {
+    "vocab_size": 89,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 12, "rope_theta": 100.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "rope_theta": 100.0}
+GLOBAL_LOCAL = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
+PLAIN = {"rope_type": "default", "rope_theta": 100.0}
+THETA, PARTIAL = {"rope_parameters": PLAIN}, {"rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}}
+WINDOW = {"sliding_window": 7}
+GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 80, "vocab_size": 89}
+# Windows shorter than the text, scalings that bite within it, head_dim != width / heads, distinct scales.
+CASES = {
+    "gpt2": ("gpt2", GPT2),
+    "gpt_neox": ("gpt_neox", PARTIAL),
+    "gpt_neox_serial": ("gpt_neox", {**PARTIAL, "use_parallel_residual": False, "attention_bias": False}),
+    "llama": ("llama", {**THETA, "attention_bias": True, "mlp_bias": True}),
+    "llama3": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "llama_yarn": ("llama", {"rope_parameters": YARN}),
+    "mistral": ("mistral", {**THETA, **WINDOW}),
+    "qwen2": ("qwen2", {**THETA, **WINDOW, "use_sliding_window": True, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {**THETA, "tie_word_embeddings": True}),
+    "gemma": ("gemma", THETA),
+    "gemma2": ("gemma2", {**THETA, **WINDOW, "query_pre_attn_scalar": 9, "attn_logit_softcapping": 2.0}),
+    "gemma3": ("gemma3_text", {"rope_parameters": GLOBAL_LOCAL, **WINDOW, "sliding_window_pattern": 2}),
+    "smollm3": ("smollm3", {**THETA, **WINDOW, "no_rope_layers": [1, 0], "use_sliding_window": True}),
+    "phi3": ("phi3", {**PARTIAL, **WINDOW}),
+    "olmo2": ("olmo2", THETA),
+}
+
+
+def options(case):
+    """Arguments of the configuration of transformers."""
+    model_type, special = CASES[case]
+    sizes = {**SIZES, **special} if model_type != "gpt2" else special
+    if model_type in ("phi3", "gpt_neox"):  # head_dim is width / heads there
+        sizes = {k: v for k, v in sizes.items() if k != "head_dim"}
+    return {**sizes, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def make(case, **changes):
+    """A random model of transformers in which every parameter is random: swapped or missing norms show."""
+    config = transformers.AutoConfig.for_model(CASES[case][0], **options(case), **changes)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = 0.3 if "norm" in name or "ln_" in name or name.endswith("bias") else 0.15
+            parameter.add_(torch.randn(parameter.shape) * spread)
+    return model
+
+
+def batch(vocab=89, length=24):
+    """Token ids, left-padded, right-padded and whole rows, with their mask."""
+    rng = np.random.default_rng(1)
+    tokens, mask = rng.integers(3, vocab, (4, length)), np.ones((4, length), bool)
+    mask[1, :7], mask[2, -5:], mask[3, :3] = False, False, False
+    return tokens.astype(np.int32), mask
+
+
+@torch.no_grad()
+def reference(model, tokens, mask):
+    positions = torch.from_numpy(np.maximum(np.cumsum(mask, -1) - 1, 0))
+    out = model(
+        torch.from_numpy(tokens).long(), attention_mask=torch.from_numpy(mask).long(), position_ids=positions
+    )
+    return out.logits.numpy()
+
+
+def relative_error(ours, theirs, mask):
+    return np.abs(np.asarray(ours) - theirs)[mask].max() / np.abs(theirs[mask]).max()
+
+
+@pytest.fixture(scope="module", params=CASES)
+def family(request, tmp_path_factory):
+    """A folder that transformers wrote, and what it computes."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = make(request.param)
+    model.save_pretrained(folder)
+    tokens, mask = batch()
+    return folder, tokens, mask, reference(model, tokens, mask)
+
+
+def test_logits_are_those_of_transformers_and_survive_the_way_back(family, tmp_path):
+    folder, tokens, mask, theirs = family
+    policy, params, tokenizer = models.load(folder)
+    assert tokenizer is None
+    logits, values = jax.jit(policy.apply)(params, tokens, mask)
+    assert relative_error(logits, theirs, mask) < 1e-5
+    assert not values.any()
+    params["value_head"] = jnp.arange(48.0)
+    models.save(tmp_path, policy, params, shard_bytes=30_000)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert relative_error(reference(back, tokens, mask), theirs, mask) < 1e-6
+    again, same, _ = models.load(tmp_path)
+    assert again == policy
+    assert again.config.family == policy.config.family
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_a_policy_from_scratch_is_saved_as_the_first_family_that_expresses_it(tmp_path, key):
+    config = models.TransformerConfig(20, width=32, heads=4, kv_heads=2, mlp_width=40)
+    policy = models.LanguagePolicy(config)
+    params = jax.jit(policy.init)(key)
+    tokens = np.arange(8, dtype=np.int32)[None] % 20
+    tokenizer = CharacterTokenizer("0123456789+-*/=. ")
+    models.save(tmp_path, policy, params, tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert theirs.config.model_type == "llama"
+    logits = policy.apply(params, tokens)[0]
+    assert relative_error(logits, reference(theirs, tokens, np.ones_like(tokens, bool)), np.s_[:]) < 1e-5
+    text = "12+30=42"
+    hf = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert hf.encode(text, add_special_tokens=False) == tokenizer.encode(text)
+    assert (hf.pad_token_id, hf.eos_token_id) == (tokenizer.pad_id, tokenizer.eos_id)
+    assert models.load(tmp_path)[2].encode(text) == tokenizer.encode(text)
+
+
+def test_a_configuration_that_no_family_expresses_is_refused():
+    config = models.TransformerConfig(20, norm="layer", activation="relu", gated=True)
+    with pytest.raises(models.CheckpointError, match="no Hugging Face model_type expresses"):
+        write_config(config)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llama")
+    make("llama").save_pretrained(folder)
+    return folder
+
+
+def copy_without(folder, target, drop=None, add=None, **changes):
+    """A copy of a folder with tensors dropped, added or replaced."""
+    (target / "config.json").write_text((folder / "config.json").read_text())
+    tensors = {**read_tensors(folder), **changes, **(add or {})}
+    tensors = {k: v for k, v in tensors.items() if k != drop}
+    write_tensors(target, {k: Tensor(v.shape, v.dtype, lambda v=v: v) for k, v in tensors.items()})
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda f, t: copy_without(f, t, drop=NORM), f"the tensor {NORM} is missing"),
+        (lambda f, t: copy_without(f, t, add={"x.y": np.ones(3)}), "1 tensors are left over.*x.y"),
+        (lambda f, t: copy_without(f, t, **{NORM: np.ones(5)}), rf"{NORM} has shape \(5,\).*means \(48,\)"),
+        (lambda f, t: None, "config.json is missing"),
+        (
+            lambda f, t: (t / "config.json").write_text('{"model_type": "mamba"}'),
+            "model_type 'mamba' is not one of",
+        ),
+        (lambda f, t: (t / "config.json").write_text('{"model_type": "llama"}'), "key '[a-z_]+' is missing"),
+        (lambda f, t: (t / "config.json").write_text((f / "config.json").read_text()), "holds neither"),
+    ],
+)
+def test_errors_name_the_file_and_the_tensor(llama, tmp_path, spoil, message):
+    spoil(llama, tmp_path)
+    with pytest.raises(models.CheckpointError, match=message) as caught:
+        models.load(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda data: data[:-10], "tensor .* lacks its last 10 bytes"),
+        (lambda data: data[:100], "cut short at 100 bytes"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (lambda data: (5).to_bytes(8, "little") + b"hello", "header is not JSON"),
+    ],
+)
+def test_broken_files_are_named(llama, tmp_path, spoil, message):
+    (tmp_path / "config.json").write_text((llama / "config.json").read_text())
+    (tmp_path / "model.safetensors").write_bytes(spoil((llama / "model.safetensors").read_bytes()))
+    with pytest.raises(models.CheckpointError, match=f"model.safetensors.*{message}"):
+        models.load(tmp_path)
+
+
+def test_a_missing_shard_is_named(llama, tmp_path):
+    policy, params, _ = models.load(llama)
+    models.save(tmp_path, policy, params, shard_bytes=30_000)
+    gone = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(models.CheckpointError, match=f"{gone.name} is missing"):
+        models.load(tmp_path)
+
+
+def test_bfloat16_in_and_out(llama, tmp_path):
+    policy, params, _ = models.load(llama, dtype=jnp.bfloat16)
+    assert policy.config.dtype == "bfloat16"
+    assert {x.dtype.name for x in jax.tree.leaves(params)} == {"bfloat16"}
+    models.save(tmp_path, policy, params)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert theirs.dtype == torch.bfloat16
+    _, same, _ = models.load(tmp_path, dtype=jnp.bfloat16)
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_leaves_go_straight_to_their_sharding(llama):
+    mesh = jax.make_mesh((2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def sharding(path):
+        spec = (None, "tensor") if path.endswith("up/kernel") else ()
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+    _, params, _ = models.load(llama, sharding=sharding)
+    assert params["layer_0"]["mlp"]["up"]["kernel"].addressable_shards[0].data.shape == (48, 40)
+    assert params["embedding"].is_fully_replicated
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_family_reads_what_it_writes(case):
+    model_type = CASES[case][0]
+    config = read_config(transformers.AutoConfig.for_model(model_type, **options(case)).to_dict())
+    written = write_config(config)
+    assert written["model_type"] == model_type
+    assert read_config(json.loads(json.dumps(written))) == config
+    reopened = transformers.AutoConfig.for_model(
+        **written
+    ).to_dict()  # the older format, read by the newer program
+    assert read_config(reopened) == config
+
+
+def test_every_family_is_a_case():
+    assert {model_type for model_type, _ in CASES.values()} == set(FAMILIES)

@@ -1,0 +1,180 @@
+"""The decoder: what must hold of any causal model, on a plain style and on one with every option."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm.models import LanguagePolicy, Rope, TransformerConfig, parameter_count
+from jaxrl4lm.models.attention import attention
+from jaxrl4lm.models.dense import dense
+
+V, T = 17, 9
+STYLES = {
+    "gpt2": TransformerConfig.gpt2(V, layers=2, width=32, heads=4, context=32),
+    "llama": TransformerConfig(V, layers=2, width=32, heads=4, kv_heads=2, tied=False),
+    "everything": TransformerConfig(
+        V,
+        layers=2,
+        width=32,
+        heads=4,
+        kv_heads=2,
+        head_dim=12,
+        norm_offset=1.0,
+        norm_placement="both",
+        qk_norm="head",
+        ropes=(Rope(100.0, "yarn", 4.0, 8), None),
+        rope_dim=8,
+        windows=(4, None),
+        qkv_bias=True,
+        activation="gelu_tanh",
+        attention_scale=0.2,
+        attention_softcap=2.0,
+        logit_softcap=3.0,
+        embedding_scale=5.0,
+    ),
+}
+
+
+def randomised(policy, key):
+    """Parameters with nothing left at a special value."""
+    params = jax.jit(policy.init)(key)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    return tree.unflatten(
+        [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+@pytest.fixture(scope="module", params=STYLES)
+def model(request):
+    policy = LanguagePolicy(STYLES[request.param])
+    params = randomised(policy, jax.random.key(1))
+    tokens = jax.random.randint(jax.random.key(2), (4, T), 0, V)
+    return policy, params, tokens, jax.jit(policy.apply)
+
+
+def test_no_output_depends_on_a_later_token(model):
+    policy, params, _, _ = model
+    positions = jnp.arange(T)[None]
+
+    def hidden(embedding):  # of the tokens 0, 1, 2 ...: each row of the table is read at one position
+        return policy.encode({**params, "embedding": embedding}, positions, positions)[0][0]
+
+    jacobian = jax.jit(jax.jacrev(hidden))(params["embedding"])  # [T, D, V, D]
+    reach = np.abs(np.asarray(jacobian)).sum((1, 3))[:, :T]
+    assert not np.triu(reach, 1).any()
+    assert reach[np.tril_indices(T)].all()
+
+
+def test_step_by_step_is_the_whole_sequence(model):
+    policy, params, tokens, apply = model
+    whole, values = apply(params, tokens)
+    ones = jnp.ones((4, 4), bool)
+    hidden, carry = jax.jit(policy.start, static_argnums=(3, 4))(params, tokens[:, :4], ones, 1, T)
+    step = jax.jit(policy.step)
+    for t in range(4, T + 1):
+        np.testing.assert_allclose(policy.logits(params, hidden), whole[:, t - 1], atol=1e-5)
+        np.testing.assert_allclose(policy.values(params, hidden), values[:, t - 1], atol=1e-5)
+        if t < T:
+            hidden, carry = step(params, carry, tokens[:, t])
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both", "inside"])
+def test_padding_changes_nothing_wherever_it_stands_and_whatever_it_holds(model, side):
+    _, params, tokens, apply = model
+    plain = apply(params, tokens)
+    real = {"left": [0] * 3 + [1] * T, "right": [1] * T + [0] * 3, "both": [0] + [1] * T + [0, 0]}
+    real["inside"] = [1] * 4 + [0] * 3 + [1] * (T - 4)
+    mask = jnp.tile(jnp.array(real[side], bool), (4, 1))
+    for junk in (0, V - 1):
+        padded = jnp.full((4, T + 3), junk).at[mask].set(tokens.reshape(-1))
+        for x, y in zip(apply(params, padded, mask), plain, strict=True):
+            np.testing.assert_allclose(x[mask].reshape(y.shape), y, atol=1e-5)
+
+
+def test_a_shared_prompt_is_the_prompt_repeated(model):
+    policy, params, tokens, _ = model
+    prompts, completions = tokens[:2, :4], jnp.arange(4 * 5).reshape(4, 5) * 7 % V
+    mask = jnp.ones((2, 4), bool).at[1, 0].set(False)
+    whole = jnp.concatenate([prompts.repeat(2, 0), completions], 1)
+    whole_mask = jnp.concatenate([mask.repeat(2, 0), jnp.ones((4, 5), bool)], 1)
+
+    def shared(params):
+        hidden = policy.completion_hidden(params, prompts, mask, completions)
+        return policy.logits(params, hidden)
+
+    def repeated(params):
+        return policy.apply(params, whole, whole_mask)[0][:, 3:-1]
+
+    np.testing.assert_allclose(shared(params), repeated(params), atol=1e-5)
+    weights = jax.random.normal(jax.random.key(3), (4, 5, V))
+    gradients = [
+        jax.jit(jax.grad(lambda p, f=f: (f(p) * weights).mean()))(params) for f in (shared, repeated)
+    ]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), *gradients)
+
+
+def test_the_value_head_starts_at_zero_and_reads_the_hidden_states(key):
+    policy = LanguagePolicy(STYLES["llama"])
+    params = jax.jit(policy.init)(key)
+    tokens = jnp.arange(5)[None]
+    assert not policy.apply(params, tokens)[1].any()
+    params["value_head"] = jnp.arange(32.0)
+    hidden, _ = policy.encode(params, tokens, jnp.arange(5)[None])
+    np.testing.assert_allclose(policy.apply(params, tokens)[1], hidden @ jnp.arange(32.0), rtol=1e-5)
+
+
+def test_attention_is_a_softmax_over_the_allowed_keys(key):
+    keys = jax.random.split(key, 3)
+    q, k, v = (jax.random.normal(x, (2, 6, h, 8)) for x, h in zip(keys, (4, 2, 2), strict=True))
+    positions = jnp.tile(jnp.arange(6), (2, 1))
+    segment = (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), positions)
+    ours = attention(q, [segment], positions, window=3, softcap=1.5)
+    expected = np.zeros((2, 6, 4, 8))
+    for b in range(2):
+        for t in range(6):
+            for h in range(4):
+                seen = slice(max(0, t - 2), t + 1)
+                scores = 1.5 * np.tanh(np.asarray(k[b, seen, h // 2]) @ np.asarray(q[b, t, h]) / 1.5)
+                weights = np.exp(scores) / np.exp(scores).sum()
+                expected[b, t, h] = weights @ np.asarray(v[b, seen, h // 2])
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_the_written_backward_of_dense_is_the_derivative(key):
+    keys = jax.random.split(key, 3)
+    x, kernel, bias = (jax.random.normal(k, s) for k, s in zip(keys, ((2, 3, 4), (4, 5), (5,)), strict=True))
+    ours = jax.grad(lambda *a: jnp.sin(dense(*a)).sum(), (0, 1, 2))(x, kernel, bias)
+    plain = jax.grad(lambda x, w, b: jnp.sin(x @ w + b[None, None]).sum(), (0, 1, 2))(x, kernel, bias)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, plain)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"width": 30}, "width 30 does not divide into heads 4"),
+        ({"kv_heads": 3}, "heads 4 does not divide into kv_heads 3"),
+        ({"width": 12}, "even head_dim, not 3"),
+        ({"windows": (4,)}, "windows has 1 entries for 2 layers"),
+    ],
+)
+def test_impossible_sizes_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig(V, **options)
+
+
+def test_a_text_longer_than_the_position_table_is_refused(key):
+    policy = LanguagePolicy(TransformerConfig.gpt2(V, layers=1, width=8, heads=2, context=8))
+    params = jax.eval_shape(policy.init, key)
+    with pytest.raises(ValueError, match="9 tokens do not fit the table of context 8"):
+        jax.eval_shape(policy.apply, params, jnp.zeros((1, 9), jnp.int32))
+
+
+def test_parameter_count(key):
+    config = TransformerConfig.gpt2(10, layers=1, width=8, heads=2, context=6)
+    block = 4 * (8 * 8 + 8) + 8 * 32 + 32 + 32 * 8 + 8 + 4 * 8
+    assert (
+        parameter_count(jax.eval_shape(LanguagePolicy(config).init, key))
+        == 10 * 8 + 6 * 8 + block + 2 * 8 + 8
+    )

@@ -1,0 +1,156 @@
+"""Sequence-level advantages against NumPy over groups, and against brute force over subsets."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm import advantages
+
+rng = np.random.default_rng(0)
+REWARDS = rng.normal(size=(3, 5)).astype(np.float32)
+LENGTHS = rng.integers(1, 9, (3, 5))
+GREEDY = rng.normal(size=3).astype(np.float32)
+
+
+def by_group(function):
+    return lambda rewards: np.stack([function(group) for group in rewards])
+
+
+GROUPED = {
+    "group_normalized": (
+        advantages.group_normalized,
+        by_group(lambda r: (r - r.mean()) / (r.std(ddof=1) + 1e-4)),
+    ),
+    "centered": (advantages.centered, by_group(lambda r: r - r.mean())),
+    "leave_one_out": (
+        advantages.leave_one_out,
+        by_group(lambda r: [r[i] - np.delete(r, i).mean() for i in range(5)]),
+    ),
+    "remax": (lambda r: advantages.remax(r, GREEDY), lambda r: r - GREEDY[:, None]),
+    "opo": (
+        lambda r: advantages.opo(r, LENGTHS),
+        lambda r: r - (LENGTHS * r).sum(1, keepdims=True) / LENGTHS.sum(1, keepdims=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("ours, expected", GROUPED.values(), ids=GROUPED)
+def test_groups(ours, expected):
+    np.testing.assert_allclose(ours(REWARDS), expected(REWARDS), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(jax.jit(ours)(REWARDS), expected(REWARDS), rtol=1e-5, atol=1e-6)
+
+
+def subset_advantage(rewards, k, i):
+    others = [j for j in range(len(rewards)) if j != i]
+    with_i = [max(rewards[i], *rewards[list(s)], -np.inf) for s in itertools.combinations(others, k - 1)]
+    without = [max(rewards[list(s)]) for s in itertools.combinations(others, k)]
+    return k * (np.mean(with_i) - np.mean(without))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("kind", ["distinct", "ties"])
+def test_pass_at_k_by_brute_force(k, kind):
+    rewards = REWARDS if kind == "distinct" else (REWARDS > 0.2).astype(np.float32)
+    expected = [[subset_advantage(group, k, i) for i in range(5)] for group in rewards]
+    np.testing.assert_allclose(advantages.pass_at_k(rewards, k=k), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pass_at_1_is_leave_one_out():
+    np.testing.assert_allclose(
+        advantages.pass_at_k(REWARDS, k=1), advantages.leave_one_out(REWARDS), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("reward", [0.0, 0.7, -1.1, 1e6, 1e-6])
+@pytest.mark.parametrize("n", [2, 8, 33])
+def test_a_group_without_information_gets_exactly_zero(reward, n):
+    """0.7 in float32 has a computed deviation that an eps of 1e-9 turns into an advantage of 0.9."""
+    equal = np.full((1, n), reward, np.float32)
+    for estimate in (
+        lambda r: advantages.group_normalized(r, eps=1e-9),
+        advantages.centered,
+        advantages.leave_one_out,
+        lambda r: advantages.opo(r, np.arange(1, n + 1)[None]),
+        lambda r: advantages.pass_at_k(r, k=n - 1),
+        lambda r: advantages.whiten(r, eps=1e-30),
+        lambda r: advantages.gdpo(jnp.stack([r, r]), jnp.ones(2)),
+        lambda r: advantages.reinforce_plus_plus_baseline(r, np.ones((1, n, 2))),
+    ):
+        assert (np.asarray(jax.jit(estimate)(equal)) == 0).all()
+    assert advantages.informative_fraction(equal) == 0
+
+
+def test_small_differences_are_information():
+    rewards = np.array([[1.0, 1.0 + 1e-5]], np.float32)
+    np.testing.assert_allclose(
+        advantages.group_normalized(rewards, eps=0.0), [[-(0.5**0.5), 0.5**0.5]], rtol=1e-3
+    )
+
+
+def test_informative_fraction():
+    rewards = np.stack([REWARDS[0], np.full(5, 0.7, np.float32), REWARDS[1], REWARDS[2]])
+    assert advantages.informative_fraction(rewards) == 0.75
+
+
+def test_gdpo_gives_each_objective_its_weight():
+    """An objective a thousand times larger counts no more."""
+    objectives = np.stack([REWARDS, REWARDS[::-1]])
+    weights = np.array([0.3, 0.7])
+    small = advantages.gdpo(objectives, weights, eps=0.0)
+    large = advantages.gdpo(objectives * np.array([1000.0, 1.0])[:, None, None], weights, eps=0.0)
+    np.testing.assert_allclose(small, large, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose([np.mean(small), np.std(small)], [0, 1], atol=1e-5)
+    normalized = [(o - o.mean(1, keepdims=True)) / o.std(1, ddof=1, keepdims=True) for o in objectives]
+    total = 0.3 * normalized[0] + 0.7 * normalized[1]
+    np.testing.assert_allclose(small, (total - total.mean()) / total.std(), rtol=1e-4, atol=1e-5)
+
+
+MASK = np.array([[1, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
+
+
+def test_reinforce_plus_plus_by_a_loop():
+    rewards, kl = rng.normal(size=3), rng.normal(size=(3, 4))
+    expected = np.zeros((3, 4))
+    for i in range(3):
+        exist = np.flatnonzero(MASK[i])
+        ahead = 0.0
+        for t in exist[::-1]:
+            ahead = -0.1 * kl[i, t] + (rewards[i] if t == exist[-1] else 0) + 0.9 * ahead
+            expected[i, t] = ahead
+    tokens = expected[MASK]
+    expected = np.where(MASK, (expected - tokens.mean()) / tokens.std(), 0)
+    planted = np.where(MASK, kl, np.nan)
+    result = advantages.reinforce_plus_plus(rewards, planted, MASK, kl_coef=0.1, discount=0.9)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_reinforce_plus_plus_baseline():
+    mask = rng.random((3, 5, 4)) < 0.7
+    tokens = np.where(mask, (REWARDS - REWARDS.mean(1, keepdims=True))[..., None], np.nan)
+    expected = (tokens - np.nanmean(tokens)) / np.nanstd(tokens)
+    result = np.asarray(advantages.reinforce_plus_plus_baseline(REWARDS, mask))
+    np.testing.assert_allclose(result[mask], expected[mask], rtol=1e-4, atol=1e-5)
+    assert (result[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("length, penalty", [(10, 0), (80, 0), (90, -0.5), (100, -1), (150, -1)])
+def test_overlong_penalty(length, penalty):
+    result = advantages.overlong_penalty(jnp.asarray(length), max_length=100, buffer=20)
+    np.testing.assert_allclose(result, penalty)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: advantages.group_normalized(REWARDS[:, :1]), "two|2 or more"),
+        (lambda: advantages.leave_one_out(np.float32(1)), "2 or more"),
+        (lambda: advantages.pass_at_k(REWARDS, k=5), "k is 5 in groups of 5"),
+        (lambda: advantages.pass_at_k(REWARDS, k=0), "k is 0"),
+    ],
+)
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -1,0 +1,18 @@
+"""The examples in the docstrings of the ground floor give what they show."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import jaxrl4lm.losses
+
+MODULES = [f"jaxrl4lm.{name}" for name in ("reduce", "distributions", "returns", "advantages", "diagnostics")]
+MODULES += [f"jaxrl4lm.losses.{module.name}" for module in pkgutil.iter_modules(jaxrl4lm.losses.__path__)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    module = importlib.import_module(name)
+    assert doctest.testmod(module).failed == 0
