@@ -8,10 +8,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxrl4lm.mdp.transitions import Dense, Kernel, Sparse, to_banded, to_dense, to_sparse
-from jaxrl4lm.types import Array
+from jaxrl4lm.types import Array, InputError
 
 
-class MDPError(ValueError):
+class MDPError(InputError):
     """The arrays do not describe an MDP; the message names the first bad state and action."""
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP, from_arrays, from_successors
+from jaxrl4lm.types import InputError
 
 ARROWS = "↑→↓←"
 """The actions of a grid world in order: up, right, down, left."""
@@ -24,7 +25,7 @@ S  -100 -100 -100 -100 -100 -100 -100 -100 -100 -100 0
 """
 
 
-class MapError(ValueError):
+class MapError(InputError):
     """A map that cannot be read; the message names line and column."""
 
 
