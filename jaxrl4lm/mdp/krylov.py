@@ -62,7 +62,8 @@ def bicgstab(
         rho = jnp.vdot(shadow, residual)
         beta = (rho / state.rho) * (alpha / jnp.where(omega == 0, 1, omega))
         direction = residual + beta * (state.direction - omega * state.image)
-        norm = jnp.abs(residual).max()
+        # A maximum over NaN need not be NaN; the scalar product is.
+        norm = jnp.where(jnp.isfinite(rho), jnp.abs(residual).max(), jnp.inf)
         better = norm < state.best_norm
         return _State(
             x,

@@ -40,8 +40,7 @@ class Solution(NamedTuple):
 
 class _Progress(NamedTuple):
     iterate: Array
-    low: Array
-    high: Array
+    previous: Array
     iterations: Array
     horizon: Array
     finished: Array
@@ -66,16 +65,18 @@ def iterate_operator(
     hint = jnp.where(discount < 1, discount / jnp.where(discount < 1, 1 - discount, 1), 1)
 
     def unfinished(progress: _Progress) -> Array:
-        _, error = certify(mdp, progress.iterate, progress.low, progress.high, progress.horizon, within)
+        # The change is measured here, when the sweep's result is in memory: measured beside the sweep, the compiler
+        # would compute the sweep once for the result and once for each of the minimum and the maximum.
+        low, high = _range(progress)
+        _, error = certify(mdp, progress.iterate, low, high, progress.horizon, within)
         noise = 4 * jnp.finfo(start.dtype).eps * jnp.abs(progress.iterate).max()
-        stalled = jnp.maximum(-progress.low, progress.high) <= noise
+        stalled = jnp.maximum(-low, high) <= noise
         return (error > tolerance) & ~stalled & (progress.iterations < max_iterations)
 
     def sweep(progress: _Progress) -> _Progress:
         new = operator(mdp, progress.iterate)
-        change = new - progress.iterate
         return progress._replace(
-            iterate=new, low=change.min(), high=change.max(), iterations=progress.iterations + 1
+            iterate=new, previous=progress.iterate, iterations=progress.iterations + 1
         )
 
     def stage(progress: _Progress) -> _Progress:
@@ -86,12 +87,18 @@ def iterate_operator(
         done = (discount < 1) | ~jnp.isfinite(horizon) | (progress.iterations == before)
         return progress._replace(horizon=horizon, finished=done)
 
-    infinite = jnp.asarray(jnp.inf, start.dtype)
-    first = _Progress(start, -infinite, infinite, jnp.int32(0), hint.astype(start.dtype), jnp.asarray(False))
+    first = _Progress(start, start, jnp.int32(0), hint.astype(start.dtype), jnp.asarray(False))
     final = jax.lax.while_loop(lambda progress: ~progress.finished, stage, first)
-    shift, error = certify(mdp, final.iterate, final.low, final.high, final.horizon, within)
+    shift, error = certify(mdp, final.iterate, *_range(final), final.horizon, within)
     held = mdp.terminal.reshape(-1, *[1] * (start.ndim - 1))
     return jnp.where(held, final.iterate, final.iterate + shift), error, final.iterations
+
+
+def _range(progress: _Progress) -> tuple[Array, Array]:
+    """Least and greatest change of the last sweep; without one, anything is possible."""
+    change = progress.iterate - progress.previous
+    none = progress.iterations == 0
+    return jnp.where(none, -jnp.inf, change.min()), jnp.where(none, jnp.inf, change.max())
 
 
 def certify(
