@@ -1,9 +1,11 @@
 """Bandit algorithms as pure (init, select, update). Hyper-parameters may be traced; ties go to the first arm.
 
-Arms are the first axis of every array and R independent runs the last, so that the short loops over arms vectorise
-over runs. The chosen arm is updated by a mask over all K, not by a scatter: K is small, and masks vectorise too.
+Arms are the first axis of every array and R independent runs the last, so that the short loops over arms
+vectorise over runs. The chosen arm is updated by a mask over all K, not by a scatter: K is small, and masks
+vectorise too.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,9 +65,10 @@ def epsilon_greedy(
     def select(state: Estimates, uniform: Array, context: Array | None) -> Array:
         # One number decides both whether to explore and where.
         num_arms = state.values.shape[0]
-        scaled = jnp.where(epsilon > 0, uniform / jnp.where(epsilon > 0, epsilon, 1), 1)
+        explores = jnp.asarray(epsilon)
+        scaled = jnp.where(explores > 0, uniform / jnp.where(explores > 0, explores, 1), 1)
         anywhere = jnp.minimum((scaled * num_arms).astype(jnp.int32), num_arms - 1)
-        return jnp.where(uniform < epsilon, anywhere, first_argmax(state.values))
+        return jnp.where(uniform < explores, anywhere, first_argmax(state.values))
 
     return Algorithm(lambda k, runs: _estimates(k, runs, initial_value), select, _learner(step_size))
 
@@ -111,8 +114,9 @@ def kl_ucb(c: ScalarLike = 0.0) -> Algorithm:
 def kl_upper_bound(mean: Array, level: Array) -> Array:
     """The largest q in [mean, 1] with kl(mean, q) ≤ level, Bernoulli, any shape; to 2e-4 in float32.
 
-    Newton's method from above: f(q) = kl(p, q) − level is convex, so the iterates descend to the root and each one is
-    an upper bound. In terms of u = −ln(1 − q), where f is nearly linear, six steps reach float32's rounding.
+    Newton's method from above: f(q) = kl(p, q) − level is convex, so the iterates descend to the root and
+    each one is an upper bound. In terms of u = −ln(1 − q), where f is nearly linear, six steps reach
+    float32's rounding.
     """
     p = jnp.clip(mean, 0, 1)
     tiny = jnp.finfo(p.dtype).eps
@@ -171,14 +175,17 @@ def gradient(step_size: ScalarLike = 0.1, *, baseline: bool = True) -> Algorithm
 def thompson_gaussian(
     *, prior_mean: ScalarLike = 0.0, prior_scale: ScalarLike = 1.0, noise: ScalarLike = 1.0
 ) -> Algorithm:
-    """Sample each arm's value from its posterior under N(prior) values and N(·, noise²) rewards; take the best.
+    """Sample each arm's value from its posterior under N(prior) values and N(·, noise²) rewards; take the
+    best.
 
     Reference: Thompson 1933; Russo et al. 2018, arXiv:1707.02038.
     """
 
     def select(state: Estimates, normal: Array, context: Array | None) -> Array:
-        precision = 1 / prior_scale**2 + state.counts / noise**2
-        mean = (prior_mean / prior_scale**2 + state.counts * state.values / noise**2) / precision
+        prior_precision, noise_precision = jnp.asarray(prior_scale) ** -2.0, jnp.asarray(noise) ** -2.0
+        precision = prior_precision + state.counts * noise_precision
+        total = jnp.asarray(prior_mean) * prior_precision + state.counts * state.values * noise_precision
+        mean = total / precision
         return first_argmax(mean + normal / jnp.sqrt(precision))
 
     return Algorithm(_estimates, select, _learner(None), normal_noise)
@@ -211,7 +218,8 @@ def exp3(gamma: ScalarLike = 0.1) -> Algorithm:
 
     def mixed(state: Weights) -> Array:
         num_arms = state.log_weights.shape[0]
-        return (1 - gamma) * jax.nn.softmax(state.log_weights, axis=0) + gamma / num_arms
+        share = jnp.asarray(gamma)
+        return (1 - share) * jax.nn.softmax(state.log_weights, axis=0) + share / num_arms
 
     def select(state: Weights, uniform: Array, context: Array | None) -> Array:
         return _inverse(uniform, mixed(state))
@@ -246,15 +254,18 @@ def lin_ucb(dimension: int, alpha: ScalarLike = 1.0, *, ridge: ScalarLike = 1.0)
 
     def towards(state: Ridge, context: Array) -> Array:
         """A⁻¹ x, `[K, d, R]`."""
-        return sum(state.inverse[:, :, i] * context[i][None, None] for i in range(dimension))
+        terms = [state.inverse[:, :, i] * context[i][None, None] for i in range(dimension)]
+        return functools.reduce(jnp.add, terms)
 
-    def select(state: Ridge, _: Array, context: Array) -> Array:
+    def select(state: Ridge, _: Array, context: Array | None) -> Array:
+        assert context is not None
         direction = towards(state, context)
         mean = jnp.sum(direction * state.moment, axis=1)
         width = jnp.sum(direction * context[None], axis=1)
         return first_argmax(mean + alpha * jnp.sqrt(width))
 
-    def update(state: Ridge, arm: Array, reward: Array, context: Array) -> Ridge:
+    def update(state: Ridge, arm: Array, reward: Array, context: Array | None) -> Ridge:
+        assert context is not None
         direction = towards(state, context)
         width = jnp.sum(direction * context[None], axis=1, keepdims=True)
         chosen = is_arm(state.moment[:, 0], arm)[:, None]
@@ -268,8 +279,8 @@ def lin_ucb(dimension: int, alpha: ScalarLike = 1.0, *, ridge: ScalarLike = 1.0)
 def first_argmax(values: Array) -> Array:
     """argmax over arms, `[K, R]` → `[R]`; the first of equals.
 
-    As two reductions: compilers vectorise these, and (unlike a chain of comparisons) compute them once, not once per
-    consumer and arm.
+    As two reductions: compilers vectorise these, and (unlike a chain of comparisons) compute them once, not
+    once per consumer and arm.
     """
     arms = jax.lax.broadcasted_iota(jnp.int32, values.shape, 0)
     best = values.max(axis=0, keepdims=True)

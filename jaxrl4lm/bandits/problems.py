@@ -1,4 +1,5 @@
-"""Bandit problems: what an arm pays. A problem is pure functions of worlds that `init` draws, R of them at once.
+"""Bandit problems: what an arm pays. A problem is pure functions of worlds that `init` draws, R of them at
+once.
 
 Arms are the first axis of an array, worlds (runs) the last.
 """
@@ -104,7 +105,8 @@ RESTAURANTS = {"the diner next door": 5.0, "the favourite": 7.0, "the new place"
 def restaurants(*, noise: ScalarLike = 2.0) -> Problem:
     """Where to eat tonight, over many evenings: always the favourite, or try the new place?
 
-    A visit is enjoyed as N(mean, noise²). Who tries each once and stays with the best so far often misses the best.
+    A visit is enjoyed as N(mean, noise²). Who tries each once and stays with the best so far often misses
+    the best.
     """
     means = jnp.array(list(RESTAURANTS.values()))[:, None]
     everywhere = gaussian(len(RESTAURANTS), noise=noise)

@@ -9,7 +9,6 @@ from jaxrl4lm.bandits.algorithms import Algorithm, is_arm
 from jaxrl4lm.bandits.problems import Problem
 from jaxrl4lm.types import Array, Key
 
-
 BLOCK = 100
 
 
@@ -27,7 +26,8 @@ class History(NamedTuple):
 def run(key: Key, problem: Problem, algorithm: Algorithm, num_steps: int, num_runs: int = 1) -> History:
     """`num_runs` learners, each on a world of its own, for `num_steps` (both static).
 
-    Pure: `vmap` over hyper-parameters gives a parameter study. Everything random is drawn for a block of steps at
+    Pure: `vmap` over hyper-parameters gives a parameter study. Everything random is drawn for a block of
+    steps at
     once: in bulk it costs a third of drawing inside the loop, and a block still fits the cache.
     """
     key_init, key_blocks = jax.random.split(key)

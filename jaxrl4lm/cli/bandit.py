@@ -12,7 +12,8 @@ from jaxrl4lm.types import InputError
 
 @dataclasses.dataclass(frozen=True)
 class BanditArguments:
-    """Plays bandit algorithms against each other: average reward, share of optimal actions, regret, one line each.
+    """Plays bandit algorithms against each other: average reward, share of optimal actions, regret, one
+    line each.
 
     Draws the learning curves, and a parameter study: average reward against each algorithm's hyper-parameter.
     """

@@ -13,10 +13,11 @@ BUILT_IN = Literal["russell-norvig", "lecture", "cliff"]
 
 @dataclasses.dataclass(frozen=True)
 class SolveArguments:
-    """Solves a grid world exactly: prints values and policy, the iterations and a proven error bound, draws a picture.
+    """Solves a grid world exactly: prints values and policy, the iterations and a proven error bound, draws
+    a picture.
 
-    A map has one row a line and cells separated by blanks: '.' free, '#' wall, 'S' a start, a number a terminal cell
-    held at that value. Actions are up, right, down, left; into a wall or the edge one stays.
+    A map has one row a line and cells separated by blanks: '.' free, '#' wall, 'S' a start, a number a
+    terminal cell held at that value. Actions are up, right, down, left; into a wall or the edge one stays.
     """
 
     map: Annotated[pathlib.Path | None, tyro.conf.Positional] = None

@@ -1,4 +1,4 @@
-"""A bandit as a gymnax 1.0 environment: an episode is one world, drawn at reset, played until the time limit."""
+"""A bandit as a gymnax 1.0 environment: an episode is one world, played until the time limit."""
 
 from typing import Any, NamedTuple
 
@@ -29,8 +29,8 @@ class BanditEnvironment(environment.Environment):
     """Any bandit problem; never terminates, only truncates.
 
     The observation is the context, `[d]`, or without one what the last choice brought: one-hot arm and reward
-    `[K + 1]`, zeros at first; an agent with a memory can learn to explore from it. `info["regret"]` is the expected
-    loss against the best arm.
+    `[K + 1]`, zeros at first; an agent with a memory can learn to explore from it. `info["regret"]` is the
+    expected loss against the best arm.
     """
 
     def __init__(self, problem: Problem):

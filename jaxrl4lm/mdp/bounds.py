@@ -49,9 +49,9 @@ class Ending(NamedTuple):
 def ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike) -> Ending:
     """N and a greedy policy: γ/(1−γ) below γ = 1; there, a bound on the expected time to termination.
 
-    At γ = 1 a plain argmax among equals can walk in circles. So n ← 1 + min_a E[n] is iterated over the actions
-    that are optimal up to rounding; once a sweep raises n by c < 1 at most, (I − P_π) n ≥ 1 − c proves that π
-    terminates within max n / (1 − c) steps on average. An improper world never gets there: inf.
+    At γ = 1 a plain argmax among equals can walk in circles. So n ← 1 + min_a E[n] is iterated over the
+    actions that are optimal up to rounding; once a sweep raises n by c < 1 at most, (I − P_π) n ≥ 1 − c
+    proves that π terminates within max n / (1 − c) steps on average. An improper world never gets there: inf.
     """
     discount = mdp.discount
 
@@ -81,6 +81,4 @@ def _episodic_ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike) 
     steps, growth, _ = jax.lax.while_loop(unproven, sweep, start)
     soonest = jnp.where(optimal, mdp.transitions.expect(steps), jnp.inf)
     proven = steps.max() / (1 - jnp.minimum(growth, 0.5))
-    return Ending(
-        jnp.where(growth > 0.5, jnp.inf, proven), jnp.argmin(soonest, axis=-1).astype(jnp.int32)
-    )
+    return Ending(jnp.where(growth > 0.5, jnp.inf, proven), jnp.argmin(soonest, axis=-1).astype(jnp.int32))

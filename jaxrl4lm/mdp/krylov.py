@@ -28,7 +28,8 @@ def bicgstab(
     tolerance: ScalarLike,
     max_iterations: ScalarLike,
 ) -> tuple[Array, Array]:
-    """Solve A x = b; returns the iterate with the smallest residual met, and the iterations (2 products each).
+    """Solve A x = b; returns the iterate with the smallest residual met, and the iterations (2 products
+    each).
 
     The best iterate is kept because BiCGStab's residual jumps, and breaks down where A is (nearly) singular:
     a caller is never handed something worse than `start`.

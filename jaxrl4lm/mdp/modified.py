@@ -49,11 +49,12 @@ def modified_policy_iteration(
 ) -> Solution:
     """The solver for large MDPs, stopped by MacQueen's bounds.
 
-    Each improvement costs a sweep over all actions; evaluation sweeps only over the chosen ones. It goes on until
-    the residual's span has shrunk by `forcing`: first by sweeps, then, if the chain mixes slowly, by BiCGStab on
-    (I − γP_π) v = r_π, whose answer is taken only if its residual is smaller than that of the sweeps.
-    In float32 the residual may stop shrinking just above the tolerance: that ends the iteration, and `converged`
-    says False beside the bound that was reached.
+    Each improvement costs a sweep over all actions; evaluation sweeps only over the chosen ones. It goes on
+    until the residual's span has shrunk by `forcing`: first by sweeps, then, if the chain mixes slowly, by
+    BiCGStab on (I − γP_π) v = r_π, whose answer is taken only if its residual is smaller than that of the
+    sweeps.
+    In float32 the residual may stop shrinking just above the tolerance: that ends the iteration, and
+    `converged` says False beside the bound that was reached.
 
     Args:
       mdp: any kernel.
@@ -69,7 +70,6 @@ def modified_policy_iteration(
     discount = mdp.discount
     hint = jnp.where(discount < 1, discount / jnp.where(discount < 1, 1 - discount, 1), 1).astype(dtype)
     patience = 3
-
 
     def point_at(values: Array) -> _Point:
         return _Point(values, operators.backup(mdp, values), operators.greedy(mdp, values))
@@ -90,20 +90,22 @@ def modified_policy_iteration(
         return (error(progress)[1] > tolerance) & going
 
     def improve(progress: _Progress) -> _Progress:
-        # Policies may alternate for ever if each is evaluated beyond what it is good for: a Krylov evaluation that
-        # left a wider residual than it found is taken back, and sweeps alone go on from there.
+        # Policies may alternate for ever if each is evaluated beyond what it is good for: a Krylov
+        # evaluation that left a wider residual than it found is taken back, and sweeps alone go on from
+        # there.
         point, accepted = progress.point, progress.accepted
         widened = ~(extent(point.swept - point.values) <= extent(accepted.swept - accepted.values))
         rejected = progress.bold & widened
         point = jax.lax.cond(rejected, lambda: accepted, lambda: point)
-        # Sweep and policy enter as loop state: so each is stored once, where a body that went on to use them would
-        # have them recomputed in every consumer (measured: 3 times slower on gathers).
+        # Sweep and policy enter as loop state: so each is stored once, where a body that went on to use
+        # them would have them recomputed in every consumer (measured: 3 times slower on gathers).
         change = point.swept - point.values
         size = jnp.abs(change).max()
         stuck = (size <= 4 * bounds.rounding(mdp, point.values)) & (size > 0.5 * progress.best)
         enough = tolerance / jnp.maximum(progress.horizon, 1) / 4
         target = jnp.maximum(forcing * extent(change), enough)
-        # A change common to all states goes on as γ/(1−γ) times itself: exactly, so not through single precision.
+        # A change common to all states goes on as γ/(1−γ) times itself: exactly, so not through single
+        # precision.
         common = jnp.where(mdp.terminal.any(), 0, (change.max() + change.min()) / 2)
         chain = jax.tree.map(_halved, operators.policy_chain(mdp, point.policy))
         allowed = jnp.where(rejected | (progress.wait > 0), 0, krylov)
@@ -141,13 +143,13 @@ def _correction(
     """c = Σ_{k≥1} (γP)^k δ, roughly: what T_π v still lacks of V^π, given δ = T_π v − v, in single precision;
     whether BiCGStab was tried (where `sweeps` were not enough), and whether c comes from it.
 
-    A correction needs few digits, because the next improvement measures what it left in full precision; and a sweep
-    of half the bytes takes half the time.
+    A correction needs few digits, because the next improvement measures what it left in full precision; and
+    a sweep of half the bytes takes half the time.
     """
 
     def unfinished(state: tuple[Array, Array, Array]) -> Array:
-        # Measured here, when the sweep's result is in memory: beside the sweep, the compiler would compute the sweep
-        # once for the result and once each for minimum and maximum.
+        # Measured here, when the sweep's result is in memory: beside the sweep, the compiler would compute
+        # the sweep once for the result and once each for minimum and maximum.
         return (extent(state[0]) > target) & (state[2] < sweeps)
 
     def product(x: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Bellman operators and what a policy makes of an MDP. A policy is `[S]` actions or `[S, A]` probabilities."""
+"""Bellman operators and what a policy makes of an MDP. Policies: `[S]` actions or `[S, A]` probabilities."""
 
 import functools
 
@@ -29,7 +29,7 @@ def backup(mdp: FiniteMDP, values: Array) -> Array:
 
 
 def action_backup(mdp: FiniteMDP, q: Array) -> Array:
-    """The optimality operator on action values, (T q)(s, a) = r + γ E max_a′ q(s′, a′): `[S, A]` → `[S, A]`."""
+    """Optimality operator on action values, (T q)(s, a) = r + γ E max_a′ q(s′, a′): `[S, A]` → `[S, A]`."""
     return action_values(mdp, q.max(axis=-1))
 
 
@@ -53,7 +53,7 @@ def soft_backup(
     Reference: Todorov 2006; Haarnoja et al. 2017, arXiv:1702.08165, eq. 5.
     """
     logits = soft_logits(mdp, values, temperature=temperature, reference=reference)
-    return temperature * jax.nn.logsumexp(logits, axis=-1)
+    return jnp.asarray(temperature) * jax.nn.logsumexp(logits, axis=-1)
 
 
 def soft_logits(

@@ -1,4 +1,5 @@
-"""Solvers that iterate an operator, and the exact ones. Each is one pure call: jit it, `vmap` it over MDPs or γ.
+"""Solvers that iterate an operator, and the exact ones. Each is one pure call: jit it, `vmap` it over MDPs
+or γ.
 
 Every solver stops at a *verified* error: `Solution.error_bound` holds whatever the iteration did, rounding
 included. `Modified policy iteration` for large MDPs is in `modified`.
@@ -33,7 +34,8 @@ class Solution(NamedTuple):
     """Sweeps of value iteration, or improvements of policy iteration."""
     error_bound: Array
     """max_s |values − V*| is at most this, rounding included. At γ = 1 it is relative to all policies that
-    terminate, on average, no later than the slowest state of the returned one; inf if that never terminates."""
+    terminate, on average, no later than the slowest state of the returned one; inf if that never
+    terminates."""
     converged: Array
     """error_bound ≤ tolerance."""
 
@@ -58,15 +60,17 @@ def iterate_operator(
 ) -> tuple[Array, Array, Array]:
     """Iterate x ← T x until the error bound is at most `tolerance`; returns (x, error bound, iterations).
 
-    Stops also at `max_iterations`, and when the residual has sunk into the rounding error (nothing more to gain).
+    Stops also at `max_iterations`, and when the residual has sunk into the rounding error (nothing more to
+    gain).
     """
     tolerance = jnp.asarray(tolerance, start.dtype)
     discount = mdp.discount
     hint = jnp.where(discount < 1, discount / jnp.where(discount < 1, 1 - discount, 1), 1)
 
     def unfinished(progress: _Progress) -> Array:
-        # The change is measured here, when the sweep's result is in memory: measured beside the sweep, the compiler
-        # would compute the sweep once for the result and once for each of the minimum and the maximum.
+        # The change is measured here, when the sweep's result is in memory: measured beside the sweep, the
+        # compiler would compute the sweep once for the result and once for each of the minimum and the
+        # maximum.
         low, high = _range(progress)
         _, error = certify(mdp, progress.iterate, low, high, progress.horizon, within)
         noise = 4 * jnp.finfo(start.dtype).eps * jnp.abs(progress.iterate).max()
@@ -75,9 +79,7 @@ def iterate_operator(
 
     def sweep(progress: _Progress) -> _Progress:
         new = operator(mdp, progress.iterate)
-        return progress._replace(
-            iterate=new, previous=progress.iterate, iterations=progress.iterations + 1
-        )
+        return progress._replace(iterate=new, previous=progress.iterate, iterations=progress.iterations + 1)
 
     def stage(progress: _Progress) -> _Progress:
         before = progress.iterations
@@ -173,7 +175,8 @@ def soft_value_iteration(
     """The optimum under a price of τ per nat of KL(π‖π_ref): V = τ log Σ π_ref exp(Q/τ), π ∝ π_ref exp(Q/τ).
 
     Args:
-      mdp: γ < 1, or acyclic at γ = 1 (then it converges after as many sweeps as the longest episode has steps).
+      mdp: γ < 1, or acyclic at γ = 1 (then it converges after as many sweeps as the longest episode has
+      steps).
       temperature: τ > 0.
       reference: `[S, A]`, uniform by default.
       tolerance, max_iterations, within: as in `value_iteration`.
@@ -214,8 +217,9 @@ def policy_iteration(
 ) -> Solution:
     """Exact evaluation (a dense solve, S² memory) and greedy improvement, until no action improves.
 
-    Ends in finitely many steps at an optimal policy; `tolerance` only decides what `converged` says. At γ = 1 it
-    starts from the policy that value iteration finds in S sweeps, which is proper if a proper one is optimal.
+    Ends in finitely many steps at an optimal policy; `tolerance` only decides what `converged` says. At γ =
+    1 it starts from the policy that value iteration finds in S sweeps, which is proper if a proper one is
+    optimal.
     Reference: Howard 1960; Puterman 1994, section 6.4.
     """
     warm_up = jnp.where(mdp.discount < 1, 0, mdp.num_states + 1)

@@ -1,4 +1,5 @@
-"""Example MDPs: the lecture's and Russell & Norvig's grids, any grid from text, chains, queues, forests, garnets."""
+"""Example MDPs: the lecture's and Russell & Norvig's grids, any grid from text, chains, queues, forests,
+garnets."""
 
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ def grid_world(
 
 
 def russell_norvig(discount: float = 1.0) -> GridWorld:
-    """The 4×3 world: slip 0.1 to each side, living reward −0.04. Reference: Russell & Norvig 2020, fig. 17.1."""
+    """The 4×3 world: slip 0.1 to each side, living reward −0.04. Russell & Norvig 2020, fig. 17.1."""
     return grid_world(RUSSELL_NORVIG_MAP, discount=discount, slip=0.1, living_reward=-0.04)
 
 
@@ -170,7 +171,8 @@ def queue(
 
 
 def forest(num_states: int, *, discount: float = 0.99, fire: float = 0.1) -> FiniteMDP:
-    """Forest management: wait (older, or burnt down to 0) or cut. The oldest earns 4 waiting and 2 cut, others 0, 1.
+    """Forest management: wait (older, or burnt down to 0) or cut. The oldest earns 4 waiting and 2 cut,
+    others 0, 1.
 
     Reference: the example of the MDP toolbox (Chadès et al. 2014).
     """

@@ -11,7 +11,8 @@ import numpy as np
 def learning_curves(
     curves: Mapping[str, Mapping[str, np.ndarray]], best: float, title: str, path: pathlib.Path
 ) -> None:
-    """Three panels against steps (average reward, share of optimal actions, cumulated regret), one line a learner.
+    """Three panels against steps (average reward, share of optimal actions, cumulated regret), one line a
+    learner.
 
     Args:
       curves: learner → {"rewards", "optimal", "regrets"}, each `[T]`, means over runs.

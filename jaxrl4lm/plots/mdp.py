@@ -51,7 +51,7 @@ def grid_solution(
     for row, column in np.argwhere(index >= 0):
         state = index[row, column]
         if labelled:
-            text = f"{values[state]:+.2f}" if terminal[state] else _number(values[state])
+            text = f"{values[state]:+.2f}" if terminal[state] else _number(float(values[state]))
             label = ax.text(
                 column, row + (0 if terminal[state] else 0.27), text, ha="center", va="center",
                 fontsize=11 * cell, fontweight="bold" if terminal[state] else "normal",

@@ -1,4 +1,4 @@
-"""Bandit algorithms: one step by hand, NumPy loops, and the published learning curves within sampling error."""
+"""Bandit algorithms: steps by hand, NumPy loops, and the published curves within sampling error."""
 
 import functools
 
@@ -22,8 +22,8 @@ def curves(name):
 
 
 NORMAL, RAISED, COINS, LINEAR = B.gaussian(), B.gaussian(mean=4.0), B.bernoulli(), B.linear()
-# Problem, algorithm, average reward and share of optimal actions near step 1000, and how exactly they are known:
-# the first six are read from figures 2.2 to 2.5 of Sutton & Barto 2018.
+# Problem, algorithm, average reward and share of optimal actions near step 1000, and how exactly they are
+# known: the first six are read from figures 2.2 to 2.5 of Sutton & Barto 2018.
 TESTBED = {
     "greedy": (NORMAL, B.epsilon_greedy(0.0), 1.03, 0.36, 0.03),
     "ε = 0.01": (NORMAL, B.epsilon_greedy(0.01), 1.30, 0.58, 0.05),
