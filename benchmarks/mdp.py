@@ -11,6 +11,7 @@ of the solve call on arrays that are already in each library's own form.
 
 import argparse
 import functools
+import itertools
 import json
 import pathlib
 import platform
@@ -25,7 +26,6 @@ import numpy as np
 import scipy.sparse
 
 from jaxrl4lm import mdp as M
-import itertools
 
 jax.config.update("jax_enable_x64", True)
 EPSILON = 1e-6
