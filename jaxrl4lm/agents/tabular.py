@@ -1,8 +1,8 @@
 """Learning on tables without a model: Monte-Carlo, TD(0), n-step, SARSA, expected SARSA, (double) Q-learning.
 
 They are one algorithm: remember the last n steps, and move the oldest pair towards its n-step return
-G = r₁ + γ r₂ + … + γⁿ⁻¹ rₙ + γⁿ · bootstrap; when the episode ends, all remembered pairs at once. What differs is the
-bootstrap (a function, passed in) and n: Monte-Carlo is n no shorter than the episode.
+G = r₁ + γ r₂ + … + γⁿ⁻¹ rₙ + γⁿ · bootstrap; when the episode ends, all remembered pairs at once. What
+differs is the bootstrap (a function, passed in) and n: Monte-Carlo is n no shorter than the episode.
 """
 
 from collections.abc import Callable
@@ -68,7 +68,10 @@ class TabularState(NamedTuple):
 
 
 def monte_carlo(max_steps: int) -> Algorithm:
-    """First-visit Monte-Carlo control; episodes may last `max_steps`. Reference: Sutton & Barto 2018, p. 101."""
+    """First-visit Monte-Carlo control; episodes may last `max_steps`.
+
+    Reference: Sutton & Barto 2018, p. 101.
+    """
     return Algorithm(lambda successor: jnp.zeros(()), steps=max_steps, first_visit=True)
 
 
@@ -123,9 +126,10 @@ def action_probabilities(
     if not algorithm.learns_actions:
         assert policy is not None
         return policy[observation]
+    epsilon = jnp.asarray(hyperparameters.epsilon)
     q = tables[:, observation].mean(axis=0)
     greedy = jax.nn.one_hot(jnp.argmax(q), q.shape[0], dtype=q.dtype)
-    return (1 - hyperparameters.epsilon) * greedy + hyperparameters.epsilon / q.shape[0]
+    return (1 - epsilon) * greedy + epsilon / q.shape[0]
 
 
 def init(
@@ -183,8 +187,8 @@ def update(
 ) -> tuple[TabularState, Metrics]:
     """One step in the environment, and the update that it allows.
 
-    A time limit is not a death: after a truncation the return bootstraps from the last state (Monte-Carlo, which
-    never bootstraps, treats it as the end).
+    A time limit is not a death: after a truncation the return bootstraps from the last state (Monte-Carlo,
+    which never bootstraps, treats it as the end).
     """
     key, key_step, key_next, key_reset, key_coin = jax.random.split(state.key, 5)
     observation, environment_state, reward, terminated, truncated, info = environment.step(
@@ -228,7 +232,8 @@ def train(
     policy: Array | None = None,
     initial_value: ScalarLike = 0.0,
 ) -> tuple[TabularState, Metrics]:
-    """`num_steps` updates in one scan; metrics are `[num_steps]`. `vmap` over keys, params or hyper-parameters."""
+    """`num_steps` updates in one scan; metrics are `[num_steps]`. `vmap` over keys, params or
+    hyper-parameters."""
     start = init(
         key, environment, params, algorithm, hyperparameters, policy=policy, initial_value=initial_value
     )

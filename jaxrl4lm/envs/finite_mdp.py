@@ -1,4 +1,5 @@
-"""Any `FiniteMDP` as a gymnax 1.0 environment: the MDP is the parameters, so a population of MDPs is a `vmap`."""
+"""Any `FiniteMDP` as a gymnax 1.0 environment: the MDP is the parameters, so a population of MDPs is a
+`vmap`."""
 
 from typing import Any, NamedTuple
 
@@ -31,9 +32,9 @@ class FiniteMDPParams(NamedTuple):
 class FiniteMDPEnvironment(environment.Environment):
     """A finite MDP to sample from.
 
-    Expected discounted returns (by the MDP's own γ) are the exact values: a step pays r(s, a, s′), and a step into a
-    terminal state pays γ times the value at which that state is held on top, and terminates. The observation is
-    the state's number, or with `one_hot` a float vector `[S]`.
+    Expected discounted returns (by the MDP's own γ) are the exact values: a step pays r(s, a, s′), and a
+    step into a terminal state pays γ times the value at which that state is held on top, and terminates.
+    The observation is the state's number, or with `one_hot` a float vector `[S]`.
     """
 
     def __init__(self, num_states: int, num_actions: int, *, one_hot: bool = False):

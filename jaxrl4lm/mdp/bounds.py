@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP
-from jaxrl4lm.mdp.operators import action_values
+from jaxrl4lm.mdp.operators import action_values, greedy
 from jaxrl4lm.types import Array, ScalarLike
 
 
@@ -49,35 +49,36 @@ class Ending(NamedTuple):
 def ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike) -> Ending:
     """N and a greedy policy: γ/(1−γ) below γ = 1; there, a bound on the expected time to termination.
 
-    At γ = 1 a plain argmax among equals can walk in circles. So n ← 1 + min_a E[n] is iterated over the actions
-    that are optimal up to rounding; once a sweep raises n by c < 1 at most, (I − P_π) n ≥ 1 − c proves that π
-    terminates within max n / (1 − c) steps on average. An improper world never gets there: inf.
+    At γ = 1 a plain argmax among equals can walk in circles. So n ← 1 + min_a E[n] is iterated over the
+    actions that are optimal up to rounding; once a sweep raises n by c < 1 at most, (I − P_π) n ≥ 1 − c
+    proves that π terminates within max n / (1 − c) steps on average. An improper world never gets there: inf.
     """
-    q = action_values(mdp, values)
-    episodic = mdp.discount >= 1
-    slack = 4 * rounding(mdp, values)
-    optimal = q >= q.max(axis=-1, keepdims=True) - slack
-    alive = ~mdp.terminal
+    discount = mdp.discount
 
-    def sweep(steps: Array) -> Array:
-        ahead = jnp.where(optimal, mdp.transitions.expect(steps), jnp.inf)
-        return jnp.where(alive, 1 + ahead.min(axis=-1), 0)
+    def below_one() -> Ending:
+        return Ending(discount / jnp.where(discount < 1, 1 - discount, 1), greedy(mdp, values))
+
+    return jax.lax.cond(discount < 1, below_one, lambda: _episodic_ending(mdp, values, max_iterations))
+
+
+def _episodic_ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike) -> Ending:
+    q = action_values(mdp, values)
+    optimal = q >= q.max(axis=-1, keepdims=True) - 4 * rounding(mdp, values)
+    # Under vmap both branches of the caller run: with γ < 1 in this one there is nothing to iterate.
+    episodic = mdp.discount >= 1
 
     def unproven(state: tuple[Array, Array, Array]) -> Array:
         _, growth, iterations = state
         return episodic & (growth > 0.5) & (iterations < max_iterations)
 
-    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def sweep(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         steps, _, iterations = state
-        new = sweep(steps)
+        ahead = jnp.where(optimal, mdp.transitions.expect(steps), jnp.inf)
+        new = jnp.where(mdp.terminal, 0, 1 + ahead.min(axis=-1))
         return new, (new - steps).max(), iterations + 1
 
     start = (jnp.zeros_like(values), jnp.ones((), values.dtype), jnp.int32(0))
-    steps, growth, _ = jax.lax.while_loop(unproven, step, start)
-    soonest = jnp.where(optimal & episodic, mdp.transitions.expect(steps), jnp.where(episodic, jnp.inf, -q))
-    discounted = mdp.discount / jnp.where(episodic, 1, 1 - mdp.discount)
-    proven = jnp.where(growth > 0.5, jnp.inf, steps.max() / (1 - jnp.minimum(growth, 0.5)))
-    return Ending(
-        jnp.where(episodic, proven, discounted).astype(values.dtype),
-        jnp.argmin(soonest, axis=-1).astype(jnp.int32),
-    )
+    steps, growth, _ = jax.lax.while_loop(unproven, sweep, start)
+    soonest = jnp.where(optimal, mdp.transitions.expect(steps), jnp.inf)
+    proven = steps.max() / (1 - jnp.minimum(growth, 0.5))
+    return Ending(jnp.where(growth > 0.5, jnp.inf, proven), jnp.argmin(soonest, axis=-1).astype(jnp.int32))

@@ -20,10 +20,11 @@ def from_environment(
 ) -> FiniteMDP:
     """Breadth-first enumeration of a gymnax-1.0 environment through `reset_env` and `step_env`.
 
-    Exact (with `samples` = 1) where transitions are deterministic; otherwise probabilities are frequencies over
-    `samples` draws, with a standard error of √(p(1−p)/samples). State leaves called `time` are set to 0: an MDP
-    knows no clock, and a time limit is a truncation, not a transition. All terminations lead to one terminal state,
-    the last, worth 0. States are numbered in the order in which they are met; an observation is not used.
+    Exact (with `samples` = 1) where transitions are deterministic; otherwise probabilities are frequencies
+    over `samples` draws, with a standard error of √(p(1−p)/samples). State leaves called `time` are set to
+    0: an MDP knows no clock, and a time limit is a truncation, not a transition. All terminations lead to
+    one terminal state, the last, worth 0. States are numbered in the order in which they are met; an
+    observation is not used.
 
     Args:
       environment: has `reset_env(key, params)`, `step_env(key, state, action, params)` and `num_actions`.

@@ -8,10 +8,10 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxrl4lm.mdp.transitions import Dense, Kernel, Sparse, to_banded, to_dense, to_sparse
-from jaxrl4lm.types import Array
+from jaxrl4lm.types import Array, InputError
 
 
-class MDPError(ValueError):
+class MDPError(InputError):
     """The arrays do not describe an MDP; the message names the first bad state and action."""
 
 
@@ -19,7 +19,8 @@ class FiniteMDP(NamedTuple):
     """(S, A, T, R, γ) and what an episode needs. Stack several with `jax.tree.map` and `vmap` over them.
 
     A terminal state s has no successors (a row of zeros in T), so that V(s) = R(s, ·), the same for
-    every action: its reward is the value at which it is held. Absorbing states worth nothing are the special case R(s, ·) = 0.
+    every action: its reward is the value at which it is held. Absorbing states worth nothing are the
+    special case R(s, ·) = 0.
     """
 
     transitions: Kernel
@@ -71,7 +72,7 @@ def from_arrays(
     probabilities = _floats(transitions)
     if probabilities.ndim != 3 or probabilities.shape[0] != probabilities.shape[2] or not probabilities.size:
         raise MDPError(f"transitions has shape {probabilities.shape}: give [S, A, S].")
-    num_states, num_actions, _ = probabilities.shape
+    num_states = probabilities.shape[0]
     ends = _terminal_mask(terminal, num_states)
     probabilities = np.where(ends[:, None, None], 0, probabilities)
     _check_rows(probabilities, ends)
@@ -175,7 +176,8 @@ def _check_rows(probabilities: np.ndarray, ends: np.ndarray) -> None:
     if wrong.any():
         s, a = np.argwhere(wrong)[0]
         raise MDPError(
-            f"transitions of state {s}, action {a} sum to {sums[s, a]:.9g}: give 1, or mark the state terminal."
+            f"transitions of state {s}, action {a} sum to {sums[s, a]:.9g}: give 1, or mark the state"
+            " terminal."
         )
 
 

@@ -28,7 +28,8 @@ def bicgstab(
     tolerance: ScalarLike,
     max_iterations: ScalarLike,
 ) -> tuple[Array, Array]:
-    """Solve A x = b; returns the iterate with the smallest residual met, and the iterations (2 products each).
+    """Solve A x = b; returns the iterate with the smallest residual met, and the iterations (2 products
+    each).
 
     The best iterate is kept because BiCGStab's residual jumps, and breaks down where A is (nearly) singular:
     a caller is never handed something worse than `start`.
@@ -62,7 +63,8 @@ def bicgstab(
         rho = jnp.vdot(shadow, residual)
         beta = (rho / state.rho) * (alpha / jnp.where(omega == 0, 1, omega))
         direction = residual + beta * (state.direction - omega * state.image)
-        norm = jnp.abs(residual).max()
+        # A maximum over NaN need not be NaN; the scalar product is.
+        norm = jnp.where(jnp.isfinite(rho), jnp.abs(residual).max(), jnp.inf)
         better = norm < state.best_norm
         return _State(
             x,

@@ -1,4 +1,6 @@
-"""Bellman operators and what a policy makes of an MDP. A policy is `[S]` actions or `[S, A]` probabilities."""
+"""Bellman operators and what a policy makes of an MDP. Policies: `[S]` actions or `[S, A]` probabilities."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +23,13 @@ def backup(mdp: FiniteMDP, values: Array) -> Array:
 
     Reference: Bellman 1957; Sutton & Barto 2018, eq. 4.10.
     """
-    q = action_values(mdp, values)
     if mdp.num_actions > MAX_COMPARED:
-        return q.max(axis=-1)
-    best = q[:, 0]
-    for action in range(1, mdp.num_actions):
-        best = jnp.maximum(best, q[:, action])
-    return best
+        return action_values(mdp, values).max(axis=-1)
+    return functools.reduce(jnp.maximum, _action_columns(mdp, values))
 
 
 def action_backup(mdp: FiniteMDP, q: Array) -> Array:
-    """The optimality operator on action values, (T q)(s, a) = r + γ E max_a′ q(s′, a′): `[S, A]` → `[S, A]`."""
+    """Optimality operator on action values, (T q)(s, a) = r + γ E max_a′ q(s′, a′): `[S, A]` → `[S, A]`."""
     return action_values(mdp, q.max(axis=-1))
 
 
@@ -55,7 +53,7 @@ def soft_backup(
     Reference: Todorov 2006; Haarnoja et al. 2017, arXiv:1702.08165, eq. 5.
     """
     logits = soft_logits(mdp, values, temperature=temperature, reference=reference)
-    return temperature * jax.nn.logsumexp(logits, axis=-1)
+    return jnp.asarray(temperature) * jax.nn.logsumexp(logits, axis=-1)
 
 
 def soft_logits(
@@ -68,13 +66,13 @@ def soft_logits(
 
 def greedy(mdp: FiniteMDP, values: Array) -> Array:
     """argmax_a Q(s, a), `[S]` int32; the first of equals."""
-    q = action_values(mdp, values)
     if mdp.num_actions > MAX_COMPARED:
-        return jnp.argmax(q, axis=-1).astype(jnp.int32)
-    best, policy = q[:, 0], jnp.zeros(mdp.num_states, jnp.int32)
-    for action in range(1, mdp.num_actions):
-        policy = jnp.where(q[:, action] > best, action, policy)
-        best = jnp.maximum(best, q[:, action])
+        return jnp.argmax(action_values(mdp, values), axis=-1).astype(jnp.int32)
+    best, *others = _action_columns(mdp, values)
+    policy = jnp.zeros(mdp.num_states, jnp.int32)
+    for action, q in enumerate(others, start=1):
+        policy = jnp.where(q > best, action, policy)
+        best = jnp.maximum(best, q)
     return policy
 
 
@@ -103,3 +101,9 @@ def backward_visits(mdp: FiniteMDP, weights: Array) -> Array:
     """Where weights go in one step of a chain, P_πᵀ w: `[S]` → `[S]`. The chain has one action."""
     push = jax.linear_transpose(lambda values: mdp.transitions.expect(values)[:, 0], weights)
     return push(weights)[0]
+
+
+def _action_columns(mdp: FiniteMDP, values: Array) -> list[Array]:
+    """Q(·, a) for each action, A arrays `[S]`."""
+    ahead = mdp.transitions.expect(values)
+    return [mdp.rewards[:, a] + mdp.discount * ahead[:, a] for a in range(mdp.num_actions)]

@@ -1,4 +1,5 @@
-"""Solvers that iterate an operator, and the exact ones. Each is one pure call: jit it, `vmap` it over MDPs or γ.
+"""Solvers that iterate an operator, and the exact ones. Each is one pure call: jit it, `vmap` it over MDPs
+or γ.
 
 Every solver stops at a *verified* error: `Solution.error_bound` holds whatever the iteration did, rounding
 included. `Modified policy iteration` for large MDPs is in `modified`.
@@ -33,15 +34,15 @@ class Solution(NamedTuple):
     """Sweeps of value iteration, or improvements of policy iteration."""
     error_bound: Array
     """max_s |values − V*| is at most this, rounding included. At γ = 1 it is relative to all policies that
-    terminate, on average, no later than the slowest state of the returned one; inf if that never terminates."""
+    terminate, on average, no later than the slowest state of the returned one; inf if that never
+    terminates."""
     converged: Array
     """error_bound ≤ tolerance."""
 
 
 class _Progress(NamedTuple):
     iterate: Array
-    low: Array
-    high: Array
+    previous: Array
     iterations: Array
     horizon: Array
     finished: Array
@@ -59,24 +60,26 @@ def iterate_operator(
 ) -> tuple[Array, Array, Array]:
     """Iterate x ← T x until the error bound is at most `tolerance`; returns (x, error bound, iterations).
 
-    Stops also at `max_iterations`, and when the residual has sunk into the rounding error (nothing more to gain).
+    Stops also at `max_iterations`, and when the residual has sunk into the rounding error (nothing more to
+    gain).
     """
     tolerance = jnp.asarray(tolerance, start.dtype)
     discount = mdp.discount
     hint = jnp.where(discount < 1, discount / jnp.where(discount < 1, 1 - discount, 1), 1)
 
     def unfinished(progress: _Progress) -> Array:
-        _, error = certify(mdp, progress.iterate, progress.low, progress.high, progress.horizon, within)
+        # The change is measured here, when the sweep's result is in memory: measured beside the sweep, the
+        # compiler would compute the sweep once for the result and once for each of the minimum and the
+        # maximum.
+        low, high = _range(progress)
+        _, error = certify(mdp, progress.iterate, low, high, progress.horizon, within)
         noise = 4 * jnp.finfo(start.dtype).eps * jnp.abs(progress.iterate).max()
-        stalled = jnp.maximum(-progress.low, progress.high) <= noise
+        stalled = jnp.maximum(-low, high) <= noise
         return (error > tolerance) & ~stalled & (progress.iterations < max_iterations)
 
     def sweep(progress: _Progress) -> _Progress:
         new = operator(mdp, progress.iterate)
-        change = new - progress.iterate
-        return progress._replace(
-            iterate=new, low=change.min(), high=change.max(), iterations=progress.iterations + 1
-        )
+        return progress._replace(iterate=new, previous=progress.iterate, iterations=progress.iterations + 1)
 
     def stage(progress: _Progress) -> _Progress:
         before = progress.iterations
@@ -86,12 +89,18 @@ def iterate_operator(
         done = (discount < 1) | ~jnp.isfinite(horizon) | (progress.iterations == before)
         return progress._replace(horizon=horizon, finished=done)
 
-    infinite = jnp.asarray(jnp.inf, start.dtype)
-    first = _Progress(start, -infinite, infinite, jnp.int32(0), hint.astype(start.dtype), jnp.asarray(False))
+    first = _Progress(start, start, jnp.int32(0), hint.astype(start.dtype), jnp.asarray(False))
     final = jax.lax.while_loop(lambda progress: ~progress.finished, stage, first)
-    shift, error = certify(mdp, final.iterate, final.low, final.high, final.horizon, within)
+    shift, error = certify(mdp, final.iterate, *_range(final), final.horizon, within)
     held = mdp.terminal.reshape(-1, *[1] * (start.ndim - 1))
     return jnp.where(held, final.iterate, final.iterate + shift), error, final.iterations
+
+
+def _range(progress: _Progress) -> tuple[Array, Array]:
+    """Least and greatest change of the last sweep; without one, anything is possible."""
+    change = progress.iterate - progress.previous
+    none = progress.iterations == 0
+    return jnp.where(none, -jnp.inf, change.min()), jnp.where(none, jnp.inf, change.max())
 
 
 def certify(
@@ -166,7 +175,8 @@ def soft_value_iteration(
     """The optimum under a price of τ per nat of KL(π‖π_ref): V = τ log Σ π_ref exp(Q/τ), π ∝ π_ref exp(Q/τ).
 
     Args:
-      mdp: γ < 1, or acyclic at γ = 1 (then it converges after as many sweeps as the longest episode has steps).
+      mdp: γ < 1, or acyclic at γ = 1 (then it converges after as many sweeps as the longest episode has
+      steps).
       temperature: τ > 0.
       reference: `[S, A]`, uniform by default.
       tolerance, max_iterations, within: as in `value_iteration`.
@@ -207,8 +217,9 @@ def policy_iteration(
 ) -> Solution:
     """Exact evaluation (a dense solve, S² memory) and greedy improvement, until no action improves.
 
-    Ends in finitely many steps at an optimal policy; `tolerance` only decides what `converged` says. At γ = 1 it
-    starts from the policy that value iteration finds in S sweeps, which is proper if a proper one is optimal.
+    Ends in finitely many steps at an optimal policy; `tolerance` only decides what `converged` says. At γ =
+    1 it starts from the policy that value iteration finds in S sweeps, which is proper if a proper one is
+    optimal.
     Reference: Howard 1960; Puterman 1994, section 6.4.
     """
     warm_up = jnp.where(mdp.discount < 1, 0, mdp.num_states + 1)

@@ -17,7 +17,8 @@ import numpy as np
 from jaxrl4lm.types import Array
 
 MAX_UNROLLED = 128
-"""Up to this many terms A·K a sweep is written out, which XLA fuses into one pass; beyond, it is an einsum."""
+"""Up to this many terms A·K a sweep is written out, which XLA fuses into one pass; beyond, it is an einsum.
+"""
 
 
 class Dense(NamedTuple):
@@ -37,7 +38,7 @@ class Dense(NamedTuple):
         return self.probabilities @ values
 
     def under(self, policy: Array) -> "Dense":
-        """The chain that a policy induces, as a kernel with one action. `policy`: `[S]` actions or `[S, A]`."""
+        """The chain of a policy, as a kernel with one action. `policy`: `[S]` actions or `[S, A]`."""
         if policy.ndim == 1:
             return Dense(jnp.take_along_axis(self.probabilities, policy[:, None, None], axis=1))
         return Dense(jnp.einsum("sat,sa->st", self.probabilities, policy)[:, None])
@@ -70,7 +71,7 @@ class Sparse(NamedTuple):
         )
 
     def under(self, policy: Array) -> "Sparse":
-        """The chain that a policy induces, as a kernel with one action. `policy`: `[S]` actions or `[S, A]`."""
+        """The chain of a policy, as a kernel with one action. `policy`: `[S]` actions or `[S, A]`."""
         if policy.ndim == 1:
             return Sparse(_choose(self.successors, policy), _choose(self.probabilities, policy))
         num_states, num_actions, width = self.shape
@@ -107,7 +108,7 @@ class Banded:
         )
 
     def under(self, policy: Array) -> "Banded":
-        """The chain that a policy induces, as a kernel with one action. `policy`: `[S]` actions or `[S, A]`."""
+        """The chain of a policy, as a kernel with one action. `policy`: `[S]` actions or `[S, A]`."""
         if policy.ndim == 1:
             return Banded(_choose(self.probabilities, policy), self.offsets)
         return Banded(jnp.einsum("ads,sa->ds", self.probabilities, policy)[None], self.offsets)
@@ -146,7 +147,7 @@ def to_banded(kernel: Kernel, max_diagonals: int = 9) -> Kernel:
     """
     if not isinstance(kernel, Sparse):
         return kernel
-    num_states, num_actions, _ = kernel.shape
+    num_states = kernel.shape[0]
     successors, probabilities = np.asarray(kernel.successors), np.asarray(kernel.probabilities)
     distance = successors - np.arange(num_states)
     used = np.bincount(distance[probabilities != 0] + num_states, minlength=1)
@@ -177,7 +178,8 @@ def _stack_actions(terms: list[list[Array]]) -> Array:
 
 
 def _choose(per_action: Array, policy: Array) -> Array:
-    """`[A, K, S]` at a = policy[s] → `[1, K, S]`; a chain of selects, which vectorises where a gather does not."""
+    """`[A, K, S]` at a = policy[s] → `[1, K, S]`; a chain of selects, which vectorises where a gather does
+    not."""
     chosen, policy = per_action[:1], policy[None, None]
     if per_action.shape[0] > MAX_UNROLLED:
         return jnp.take_along_axis(per_action, policy, axis=0)

@@ -1,4 +1,5 @@
-"""Example MDPs: the lecture's and Russell & Norvig's grids, any grid from text, chains, queues, forests, garnets."""
+"""Example MDPs: the lecture's and Russell & Norvig's grids, any grid from text, chains, queues, forests,
+garnets."""
 
 from typing import NamedTuple
 
@@ -6,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP, from_arrays, from_successors
+from jaxrl4lm.types import InputError
 
 ARROWS = "↑→↓←"
 """The actions of a grid world in order: up, right, down, left."""
@@ -24,7 +26,7 @@ S  -100 -100 -100 -100 -100 -100 -100 -100 -100 -100 0
 """
 
 
-class MapError(ValueError):
+class MapError(InputError):
     """A map that cannot be read; the message names line and column."""
 
 
@@ -86,7 +88,7 @@ def grid_world(
 
 
 def russell_norvig(discount: float = 1.0) -> GridWorld:
-    """The 4×3 world: slip 0.1 to each side, living reward −0.04. Reference: Russell & Norvig 2020, fig. 17.1."""
+    """The 4×3 world: slip 0.1 to each side, living reward −0.04. Russell & Norvig 2020, fig. 17.1."""
     return grid_world(RUSSELL_NORVIG_MAP, discount=discount, slip=0.1, living_reward=-0.04)
 
 
@@ -169,7 +171,8 @@ def queue(
 
 
 def forest(num_states: int, *, discount: float = 0.99, fire: float = 0.1) -> FiniteMDP:
-    """Forest management: wait (older, or burnt down to 0) or cut. The oldest earns 4 waiting and 2 cut, others 0, 1.
+    """Forest management: wait (older, or burnt down to 0) or cut. The oldest earns 4 waiting and 2 cut,
+    others 0, 1.
 
     Reference: the example of the MDP toolbox (Chadès et al. 2014).
     """

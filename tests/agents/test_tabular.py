@@ -128,11 +128,11 @@ def test_first_visit_only(key):
 
 def test_hyperparameters_and_seeds_are_one_vmap(key):
     environment, params = as_environment(WORLD, max_steps=40)
-    run = lambda key, rate: (
-        tabular.train(  # noqa: E731
-            key, environment, params, tabular.q_learning(), tabular.Hyperparameters(learning_rate=rate), 200
-        )[0].tables
-    )
+
+    def run(key, rate):
+        hyperparameters = tabular.Hyperparameters(learning_rate=rate)
+        return tabular.train(key, environment, params, tabular.q_learning(), hyperparameters, 200)[0].tables
+
     keys, rates = jax.random.split(key, 2), jnp.array([0.1, 0.5])
     together = jax.jit(jax.vmap(run))(keys, rates)
     alone = jax.jit(run)

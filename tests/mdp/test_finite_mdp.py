@@ -166,7 +166,7 @@ def test_grid_moves_slip_and_bump():
 
 
 class Counter:
-    """Counts 0, 1, 2 and ends; its second action stays, or moves with probability ½. Rewards tell the state."""
+    """Counts 0, 1, 2 and ends; its second action moves with probability ½. Rewards tell the state."""
 
     num_actions = 2
 

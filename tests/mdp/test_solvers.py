@@ -18,7 +18,7 @@ several = hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def random_mdp(seed, discount=0.9, states=6, actions=3, leak=0.0):
-    """With leak > 0 the last state is terminal, and every action reaches it with at least that probability."""
+    """With leak > 0 the last state is terminal, and every action reaches it at least that probably."""
     rng = np.random.default_rng(seed)
     kernel = rng.dirichlet(np.full(states, 0.3), (states, actions))
     if leak:

@@ -1,0 +1,48 @@
+"""Bandit problems and algorithms as pure functions."""
+
+from jaxrl4lm.bandits.algorithms import (
+    Algorithm,
+    epsilon_greedy,
+    exp3,
+    gradient,
+    kl_ucb,
+    kl_upper_bound,
+    lin_ucb,
+    softmax,
+    thompson_beta,
+    thompson_gaussian,
+    ucb,
+)
+from jaxrl4lm.bandits.problems import (
+    RESTAURANTS,
+    Problem,
+    bernoulli,
+    fixed_bernoulli,
+    gaussian,
+    linear,
+    restaurants,
+)
+from jaxrl4lm.bandits.run import History, run
+
+__all__ = [
+    "RESTAURANTS",
+    "Algorithm",
+    "History",
+    "Problem",
+    "bernoulli",
+    "epsilon_greedy",
+    "exp3",
+    "fixed_bernoulli",
+    "gaussian",
+    "gradient",
+    "kl_ucb",
+    "kl_upper_bound",
+    "lin_ucb",
+    "linear",
+    "restaurants",
+    "run",
+    "softmax",
+    "thompson_beta",
+    "thompson_gaussian",
+    "ucb",
+]

@@ -1,0 +1,80 @@
+"""Learning curves and parameter studies of bandit algorithms."""
+
+import pathlib
+from collections.abc import Mapping
+
+import matplotlib.figure
+import matplotlib.ticker
+import numpy as np
+
+
+def learning_curves(
+    curves: Mapping[str, Mapping[str, np.ndarray]], best: float, title: str, path: pathlib.Path
+) -> None:
+    """Three panels against steps (average reward, share of optimal actions, cumulated regret), one line a
+    learner.
+
+    Args:
+      curves: learner → {"rewards", "optimal", "regrets"}, each `[T]`, means over runs.
+      best: average reward of always choosing a best arm; drawn as a dashed line.
+      title: above the picture.
+      path: where to write a PNG.
+    """
+    figure = matplotlib.figure.Figure(figsize=(15, 5), layout="constrained")
+    reward, optimal, regret = figure.subplots(1, 3)
+    for place, (name, curve) in enumerate(curves.items()):
+        style = {"color": f"C{place % 10}", "linewidth": 1.2, "linestyle": "-" if place < 10 else "--"}
+        steps = np.arange(1, len(curve["rewards"]) + 1)
+        reward.plot(steps, _smooth(curve["rewards"]), label=name, **style)
+        optimal.plot(steps, _smooth(curve["optimal"]), **style)
+        regret.plot(steps, np.cumsum(curve["regrets"]), **style)
+    reward.axhline(best, color="0.4", linestyle=":", linewidth=1.2)
+    reward.text(len(steps), best, "best arm", ha="right", va="bottom", color="0.4", fontsize=9)
+    optimal.set_ylim(0, 1)
+    optimal.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+    for ax, label in ((reward, "average reward"), (optimal, "optimal action"), (regret, "cumulated regret")):
+        ax.set_title(label, fontsize=11)
+        ax.set_xlabel("steps")
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False, fontsize=9)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def parameter_study(
+    studies: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, path: pathlib.Path
+) -> None:
+    """Average reward over all steps against each learner's hyper-parameter, on a logarithmic axis.
+
+    Args:
+      studies: learner and parameter → (values of the parameter, average rewards), 1-D.
+      title: above the picture.
+      path: where to write a PNG.
+    """
+    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
+    ax = figure.subplots()
+    for name, (parameters, rewards) in studies.items():
+        ax.plot(parameters, rewards, marker="o", markersize=4, label=name)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_as_fraction))
+    ax.set_xlabel("hyper-parameter")
+    ax.set_ylabel("average reward over all steps")
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    ax.set_title(title)
+    figure.savefig(path, dpi=120)
+
+
+def _as_fraction(value: float, _: int) -> str:
+    return f"{value:g}" if value >= 1 else f"1/{round(1 / value)}"
+
+
+def _smooth(curve: np.ndarray) -> np.ndarray:
+    """A running mean over 1 % of the steps behind; the first ones are averaged over what there is."""
+    window = max(1, len(curve) // 100)
+    total = np.cumsum(np.concatenate([[0.0], curve]))
+    end = np.arange(1, len(curve) + 1)
+    start = np.maximum(end - window, 0)
+    return (total[end] - total[start]) / (end - start)

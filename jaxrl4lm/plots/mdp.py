@@ -1,0 +1,93 @@
+"""The picture of a solved grid world."""
+
+import pathlib
+
+import matplotlib.axes
+import matplotlib.figure
+import matplotlib.patches
+import matplotlib.patheffects
+import numpy as np
+
+from jaxrl4lm.mdp import ARROWS
+
+_DIRECTIONS = {"↑": (0, 1), "→": (1, 0), "↓": (0, -1), "←": (-1, 0)}
+MAX_LABELLED = 400
+"""Values are written into the cells of grids up to this size; larger ones show only colour and arrows."""
+
+
+def grid_solution(
+    index: np.ndarray,
+    values: np.ndarray,
+    policy: np.ndarray,
+    terminal: np.ndarray,
+    title: str,
+    path: pathlib.Path,
+) -> None:
+    """Draws values as colour, the policy as arrows, walls dark and terminals framed, into a PNG.
+
+    Args:
+      index: `[rows, columns]`, the state at each cell, −1 at walls (as in `GridWorld`).
+      values: `[S]`.
+      policy: `[S]` actions.
+      terminal: `[S]` bool.
+      title: above the picture.
+      path: where to write.
+    """
+    rows, columns = index.shape
+    cell = min(1.0, 12 / max(rows, columns))
+    figure = matplotlib.figure.Figure(
+        figsize=(max(4.0, columns * cell + 1.6), max(2.6, rows * cell + 1.0)), layout="constrained"
+    )
+    ax = figure.subplots()
+    shown = np.ma.masked_where(index < 0, np.asarray(values, float)[index])
+    ax.set_facecolor("0.25")  # seen through the masked cells: the walls
+    largest = max(float(np.abs(shown).max()), 1e-12)
+    signed = float(shown.min()) < 0 < float(shown.max())
+    limits = (-largest, largest) if signed else (float(shown.min()), float(shown.max()))
+    image = ax.imshow(shown, cmap="RdYlGn" if signed else "YlGn", vmin=limits[0], vmax=limits[1])
+    figure.colorbar(image, ax=ax, label="value", shrink=0.9)
+    _arrows(ax, index, policy, terminal)
+    labelled = index.size <= MAX_LABELLED
+    for row, column in np.argwhere(index >= 0):
+        state = index[row, column]
+        if labelled:
+            text = f"{values[state]:+.2f}" if terminal[state] else _number(float(values[state]))
+            label = ax.text(
+                column, row + (0 if terminal[state] else 0.27), text, ha="center", va="center",
+                fontsize=11 * cell, fontweight="bold" if terminal[state] else "normal",
+            )  # fmt: skip
+            label.set_path_effects([matplotlib.patheffects.withStroke(linewidth=2.5, foreground="white")])
+        if terminal[state]:
+            ax.add_patch(
+                matplotlib.patches.Rectangle(
+                    (column - 0.46, row - 0.46),
+                    0.92,
+                    0.92,
+                    fill=False,
+                    edgecolor="black",
+                    linewidth=2.5 * cell,
+                )
+            )
+    ax.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=1.5 * cell)
+    ax.tick_params(which="both", length=0, labelleft=False, labelbottom=False)
+    ax.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=130)
+
+
+def _arrows(ax: matplotlib.axes.Axes, index: np.ndarray, policy: np.ndarray, terminal: np.ndarray) -> None:
+    places = np.argwhere(index >= 0)
+    states = index[places[:, 0], places[:, 1]]
+    places, states = places[~terminal[states]], states[~terminal[states]]
+    moves = np.array([_DIRECTIONS[arrow] for arrow in ARROWS])[policy[states]]
+    lift = 0.12 if index.size <= MAX_LABELLED else 0.0
+    ax.quiver(
+        places[:, 1], places[:, 0] - lift, moves[:, 0] * 0.42, moves[:, 1] * 0.42,
+        angles="uv", pivot="mid", scale=1, scale_units="xy", width=0.06, units="xy",
+        headwidth=3.2, headlength=3.2, headaxislength=2.9, color="0.1",
+    )  # fmt: skip
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"

@@ -1,0 +1,228 @@
+"""Bandit algorithms: steps by hand, NumPy loops, and the published curves within sampling error."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm import bandits as B
+
+RUNS, STEPS = 2000, 1000
+
+
+@functools.cache
+def curves(name):
+    """Means over runs, and the standard error of the last 100 steps' mean."""
+    problem, algorithm = TESTBED[name][:2]
+    history = jax.jit(lambda key: B.run(key, problem, algorithm, STEPS, RUNS))(jax.random.key(7))
+    late = np.asarray(history.rewards[-100:].mean(axis=0)), np.asarray(history.optimal[-100:].mean(axis=0))
+    return [(x.mean(), x.std() / np.sqrt(RUNS)) for x in late], float(history.regrets.sum(axis=0).mean())
+
+
+NORMAL, RAISED, COINS, LINEAR = B.gaussian(), B.gaussian(mean=4.0), B.bernoulli(), B.linear()
+# Problem, algorithm, average reward and share of optimal actions near step 1000, and how exactly they are
+# known: the first six are read from figures 2.2 to 2.5 of Sutton & Barto 2018.
+TESTBED = {
+    "greedy": (NORMAL, B.epsilon_greedy(0.0), 1.03, 0.36, 0.03),
+    "ε = 0.01": (NORMAL, B.epsilon_greedy(0.01), 1.30, 0.58, 0.05),
+    "ε = 0.1": (NORMAL, B.epsilon_greedy(0.1), 1.36, 0.80, 0.03),
+    "optimistic": (NORMAL, B.epsilon_greedy(0.0, step_size=0.1, initial_value=5.0), 1.48, 0.85, 0.03),
+    "UCB, c = 2": (NORMAL, B.ucb(2.0), 1.48, 0.85, 0.04),
+    "gradient, α = 0.1": (RAISED, B.gradient(0.1), 5.48, 0.85, 0.04),
+    "gradient, no baseline": (RAISED, B.gradient(0.1, baseline=False), 5.15, 0.46, 0.08),
+    "gradient, α = 0.4, no baseline": (RAISED, B.gradient(0.4, baseline=False), 4.9, 0.34, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", TESTBED)
+def test_the_testbed_of_sutton_and_barto(name):
+    *_, reward, optimal, known = TESTBED[name]
+    ((mean, error), (share, share_error)), _ = curves(name)
+    assert abs(mean - reward) < known + 3 * error
+    assert abs(share - optimal) < known + 3 * share_error
+
+
+BETTER = {
+    "Thompson, Gaussian": (NORMAL, B.thompson_gaussian(), 75),
+    "softmax": (NORMAL, B.softmax(0.2), 180),
+    "UCB1": (COINS, B.ucb(2**0.5), 140),
+    "KL-UCB": (COINS, B.kl_ucb(), 45),
+    "Thompson, Beta": (COINS, B.thompson_beta(), 35),
+    "EXP3": (COINS, B.exp3(0.1), 220),
+    "LinUCB": (LINEAR, B.lin_ucb(5, 1.0), 110),
+}
+
+
+@pytest.mark.parametrize("name", BETTER)
+def test_regret_is_far_below_that_of_choosing_at_random(name):
+    problem, algorithm, bound = BETTER[name]
+    run = jax.jit(lambda key: B.run(key, problem, algorithm, STEPS, 200).regrets.sum(axis=0).mean())
+    assert 0 < run(jax.random.key(0)) < bound
+    wandering = B.epsilon_greedy(1.0)
+    lost = jax.jit(lambda key: B.run(key, problem, wandering, STEPS, 200).regrets.sum(axis=0).mean())
+    assert lost(jax.random.key(0)) > 1.8 * bound
+
+
+ESTIMATES = B.algorithms.Estimates(jnp.array([[0.2], [0.9], [0.5]]), jnp.array([[4], [2], [0]]))
+
+
+def test_sample_average_and_constant_step_by_hand():
+    arms, rewards = jnp.array([1]), jnp.array([0.3])
+    average = B.epsilon_greedy(0.1).update(ESTIMATES, arms, rewards, None)
+    np.testing.assert_allclose(average.values[:, 0], [0.2, (2 * 0.9 + 0.3) / 3, 0.5])
+    np.testing.assert_array_equal(average.counts[:, 0], [4, 3, 0])
+    constant = B.epsilon_greedy(0.1, step_size=0.5).update(ESTIMATES, arms, rewards, None)
+    np.testing.assert_allclose(constant.values[:, 0], [0.2, 0.6, 0.5])
+
+
+def test_epsilon_greedy_explores_every_arm_equally():
+    uniform = jnp.linspace(0, 1, 30_000, endpoint=False)
+    many = jax.tree.map(lambda x: jnp.tile(x, (1, 30_000)), ESTIMATES)
+    arms = B.epsilon_greedy(0.3).select(many, uniform, None)
+    np.testing.assert_allclose(np.bincount(arms) / 30_000, [0.1, 0.8, 0.1], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "algorithm, state, expected",
+    [
+        (B.softmax(0.5), ESTIMATES, np.exp([0.4, 1.8, 1.0])),
+        (
+            B.gradient(),
+            B.algorithms.Preferences(jnp.log(jnp.array([[1.0], [2.0], [5.0]])), jnp.zeros(1), jnp.int32(0)),
+            [1, 2, 5],
+        ),
+        (
+            B.exp3(0.3),
+            B.algorithms.Weights(jnp.log(jnp.array([[1.0], [2.0], [5.0]]))),
+            0.7 * np.array([1, 2, 5]) / 8 + 0.1,
+        ),
+    ],
+    ids=["softmax", "gradient", "exp3"],
+)
+def test_sampling_algorithms_choose_with_their_probabilities(algorithm, state, expected):
+    uniform = jnp.linspace(0, 1, 20_000, endpoint=False)
+    many = jax.tree.map(lambda x: jnp.tile(x, (1, 20_000)) if x.ndim == 2 else x, state)
+    arms = algorithm.select(many, uniform, None)
+    np.testing.assert_allclose(np.bincount(arms) / 20_000, expected / np.sum(expected), atol=1e-3)
+
+
+def test_ucb_by_hand():
+    tried = ESTIMATES._replace(counts=jnp.array([[4], [2], [1]]))
+    bonus = 2 * np.sqrt(np.log(8) / np.array([4, 2, 1]))
+    assert B.ucb(2.0).select(tried, None, None)[0] == np.argmax(np.array([0.2, 0.9, 0.5]) + bonus)
+    assert B.ucb(2.0).select(ESTIMATES, None, None)[0] == 2  # never tried
+
+
+def test_kl_upper_bound_equals_bisection():
+    p, level = np.meshgrid(np.linspace(0, 1, 41), np.geomspace(1e-4, 8, 40))
+    found = np.asarray(B.kl_upper_bound(jnp.asarray(p, jnp.float32), jnp.asarray(level, jnp.float32)), float)
+
+    def kl(p, q):
+        q = np.clip(q, 1e-15, 1 - 1e-15)
+        return np.where(p > 0, p * np.log(np.where(p > 0, p, 1) / q), 0) + np.where(
+            p < 1, (1 - p) * np.log(np.where(p < 1, 1 - p, 1) / (1 - q)), 0
+        )
+
+    low, high = p.copy(), np.ones_like(p)
+    for _ in range(60):
+        middle = (low + high) / 2
+        inside = kl(p, middle) <= level
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    np.testing.assert_allclose(found, low, atol=2e-4)
+
+
+def test_gradient_bandit_follows_the_gradient_of_expected_reward():
+    """With rewards equal to their means and a zero baseline, the expected step is α ∂E[r]/∂H."""
+    means, preferences = jnp.array([0.3, -1.0, 2.0]), jnp.array([0.1, 0.5, -0.2])
+    policy = jax.nn.softmax(preferences)
+    state = B.algorithms.Preferences(jnp.tile(preferences[:, None], (1, 3)), jnp.zeros(3), jnp.int32(0))
+    after = B.gradient(1.0, baseline=False).update(state, jnp.arange(3), means, None)
+    expected = ((after.preferences - state.preferences) * policy[None]).sum(axis=1)
+    slope = jax.grad(lambda h: jax.nn.softmax(h) @ means)(preferences)
+    np.testing.assert_allclose(expected, slope, rtol=1e-5)
+
+
+def test_gradient_baseline_includes_the_present_reward():
+    state = B.algorithms.Preferences(jnp.zeros((2, 1)), jnp.array([1.0]), jnp.int32(1))
+    after = B.gradient(1.0).update(state, jnp.array([0]), jnp.array([3.0]), None)
+    np.testing.assert_allclose(after.baseline, [2.0])
+    np.testing.assert_allclose(after.preferences[:, 0], [0.5, -0.5])
+
+
+def test_exp3_update_by_hand():
+    state = B.algorithms.Weights(jnp.zeros((2, 1)))
+    after = B.exp3(0.2).update(state, jnp.array([0]), jnp.array([1.0]), None)
+    np.testing.assert_allclose(
+        after.log_weights[0, 0] - after.log_weights[1, 0], 0.2 * (1 / 0.5) / 2, rtol=1e-6
+    )
+
+
+def test_lin_ucb_equals_ridge_regression():
+    rng = np.random.default_rng(0)
+    contexts, rewards = rng.normal(size=(20, 3)), rng.normal(size=20)
+    algorithm = B.lin_ucb(3, 0.7, ridge=2.0)
+    state = algorithm.init(2, 1)
+    update = jax.jit(algorithm.update)
+    for x, r in zip(contexts, rewards, strict=True):
+        state = update(
+            state, jnp.array([1]), jnp.array([r], jnp.float32), jnp.asarray(x[:, None], jnp.float32)
+        )
+    inverse = np.linalg.inv(2 * np.eye(3) + contexts.T @ contexts)
+    np.testing.assert_allclose(state.inverse[1, :, :, 0], inverse, atol=1e-5)
+    np.testing.assert_allclose(state.inverse[0, :, :, 0], np.eye(3) / 2)
+    np.testing.assert_allclose(state.moment[1, :, 0], contexts.T @ rewards, atol=1e-4)
+    x = contexts[0]
+    scores = [0.7 * np.sqrt(x @ x / 2), x @ inverse @ contexts.T @ rewards + 0.7 * np.sqrt(x @ inverse @ x)]
+    chosen = algorithm.select(state, None, jnp.asarray(x[:, None], jnp.float32))
+    assert int(chosen[0]) == int(np.argmax(scores))
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "beta"])
+def test_thompson_draws_from_the_posterior(kind, key):
+    counts, values = jnp.array([[3], [1]]), jnp.array([[2 / 3], [1.0]])
+    state = B.algorithms.Estimates(*(jnp.tile(x, (1, 20_000)) for x in (values, counts)))
+    algorithm = B.thompson_gaussian(noise=2.0) if kind == "gaussian" else B.thompson_beta()
+    noise = jax.tree.map(lambda x: x[0], algorithm.noise(key, 1, 2, 20_000))
+    share = float((algorithm.select(state, noise, None) == 1).mean())
+    rng = np.random.default_rng(0)
+    if kind == "gaussian":
+        precision = 1 + np.array([3, 1]) / 4
+        mean = np.array([2, 1]) / 4 / precision
+        draws = rng.normal(mean, precision**-0.5, (20_000, 2))
+    else:
+        draws = rng.beta([3, 2], [2, 1], (20_000, 2))
+    assert abs(share - draws.argmax(axis=1).mean()) < 0.02
+
+
+def test_a_drifting_world_needs_a_constant_step():
+    problem = B.gaussian(spread=0.0, drift=0.1)
+    lost = [
+        jax.jit(lambda key, a=algorithm: B.run(key, problem, a, 1000, 300).regrets[-300:].mean())(
+            jax.random.key(0)
+        )
+        for algorithm in (B.epsilon_greedy(0.1), B.epsilon_greedy(0.1, step_size=0.1))
+    ]
+    assert lost[1] < 0.85 * lost[0]
+
+
+def test_the_new_restaurant_is_found_by_those_who_explore():
+    share = [
+        float(
+            jax.jit(lambda key, a=a: B.run(key, B.restaurants(), a, 300, 500).optimal[-50:].mean())(
+                jax.random.key(0)
+            )
+        )
+        for a in (B.epsilon_greedy(0.0), B.ucb(2.0))
+    ]
+    assert share[0] < 0.8 < 0.9 < share[1]
+
+
+def test_hyperparameters_are_one_vmap_and_any_length_runs(key):
+    run = jax.jit(lambda key, eps: B.run(key, NORMAL, B.epsilon_greedy(eps), 130, 3).rewards)
+    epsilons = jnp.array([0.0, 0.2])
+    together = jax.jit(jax.vmap(run, (None, 0)))(key, epsilons)
+    assert together.shape == (2, 130, 3)
+    for i in range(2):
+        np.testing.assert_allclose(together[i], run(key, epsilons[i]), rtol=1e-5, atol=1e-6)

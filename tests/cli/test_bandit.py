@@ -1,0 +1,44 @@
+"""`jaxrl4lm bandit`: one line per algorithm and two pictures."""
+
+import pytest
+
+from jaxrl4lm.cli import bandit
+from jaxrl4lm.types import InputError
+
+
+@pytest.mark.parametrize(
+    "rewards, names", [("gaussian", ["UCB", "Thompson, Gaussian"]), ("bernoulli", ["KL-UCB", "EXP3"])]
+)
+def test_table_and_pictures(tmp_path, capsys, monkeypatch, rewards, names):
+    monkeypatch.setenv("COLUMNS", "200")
+    study = ["--no-study"] if rewards == "bernoulli" else []
+    arguments = [
+        "--runs",
+        "8",
+        "--steps",
+        "30",
+        "--arms",
+        "3",
+        "--rewards",
+        rewards,
+        "--folder",
+        str(tmp_path),
+    ]
+    assert bandit.main(arguments + study) == 0
+    out = capsys.readouterr().out
+    for name in ["greedy", "ε-greedy, ε = 0.1", "gradient, α = 0.1", *names]:
+        assert name in out
+    assert (tmp_path / "bandit.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "bandit_study.png").exists() == (rewards == "gaussian")
+
+
+@pytest.mark.parametrize("option, value", [("--arms", "1"), ("--runs", "0"), ("--steps", "-3")])
+def test_sizes_that_make_no_sense_are_refused(option, value):
+    with pytest.raises(InputError, match=f"{option} is {value}: give at least"):
+        bandit.main([option, value])
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made"):
+        bandit.main(["--folder", str(tmp_path / "file" / "below")])

@@ -1,0 +1,69 @@
+"""`jaxrl4lm solve`: prints the known answers, draws a picture, and refuses bad input with one sentence."""
+
+import pytest
+
+from jaxrl4lm.cli import solve
+from jaxrl4lm.types import InputError
+
+
+@pytest.fixture
+def run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*arguments):
+        return solve.main([str(a) for a in arguments]), capsys.readouterr().out
+
+    return command
+
+
+def test_russell_and_norvig_is_the_default(run, tmp_path):
+    code, out = run()
+    assert code == 0
+    for value in ("0.812", "0.868", "0.918", "0.762", "0.660", "0.705", "0.655", "0.611", "0.388"):
+        assert value in out
+    assert "11 states" in out
+    assert "every value within" in out
+    assert (tmp_path / "solution.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("method", ["value-iteration", "policy-iteration", "modified-policy-iteration"])
+def test_a_map_with_options(run, tmp_path, method):
+    path = tmp_path / "corridor.txt"
+    path.write_text("S . +1\n# . -1\n")
+    code, out = run(path, "--discount", 0.5, "--living-reward", -1, "--method", method, "--picture", "None")
+    assert code == 0
+    assert "-0.500" in out  # −1 + ½ · (+1)
+    assert "-1.250" in out  # −1 + ½ · (−0.5)
+    assert not (tmp_path / "solution.png").exists()
+
+
+def test_a_malformed_map_names_line_and_column(run, tmp_path):
+    path = tmp_path / "bad.txt"
+    path.write_text(". . +1\n. ? .\n")
+    with pytest.raises(InputError, match=r"Line 2, column 3: '\?'"):
+        run(path)
+
+
+def test_a_missing_map_and_a_bad_picture_are_refused(run, tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        run(tmp_path / "none.txt")
+    with pytest.raises(InputError, match="cannot be written"):
+        run("--picture", tmp_path / "picture.nonsense")
+
+
+def test_an_endless_world_exits_with_1_and_says_so(run, tmp_path):
+    path = tmp_path / "closed.txt"
+    path.write_text(". # +1\n")
+    code, out = run(
+        path, "--discount", 1, "--living-reward", -1, "--max-iterations", 100, "--picture", "None"
+    )
+    assert code == 1
+    assert "Not converged" in out
+
+
+def test_help_explains_the_map(capsys):
+    with pytest.raises(SystemExit) as stop:
+        solve.main(["--help"])
+    assert stop.value.code == 0
+    assert "wall" in capsys.readouterr().out
