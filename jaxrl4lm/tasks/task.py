@@ -87,7 +87,7 @@ def mix(values: Array) -> Array:
 
 def finish(digits: Array, length: Array, first_id: int, pad_id: int, eos_id: int) -> tuple[Array, Array]:
     """Answer tokens `[n, T]` and mask: the first `length [n]` symbols `[n, T - 1]`, the end token, then padding."""
-    n, width = digits.shape
+    width = digits.shape[1]
     index = jnp.arange(width + 1)[None]
     symbols = jnp.pad(digits + first_id, ((0, 0), (0, 1)))
     tokens = jnp.where(index < length[:, None], symbols, jnp.where(index == length[:, None], eos_id, pad_id))
