@@ -1,6 +1,7 @@
 """Generation inside jit: prefill each prompt once, decode with a cache, stop when every row has ended.
 
-Shapes: `G` prompts, `B` = G x copies completions, `P` prompt tokens, `T` completion tokens, `V` vocabulary.
+Shapes: `G` prompts, `B` = G x copies completions, `P` prompt tokens, `T` completion tokens, `V` vocabulary,
+`K` alternatives.
 """
 
 from typing import NamedTuple
@@ -8,7 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.decoding.draw import draw, greedy, row_uniforms
+from jaxrl4lm.decoding.choose import Choice, Scheme, as_ids, choose, ends
+from jaxrl4lm.decoding.draw import row_uniforms
+from jaxrl4lm.decoding.processors import History
 from jaxrl4lm.models.policy import Carry, LanguagePolicy
 from jaxrl4lm.types import Array, Key, Params, ScalarLike
 
@@ -22,8 +25,8 @@ class Generation(NamedTuple):
     mask: Array
     """bool `[B, T]`: True up to and including the end token."""
     log_probs: Array
-    """float32 `[B, T]`, of the distribution that was sampled (logits / temperature), in nats; 0 where
-    masked."""
+    """float32 `[B, T]`, of the distribution that was sampled (logits / temperature, and what the scheme left
+    of it), in nats; 0 where masked."""
     values: Array
     """float32 `[B, T]`: the value head's estimate before each token; 0 where masked."""
     final_values: Array
@@ -31,6 +34,12 @@ class Generation(NamedTuple):
     ones."""
     truncated: Array
     """bool `[B]`: reached the limit without an end token."""
+    entropy: Array | None = None
+    """float32 `[B, T]`, of the distribution that was sampled, where the scheme asks for it."""
+    top_tokens: Array | None = None
+    """int32 `[B, T, K]`: the most likely tokens, where the scheme asks for them."""
+    top_log_probs: Array | None = None
+    """float32 `[B, T, K]`: theirs."""
 
 
 class _Loop(NamedTuple):
@@ -41,6 +50,36 @@ class _Loop(NamedTuple):
     carry: Carry
 
 
+def empty_generation(batch: int, length: int, pad_id: int, scheme: Scheme) -> Generation:
+    """Buffers to write completions to."""
+    zeros = jnp.zeros((batch, length), jnp.float32)
+    K = scheme.alternatives
+    return Generation(
+        tokens=jnp.full((batch, length), pad_id, jnp.int32),
+        mask=jnp.zeros((batch, length), bool),
+        log_probs=zeros,
+        values=zeros,
+        final_values=zeros[:, 0],
+        truncated=jnp.zeros((batch,), bool),
+        entropy=zeros if scheme.entropy else None,
+        top_tokens=jnp.full((batch, length, K), pad_id, jnp.int32) if K else None,
+        top_log_probs=jnp.zeros((batch, length, K), jnp.float32) if K else None,
+    )
+
+
+def columns(choice: Choice, values: Array, alive: Array, pad_id: int) -> dict[str, Array]:
+    """What one choice adds to each buffer of a `Generation`, `pad_id` and 0 in rows that have ended."""
+    rows = {"tokens": jnp.where(alive, choice.token, pad_id), "mask": alive, "values": values}
+    rows["log_probs"] = choice.log_prob
+    optional = ("entropy", "top_tokens", "top_log_probs")
+    rows |= {name: x for name in optional if (x := getattr(choice, name)) is not None}
+
+    def real(x: Array) -> Array:
+        return jnp.where(alive.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
+
+    return {name: x if name in ("tokens", "mask") else real(x) for name, x in rows.items()}
+
+
 def generate(
     policy: LanguagePolicy,
     params: Params,
@@ -49,11 +88,12 @@ def generate(
     key: Key,
     *,
     max_new_tokens: int,
-    eos_id: int,
+    eos_id: int | tuple[int, ...],
     pad_id: int,
     copies: int = 1,
     temperature: ScalarLike | None = 1.0,
     row_offset: ScalarLike = 0,
+    scheme: Scheme = Scheme(),  # noqa: B008 (frozen)
 ) -> Generation:
     """Completes every prompt `copies` times, token by token.
 
@@ -62,58 +102,47 @@ def generate(
       prompt_mask: bool `[G, P]`, True at real tokens.
       key: row i draws from fold_in(fold_in(key, row_offset + i), t): its text does not depend on its batch.
       max_new_tokens: T.
-      eos_id, pad_id: the token that ends a completion, and what fills the rest.
+      eos_id, pad_id: the token (or tokens) that ends a completion, and what fills the rest.
       temperature: of the softmax, traced. None (static) takes the most likely token, its log-probability at
         temperature 1.
       row_offset: number of the first row, for batches that are parts of a larger one.
+      scheme: penalties, truncations, stop sequences, and what else to record.
     """
-    G = prompts.shape[0]
-    B, T = G * copies, max_new_tokens
+    B, T = prompts.shape[0] * copies, max_new_tokens
     sampled = temperature is not None
-    uniforms = row_uniforms(key, row_offset + jnp.arange(B), T) if sampled else jnp.zeros((B, T))
+    rows = jnp.arange(B) + row_offset
+    uniforms = row_uniforms(key, rows, T) if sampled else jnp.zeros((B, T))
+    repeated = (
+        (jnp.repeat(prompts, copies, 0), jnp.repeat(prompt_mask, copies, 0)) if scheme.penalties else None
+    )
 
-    def choose(step: Array, loop: _Loop, hidden: Array) -> _Loop:
+    def advance(step: Array, loop: _Loop, hidden: Array) -> _Loop:
         """Chooses token number `step` of every row that has not ended, and records it."""
-        logits = policy.logits(params, hidden)
-        if sampled:
-            logits = logits / temperature
-            chosen = draw(logits, jax.lax.dynamic_index_in_dim(uniforms, step, axis=1, keepdims=False))
-        else:
-            chosen = greedy(logits)
-        log_prob = jnp.take_along_axis(logits, chosen[:, None], -1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+        history = History(*(repeated or (prompts, prompt_mask)), loop.out.tokens, loop.out.mask, step)
+        uniform = jax.lax.dynamic_index_in_dim(uniforms, step, axis=1, keepdims=False)
+        choice = choose(policy.logits(params, hidden), uniform, temperature, history, scheme)
         alive = ~loop.ended
+        ended = ends(choice.token, loop.out.tokens, step, as_ids(eos_id), scheme)
 
         def put(buffer: Array, column: Array) -> Array:
-            return jax.lax.dynamic_update_slice(buffer, column[:, None].astype(buffer.dtype), (0, step))
+            column = column[:, None].astype(buffer.dtype)
+            return jax.lax.dynamic_update_slice(buffer, column, (0, step, *(0,) * (buffer.ndim - 2)))
 
-        out = loop.out._replace(
-            tokens=put(loop.out.tokens, jnp.where(alive, chosen, pad_id)),
-            mask=put(loop.out.mask, alive),
-            log_probs=put(loop.out.log_probs, jnp.where(alive, log_prob, 0.0)),
-            values=put(loop.out.values, jnp.where(alive, policy.values(params, hidden), 0.0)),
-        )
-        return loop._replace(step=step + 1, out=out, ended=loop.ended | (chosen == eos_id), token=chosen)
+        added = columns(choice, policy.values(params, hidden), alive, pad_id)
+        out = loop.out._replace(**{name: put(getattr(loop.out, name), x) for name, x in added.items()})
+        return loop._replace(step=step + 1, out=out, ended=loop.ended | ended, token=choice.token)
 
     def body(loop: _Loop) -> _Loop:
         hidden, carry = policy.step(params, loop.carry, loop.token)
-        return choose(loop.step, loop._replace(carry=carry), hidden)
-
-    hidden, carry = policy.start(params, prompts, prompt_mask, copies, T)
-    zeros = jnp.zeros((B, T), jnp.float32)
-    empty = Generation(
-        tokens=jnp.full((B, T), pad_id, jnp.int32),
-        mask=jnp.zeros((B, T), bool),
-        log_probs=zeros,
-        values=zeros,
-        final_values=zeros[:, 0],
-        truncated=jnp.zeros((B,), bool),
-    )
-    start = _Loop(jnp.int32(0), empty, jnp.zeros((B,), bool), jnp.zeros((B,), jnp.int32), carry)
-    loop = choose(jnp.int32(0), start, hidden)
-    loop = jax.lax.while_loop(lambda loop: (loop.step < T) & ~loop.ended.all(), body, loop)
+        return advance(loop.step, loop._replace(carry=carry), hidden)
 
     def last_values(loop: _Loop) -> Array:
         return policy.values(params, policy.step(params, loop.carry, loop.token)[0])
 
+    hidden, carry = policy.start(params, prompts, prompt_mask, copies, T)
+    empty = empty_generation(B, T, pad_id, scheme)
+    start = _Loop(jnp.int32(0), empty, jnp.zeros((B,), bool), jnp.zeros((B,), jnp.int32), carry)
+    loop = advance(jnp.int32(0), start, hidden)
+    loop = jax.lax.while_loop(lambda loop: (loop.step < T) & ~loop.ended.all(), body, loop)
     final = jax.lax.cond(loop.ended.all(), lambda loop: jnp.zeros((B,), jnp.float32), last_values, loop)
     return loop.out._replace(final_values=jnp.where(loop.ended, 0.0, final), truncated=~loop.ended)

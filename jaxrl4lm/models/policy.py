@@ -120,9 +120,10 @@ class LanguagePolicy:
         rest, _ = self.encode(params, completions[:, :-1], positions, prefix)
         return jnp.concatenate([first, rest], axis=1)
 
-    def logits(self, params: Params, hidden: Array) -> Array:
-        """Float32 logits `[..., V]` of hidden states."""
-        return self._call(params, hidden, method="logits")
+    def logits(self, params: Params, hidden: Array, part: tuple[Array | int, int] | None = None) -> Array:
+        """Float32 logits `[..., V]` of hidden states; of the `part` (first id, how many) of the vocabulary
+        only."""
+        return self._call(params, hidden, part, method="logits")
 
     def values(self, params: Params, hidden: Array) -> Array:
         """Float32 values `[...]` of hidden states."""

@@ -237,11 +237,13 @@ class Transformer(nn.Module):
     def _table(self, rope: Rope | None, positions_BT: Array) -> tuple[Array, Array] | None:
         return None if rope is None else rotary_table(positions_BT, rope, self.config.rotated)
 
-    def logits(self, hidden: Array) -> Array:
-        """Float32 logits `[..., V]`."""
+    def logits(self, hidden: Array, part: tuple[Array | int, int] | None = None) -> Array:
+        """Float32 logits `[..., V]`, or of the `part` (first id, how many) of the vocabulary."""
         c = self.config
-        kernel = self.embedding.T if c.tied else self.unembedding
-        logits = dense(hidden, kernel, None, jnp.float32)
+        kernel = self.embedding if c.tied else self.unembedding
+        if part is not None:
+            kernel = jax.lax.dynamic_slice_in_dim(kernel, *part, axis=0 if c.tied else 1)
+        logits = dense(hidden, kernel.T if c.tied else kernel, None, jnp.float32)
         return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
 
     def values(self, hidden: Array) -> Array:
