@@ -95,6 +95,12 @@ class LanguagePolicy:
         )
         return hidden[:, 0], Carry(carry.prefix, cache, carry.positions + 1, carry.slot + 1)
 
+    def hidden(self, params: Params, tokens: Array, mask: Array | None = None) -> Array:
+        """Final hidden states `[B, T, D]` of whole sequences: what `logits`, `values` and other heads
+        read."""
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+        return self.encode(params, tokens, positions_of(mask))[0]
+
     def encode(
         self, params: Params, tokens: Array, positions: Array, prefix: Cache | None = None
     ) -> tuple[Array, Cache]:
