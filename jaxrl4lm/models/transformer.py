@@ -270,10 +270,9 @@ class Transformer(nn.Module):
             kv = None if prefix is None else (*kv, prefix.positions)
             return self._block(params, x_BTD, positions_BT, table, window, kv, None, 0)
 
-        keys: Array
-        values: Array
-        x_BTD, (keys, values) = jax.lax.scan(body, x_BTD, (stacked, rope_ids, windows, shared))
-        return x_BTD, [keys[i] for i in range(c.layers)], [values[i] for i in range(c.layers)]
+        x_BTD, made = jax.lax.scan(body, x_BTD, (stacked, rope_ids, windows, shared))
+        keys, values = zip(*[jax.tree.map(lambda x, i=i: x[i], made) for i in range(c.layers)], strict=True)
+        return x_BTD, list(keys), list(values)
 
     def _embed(self, tokens_BT: Array, positions_BT: Array) -> Array:
         c = self.config
