@@ -4,7 +4,7 @@ from jaxrl4lm.decoding.beam import Beams, beam_search
 from jaxrl4lm.decoding.choose import Choice, Scheme, choose
 from jaxrl4lm.decoding.continuous import generate_queue
 from jaxrl4lm.decoding.draw import draw, greedy, row_uniforms
-from jaxrl4lm.decoding.generate import Generation, generate
+from jaxrl4lm.decoding.generate import Generation, generate, stream
 from jaxrl4lm.decoding.processors import (
     History,
     frequency_penalty,
@@ -39,6 +39,7 @@ __all__ = [
     "repetition_penalty",
     "row_uniforms",
     "score",
+    "stream",
     "top_k",
     "top_p",
     "typical",

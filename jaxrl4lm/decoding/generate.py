@@ -4,10 +4,13 @@ Shapes: `G` prompts, `B` = G x copies completions, `P` prompt tokens, `T` comple
 `K` alternatives.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl4lm.decoding.choose import Choice, Scheme, as_ids, choose, ends
 from jaxrl4lm.decoding.draw import row_uniforms
@@ -109,40 +112,112 @@ def generate(
       scheme: penalties, truncations, stop sequences, and what else to record.
     """
     B, T = prompts.shape[0] * copies, max_new_tokens
-    sampled = temperature is not None
-    rows = jnp.arange(B) + row_offset
-    uniforms = row_uniforms(key, rows, T) if sampled else jnp.zeros((B, T))
-    repeated = (
-        (jnp.repeat(prompts, copies, 0), jnp.repeat(prompt_mask, copies, 0)) if scheme.penalties else None
-    )
+    decoder = _Decoder(policy, T, as_ids(eos_id), pad_id, copies, scheme)
+    text = _Text(prompts, prompt_mask, key, temperature, row_offset)
+    loop = decoder.until(params, text, decoder.begin(params, text), T)
 
-    def advance(step: Array, loop: _Loop, hidden: Array) -> _Loop:
-        """Chooses token number `step` of every row that has not ended, and records it."""
-        history = History(*(repeated or (prompts, prompt_mask)), loop.out.tokens, loop.out.mask, step)
+    def last_values(loop: _Loop) -> Array:
+        return policy.values(params, policy.step(params, loop.carry, loop.token)[0])
+
+    final = jax.lax.cond(loop.ended.all(), lambda loop: jnp.zeros((B,), jnp.float32), last_values, loop)
+    return loop.out._replace(final_values=jnp.where(loop.ended, 0.0, final), truncated=~loop.ended)
+
+
+def stream(
+    policy: LanguagePolicy,
+    params: Params,
+    prompts: Array,
+    prompt_mask: Array,
+    key: Key,
+    *,
+    max_new_tokens: int,
+    eos_id: int | tuple[int, ...],
+    pad_id: int,
+    copies: int = 1,
+    temperature: ScalarLike | None = 1.0,
+    scheme: Scheme = Scheme(),  # noqa: B008 (frozen)
+    chunk: int = 8,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The tokens of `generate`, `chunk` at a time as they come: compiled inside, called from the host.
+
+    Args:
+      chunk: tokens between two returns to the host.
+      The others: as in `generate`.
+    Yields:
+      The next tokens int `[B, C]` and their mask, C at most `chunk`, until every row has ended.
+    """
+    decoder = _Decoder(policy, max_new_tokens, as_ids(eos_id), pad_id, copies, scheme)
+    text = _Text(prompts, prompt_mask, key, temperature, 0)
+    until = jax.jit(decoder.until, donate_argnums=2)
+    loop, shown = jax.jit(decoder.begin)(params, text), 0
+    while True:
+        loop = until(params, text, loop, min(shown + chunk, max_new_tokens))
+        done = int(loop.step)
+        yield np.asarray(loop.out.tokens[:, shown:done]), np.asarray(loop.out.mask[:, shown:done])
+        shown = done
+        if done == max_new_tokens or bool(loop.ended.all()):
+            return
+
+
+class _Text(NamedTuple):
+    """What a completion depends on besides the parameters."""
+
+    prompts: Array
+    prompt_mask: Array
+    key: Key
+    temperature: ScalarLike | None
+    row_offset: ScalarLike
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """The loop of `generate`, to be begun and to be run until some token."""
+
+    policy: LanguagePolicy
+    length: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    copies: int
+    scheme: Scheme
+
+    def begin(self, params: Params, text: _Text) -> _Loop:
+        """Reads the prompts and chooses the first token of every row."""
+        B, T = text.prompts.shape[0] * self.copies, self.length
+        hidden, carry = self.policy.start(params, text.prompts, text.prompt_mask, self.copies, T)
+        empty = empty_generation(B, T, self.pad_id, self.scheme)
+        start = _Loop(jnp.int32(0), empty, jnp.zeros((B,), bool), jnp.zeros((B,), jnp.int32), carry)
+        return self._advance(params, text, self._uniforms(text), start, hidden)
+
+    def until(self, params: Params, text: _Text, loop: _Loop, limit: ScalarLike) -> _Loop:
+        """Goes on until every row has `limit` tokens or has ended."""
+        uniforms = self._uniforms(text)
+
+        def body(loop: _Loop) -> _Loop:
+            hidden, carry = self.policy.step(params, loop.carry, loop.token)
+            return self._advance(params, text, uniforms, loop._replace(carry=carry), hidden)
+
+        return jax.lax.while_loop(lambda loop: (loop.step < limit) & ~loop.ended.all(), body, loop)
+
+    def _uniforms(self, text: _Text) -> Array:
+        B = text.prompts.shape[0] * self.copies
+        if text.temperature is None:
+            return jnp.zeros((B, self.length))
+        return row_uniforms(text.key, jnp.arange(B) + text.row_offset, self.length)
+
+    def _advance(self, params: Params, text: _Text, uniforms: Array, loop: _Loop, hidden: Array) -> _Loop:
+        """Chooses the next token of every row that has not ended, and records it."""
+        step, scheme, prompts, mask = loop.step, self.scheme, text.prompts, text.prompt_mask
+        if scheme.penalties:
+            prompts, mask = jnp.repeat(prompts, self.copies, 0), jnp.repeat(mask, self.copies, 0)
+        history = History(prompts, mask, loop.out.tokens, loop.out.mask, step)
         uniform = jax.lax.dynamic_index_in_dim(uniforms, step, axis=1, keepdims=False)
-        choice = choose(policy.logits(params, hidden), uniform, temperature, history, scheme)
-        alive = ~loop.ended
-        ended = ends(choice.token, loop.out.tokens, step, as_ids(eos_id), scheme)
+        choice = choose(self.policy.logits(params, hidden), uniform, text.temperature, history, scheme)
+        ended = ends(choice.token, loop.out.tokens, step, self.eos_ids, scheme)
 
         def put(buffer: Array, column: Array) -> Array:
             column = column[:, None].astype(buffer.dtype)
             return jax.lax.dynamic_update_slice(buffer, column, (0, step, *(0,) * (buffer.ndim - 2)))
 
-        added = columns(choice, policy.values(params, hidden), alive, pad_id)
+        added = columns(choice, self.policy.values(params, hidden), ~loop.ended, self.pad_id)
         out = loop.out._replace(**{name: put(getattr(loop.out, name), x) for name, x in added.items()})
         return loop._replace(step=step + 1, out=out, ended=loop.ended | ended, token=choice.token)
-
-    def body(loop: _Loop) -> _Loop:
-        hidden, carry = policy.step(params, loop.carry, loop.token)
-        return advance(loop.step, loop._replace(carry=carry), hidden)
-
-    def last_values(loop: _Loop) -> Array:
-        return policy.values(params, policy.step(params, loop.carry, loop.token)[0])
-
-    hidden, carry = policy.start(params, prompts, prompt_mask, copies, T)
-    empty = empty_generation(B, T, pad_id, scheme)
-    start = _Loop(jnp.int32(0), empty, jnp.zeros((B,), bool), jnp.zeros((B,), jnp.int32), carry)
-    loop = advance(jnp.int32(0), start, hidden)
-    loop = jax.lax.while_loop(lambda loop: (loop.step < T) & ~loop.ended.all(), body, loop)
-    final = jax.lax.cond(loop.ended.all(), lambda loop: jnp.zeros((B,), jnp.float32), last_values, loop)
-    return loop.out._replace(final_values=jnp.where(loop.ended, 0.0, final), truncated=~loop.ended)
