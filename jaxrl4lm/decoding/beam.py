@@ -64,6 +64,7 @@ def beam_search(
     """
     G, W, T = prompts.shape[0], beams, max_new_tokens
     eos = jnp.array(as_ids(eos_id))
+    params = policy.for_decoding(params)
     # Each beam proposes one end a token and one going on: of these many at least W go on.
     candidates = W * (1 + len(as_ids(eos_id)))
 

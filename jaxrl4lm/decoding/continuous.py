@@ -58,6 +58,7 @@ def generate_queue(
     """
     G, T, B = prompts.shape[0], max_new_tokens, slots
     M = G * copies
+    params = policy.for_decoding(params)
     uniforms = jnp.zeros((M, T)) if temperature is None else row_uniforms(key, jnp.arange(M), T)
     hidden_GPD, prefixes = policy.encode(params, prompts, positions_of(prompt_mask))
     first_GD, lengths = hidden_GPD[:, -1], prompt_mask.sum(-1, dtype=jnp.int32)

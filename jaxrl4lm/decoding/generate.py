@@ -114,6 +114,7 @@ def generate(
     B, T = prompts.shape[0] * copies, max_new_tokens
     decoder = _Decoder(policy, T, as_ids(eos_id), pad_id, copies, scheme)
     text = _Text(prompts, prompt_mask, key, temperature, row_offset)
+    params = policy.for_decoding(params)
     loop = decoder.until(params, text, decoder.begin(params, text), T)
 
     def last_values(loop: _Loop) -> Array:
@@ -148,6 +149,7 @@ def stream(
     """
     decoder = _Decoder(policy, max_new_tokens, as_ids(eos_id), pad_id, copies, scheme)
     text = _Text(prompts, prompt_mask, key, temperature, 0)
+    params = jax.jit(policy.for_decoding)(params)
     until = jax.jit(decoder.until, donate_argnums=2)
     loop, shown = jax.jit(decoder.begin)(params, text), 0
     while True:

@@ -58,6 +58,21 @@ class LanguagePolicy:
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         return self._call(params, tokens, positions_of(mask), method="__call__")
 
+    def for_decoding(self, params: Params) -> Params:
+        """The same parameters laid out for many steps: matrices in the dtype of the products, a tied
+        unembedding beside the embedding; unchanged where products are float32.
+
+        Without it every step would cast its weights again, and low-precision products of a transposed table
+        run four times slower on CPU.
+        """
+        dtype = jnp.dtype(self.config.dtype)
+        if dtype == jnp.float32:
+            return params
+        cast = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
+        if self.config.tied:
+            cast = {**cast, "unembedding": cast["embedding"].T}
+        return jax.lax.optimization_barrier(cast)
+
     def start(
         self, params: Params, tokens: Array, mask: Array, copies: int, length: int
     ) -> tuple[Array, Carry]:

@@ -289,10 +289,12 @@ class Transformer(nn.Module):
     def logits(self, hidden: Array, part: tuple[Array | int, int] | None = None) -> Array:
         """Float32 logits `[..., V]`, or of the `part` (first id, how many) of the vocabulary."""
         c = self.config
-        kernel = self.embedding if c.tied else self.unembedding
+        # A tied table may stand transposed beside itself, see `LanguagePolicy.for_decoding`.
+        laid_out = not c.tied or self.has_variable("params", "unembedding")
+        kernel = self.get_variable("params", "unembedding") if laid_out else self.embedding
         if part is not None:
-            kernel = jax.lax.dynamic_slice_in_dim(kernel, *part, axis=0 if c.tied else 1)
-        logits = dense(hidden, kernel.T if c.tied else kernel, None, jnp.float32)
+            kernel = jax.lax.dynamic_slice_in_dim(kernel, *part, axis=1 if laid_out else 0)
+        logits = dense(hidden, kernel if laid_out else kernel.T, None, jnp.float32)
         return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
 
     def values(self, hidden: Array) -> Array:

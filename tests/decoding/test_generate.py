@@ -1,5 +1,7 @@
 """Generation against the whole-sequence forward, and what must hold of every batch of completions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,3 +124,21 @@ def test_a_stream_gives_the_same_tokens_as_they_come(model, eos_id):
     assert [part[0].shape[1] for part in parts] == [5, 5, 2]
     np.testing.assert_array_equal(np.concatenate([tokens for tokens, _ in parts], 1), whole.tokens)
     np.testing.assert_array_equal(np.concatenate([real for _, real in parts], 1), whole.mask)
+
+
+def test_low_precision_decoding_lays_out_its_weights_once(model):
+    policy, params, prompts, mask = model
+    half = LanguagePolicy(dataclasses.replace(policy.config, dtype="bfloat16"))
+    laid_out = half.for_decoding(params)
+    assert laid_out["unembedding"].dtype == laid_out["layer_0"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
+    assert policy.for_decoding(params) is params
+    hidden = jax.random.normal(jax.random.key(0), (3, 32), jnp.bfloat16)
+    for part in (None, (2, 5)):
+        np.testing.assert_allclose(
+            half.logits(laid_out, hidden, part), half.logits(params, hidden, part), atol=1e-5
+        )
+    out = run((half, params, prompts, mask), jax.random.key(0))
+    logits, _ = teacher_forced((half, params, prompts, mask), out)
+    log_probs = jax.nn.log_softmax(logits[:, :-1] / 1.3)
+    chosen = jnp.take_along_axis(log_probs, out.tokens[..., None], -1)[..., 0]
+    np.testing.assert_allclose(out.log_probs, jnp.where(out.mask, chosen, 0), atol=0.15)
