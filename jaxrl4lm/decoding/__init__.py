@@ -1,6 +1,46 @@
 """Generation inside jit."""
 
+from jaxrl4lm.decoding.beam import Beams, beam_search
+from jaxrl4lm.decoding.choose import Choice, Scheme, choose
+from jaxrl4lm.decoding.continuous import generate_queue
 from jaxrl4lm.decoding.draw import draw, greedy, row_uniforms
-from jaxrl4lm.decoding.generate import Generation, generate
+from jaxrl4lm.decoding.generate import Generation, generate, stream
+from jaxrl4lm.decoding.processors import (
+    History,
+    frequency_penalty,
+    logit_bias,
+    min_new_tokens,
+    min_p,
+    repetition_penalty,
+    top_k,
+    top_p,
+    typical,
+)
+from jaxrl4lm.decoding.score import best_of, few_shot, score
 
-__all__ = ["Generation", "draw", "generate", "greedy", "row_uniforms"]
+__all__ = [
+    "Beams",
+    "Choice",
+    "Generation",
+    "History",
+    "Scheme",
+    "beam_search",
+    "best_of",
+    "choose",
+    "draw",
+    "few_shot",
+    "frequency_penalty",
+    "generate",
+    "generate_queue",
+    "greedy",
+    "logit_bias",
+    "min_new_tokens",
+    "min_p",
+    "repetition_penalty",
+    "row_uniforms",
+    "score",
+    "stream",
+    "top_k",
+    "top_p",
+    "typical",
+]

@@ -1,14 +1,20 @@
 """Generation inside jit: prefill each prompt once, decode with a cache, stop when every row has ended.
 
-Shapes: `G` prompts, `B` = G x copies completions, `P` prompt tokens, `T` completion tokens, `V` vocabulary.
+Shapes: `G` prompts, `B` = G x copies completions, `P` prompt tokens, `T` completion tokens, `V` vocabulary,
+`K` alternatives.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxrl4lm.decoding.draw import draw, greedy, row_uniforms
+from jaxrl4lm.decoding.choose import Choice, Scheme, as_ids, choose, ends
+from jaxrl4lm.decoding.draw import row_uniforms
+from jaxrl4lm.decoding.processors import History
 from jaxrl4lm.models.policy import Carry, LanguagePolicy
 from jaxrl4lm.types import Array, Key, Params, ScalarLike
 
@@ -22,8 +28,8 @@ class Generation(NamedTuple):
     mask: Array
     """bool `[B, T]`: True up to and including the end token."""
     log_probs: Array
-    """float32 `[B, T]`, of the distribution that was sampled (logits / temperature), in nats; 0 where
-    masked."""
+    """float32 `[B, T]`, of the distribution that was sampled (logits / temperature, and what the scheme left
+    of it), in nats; 0 where masked."""
     values: Array
     """float32 `[B, T]`: the value head's estimate before each token; 0 where masked."""
     final_values: Array
@@ -31,6 +37,12 @@ class Generation(NamedTuple):
     ones."""
     truncated: Array
     """bool `[B]`: reached the limit without an end token."""
+    entropy: Array | None = None
+    """float32 `[B, T]`, of the distribution that was sampled, where the scheme asks for it."""
+    top_tokens: Array | None = None
+    """int32 `[B, T, K]`: the most likely tokens, where the scheme asks for them."""
+    top_log_probs: Array | None = None
+    """float32 `[B, T, K]`: theirs."""
 
 
 class _Loop(NamedTuple):
@@ -41,6 +53,36 @@ class _Loop(NamedTuple):
     carry: Carry
 
 
+def empty_generation(batch: int, length: int, pad_id: int, scheme: Scheme) -> Generation:
+    """Buffers to write completions to."""
+    zeros = jnp.zeros((batch, length), jnp.float32)
+    K = scheme.alternatives
+    return Generation(
+        tokens=jnp.full((batch, length), pad_id, jnp.int32),
+        mask=jnp.zeros((batch, length), bool),
+        log_probs=zeros,
+        values=zeros,
+        final_values=zeros[:, 0],
+        truncated=jnp.zeros((batch,), bool),
+        entropy=zeros if scheme.entropy else None,
+        top_tokens=jnp.full((batch, length, K), pad_id, jnp.int32) if K else None,
+        top_log_probs=jnp.zeros((batch, length, K), jnp.float32) if K else None,
+    )
+
+
+def columns(choice: Choice, values: Array, alive: Array, pad_id: int) -> dict[str, Array]:
+    """What one choice adds to each buffer of a `Generation`, `pad_id` and 0 in rows that have ended."""
+    rows = {"tokens": jnp.where(alive, choice.token, pad_id), "mask": alive, "values": values}
+    rows["log_probs"] = choice.log_prob
+    optional = ("entropy", "top_tokens", "top_log_probs")
+    rows |= {name: x for name in optional if (x := getattr(choice, name)) is not None}
+
+    def real(x: Array) -> Array:
+        return jnp.where(alive.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
+
+    return {name: x if name in ("tokens", "mask") else real(x) for name, x in rows.items()}
+
+
 def generate(
     policy: LanguagePolicy,
     params: Params,
@@ -49,12 +91,13 @@ def generate(
     key: Key,
     *,
     max_new_tokens: int,
-    eos_id: int,
+    eos_id: int | tuple[int, ...],
     pad_id: int,
     copies: int = 1,
     temperature: ScalarLike | None = 1.0,
     row_offset: ScalarLike = 0,
     final_values: bool = True,
+    scheme: Scheme = Scheme(),  # noqa: B008 (frozen)
 ) -> Generation:
     """Completes every prompt `copies` times, token by token.
 
@@ -63,61 +106,124 @@ def generate(
       prompt_mask: bool `[G, P]`, True at real tokens.
       key: row i draws from fold_in(fold_in(key, row_offset + i), t): its text does not depend on its batch.
       max_new_tokens: T.
-      eos_id, pad_id: the token that ends a completion, and what fills the rest.
+      eos_id, pad_id: the token (or tokens) that ends a completion, and what fills the rest.
       temperature: of the softmax, traced. None (static) takes the most likely token, its log-probability at
         temperature 1.
       row_offset: number of the first row, for batches that are parts of a larger one.
       final_values: whether to spend a step on the values after truncated completions; if not they are 0.
+      scheme: penalties, truncations, stop sequences, and what else to record.
     """
-    G = prompts.shape[0]
-    B, T = G * copies, max_new_tokens
-    sampled = temperature is not None
-    uniforms = row_uniforms(key, row_offset + jnp.arange(B), T) if sampled else jnp.zeros((B, T))
-
-    def choose(step: Array, loop: _Loop, hidden: Array) -> _Loop:
-        """Chooses token number `step` of every row that has not ended, and records it."""
-        logits = policy.logits(params, hidden)
-        if sampled:
-            logits = logits / temperature
-            chosen = draw(logits, jax.lax.dynamic_index_in_dim(uniforms, step, axis=1, keepdims=False))
-        else:
-            chosen = greedy(logits)
-        log_prob = jnp.take_along_axis(logits, chosen[:, None], -1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
-        alive = ~loop.ended
-
-        def put(buffer: Array, column: Array) -> Array:
-            return jax.lax.dynamic_update_slice(buffer, column[:, None].astype(buffer.dtype), (0, step))
-
-        out = loop.out._replace(
-            tokens=put(loop.out.tokens, jnp.where(alive, chosen, pad_id)),
-            mask=put(loop.out.mask, alive),
-            log_probs=put(loop.out.log_probs, jnp.where(alive, log_prob, 0.0)),
-            values=put(loop.out.values, jnp.where(alive, policy.values(params, hidden), 0.0)),
-        )
-        return loop._replace(step=step + 1, out=out, ended=loop.ended | (chosen == eos_id), token=chosen)
-
-    def body(loop: _Loop) -> _Loop:
-        hidden, carry = policy.step(params, loop.carry, loop.token)
-        return choose(loop.step, loop._replace(carry=carry), hidden)
-
-    hidden, carry = policy.start(params, prompts, prompt_mask, copies, T)
-    zeros = jnp.zeros((B, T), jnp.float32)
-    empty = Generation(
-        tokens=jnp.full((B, T), pad_id, jnp.int32),
-        mask=jnp.zeros((B, T), bool),
-        log_probs=zeros,
-        values=zeros,
-        final_values=zeros[:, 0],
-        truncated=jnp.zeros((B,), bool),
-    )
-    start = _Loop(jnp.int32(0), empty, jnp.zeros((B,), bool), jnp.zeros((B,), jnp.int32), carry)
-    loop = choose(jnp.int32(0), start, hidden)
-    loop = jax.lax.while_loop(lambda loop: (loop.step < T) & ~loop.ended.all(), body, loop)
+    B, T = prompts.shape[0] * copies, max_new_tokens
+    decoder = _Decoder(policy, T, as_ids(eos_id), pad_id, copies, scheme)
+    text = _Text(prompts, prompt_mask, key, temperature, row_offset)
+    params = policy.for_decoding(params)
+    loop = decoder.until(params, text, decoder.begin(params, text), T)
 
     def last_values(loop: _Loop) -> Array:
         return policy.values(params, policy.step(params, loop.carry, loop.token)[0])
 
-    final = loop.out.final_values
+    final = jnp.zeros((B,), jnp.float32)
     if final_values:
-        final = jax.lax.cond(loop.ended.all(), lambda loop: loop.out.final_values, last_values, loop)
+        final = jax.lax.cond(loop.ended.all(), lambda _: final, last_values, loop)
     return loop.out._replace(final_values=jnp.where(loop.ended, 0.0, final), truncated=~loop.ended)
+
+
+def stream(
+    policy: LanguagePolicy,
+    params: Params,
+    prompts: Array,
+    prompt_mask: Array,
+    key: Key,
+    *,
+    max_new_tokens: int,
+    eos_id: int | tuple[int, ...],
+    pad_id: int,
+    copies: int = 1,
+    temperature: ScalarLike | None = 1.0,
+    scheme: Scheme = Scheme(),  # noqa: B008 (frozen)
+    chunk: int = 8,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The tokens of `generate`, `chunk` at a time as they come: compiled inside, called from the host.
+
+    Args:
+      chunk: tokens between two returns to the host.
+      The others: as in `generate`.
+    Yields:
+      The next tokens int `[B, C]` and their mask, C at most `chunk`, until every row has ended.
+    """
+    decoder = _Decoder(policy, max_new_tokens, as_ids(eos_id), pad_id, copies, scheme)
+    text = _Text(prompts, prompt_mask, key, temperature, 0)
+    params = jax.jit(policy.for_decoding)(params)
+    until = jax.jit(decoder.until, donate_argnums=2)
+    loop, shown = jax.jit(decoder.begin)(params, text), 0
+    while True:
+        loop = until(params, text, loop, min(shown + chunk, max_new_tokens))
+        done = int(loop.step)
+        yield np.asarray(loop.out.tokens[:, shown:done]), np.asarray(loop.out.mask[:, shown:done])
+        shown = done
+        if done == max_new_tokens or bool(loop.ended.all()):
+            return
+
+
+class _Text(NamedTuple):
+    """What a completion depends on besides the parameters."""
+
+    prompts: Array
+    prompt_mask: Array
+    key: Key
+    temperature: ScalarLike | None
+    row_offset: ScalarLike
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """The loop of `generate`, to be begun and to be run until some token."""
+
+    policy: LanguagePolicy
+    length: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    copies: int
+    scheme: Scheme
+
+    def begin(self, params: Params, text: _Text) -> _Loop:
+        """Reads the prompts and chooses the first token of every row."""
+        B, T = text.prompts.shape[0] * self.copies, self.length
+        hidden, carry = self.policy.start(params, text.prompts, text.prompt_mask, self.copies, T)
+        empty = empty_generation(B, T, self.pad_id, self.scheme)
+        start = _Loop(jnp.int32(0), empty, jnp.zeros((B,), bool), jnp.zeros((B,), jnp.int32), carry)
+        return self._advance(params, text, self._uniforms(text), start, hidden)
+
+    def until(self, params: Params, text: _Text, loop: _Loop, limit: ScalarLike) -> _Loop:
+        """Goes on until every row has `limit` tokens or has ended."""
+        uniforms = self._uniforms(text)
+
+        def body(loop: _Loop) -> _Loop:
+            hidden, carry = self.policy.step(params, loop.carry, loop.token)
+            return self._advance(params, text, uniforms, loop._replace(carry=carry), hidden)
+
+        return jax.lax.while_loop(lambda loop: (loop.step < limit) & ~loop.ended.all(), body, loop)
+
+    def _uniforms(self, text: _Text) -> Array:
+        B = text.prompts.shape[0] * self.copies
+        if text.temperature is None:
+            return jnp.zeros((B, self.length))
+        return row_uniforms(text.key, jnp.arange(B) + text.row_offset, self.length)
+
+    def _advance(self, params: Params, text: _Text, uniforms: Array, loop: _Loop, hidden: Array) -> _Loop:
+        """Chooses the next token of every row that has not ended, and records it."""
+        step, scheme, prompts, mask = loop.step, self.scheme, text.prompts, text.prompt_mask
+        if scheme.penalties:
+            prompts, mask = jnp.repeat(prompts, self.copies, 0), jnp.repeat(mask, self.copies, 0)
+        history = History(prompts, mask, loop.out.tokens, loop.out.mask, step)
+        uniform = jax.lax.dynamic_index_in_dim(uniforms, step, axis=1, keepdims=False)
+        choice = choose(self.policy.logits(params, hidden), uniform, text.temperature, history, scheme)
+        ended = ends(choice.token, loop.out.tokens, step, self.eos_ids, scheme)
+
+        def put(buffer: Array, column: Array) -> Array:
+            column = column[:, None].astype(buffer.dtype)
+            return jax.lax.dynamic_update_slice(buffer, column, (0, step, *(0,) * (buffer.ndim - 2)))
+
+        added = columns(choice, self.policy.values(params, hidden), ~loop.ended, self.pad_id)
+        out = loop.out._replace(**{name: put(getattr(loop.out, name), x) for name, x in added.items()})
+        return loop._replace(step=step + 1, out=out, ended=loop.ended | ended, token=choice.token)

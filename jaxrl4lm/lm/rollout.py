@@ -67,7 +67,16 @@ def rollout(
         temperature=temperature,
         final_values=final_values,
     )
-    return Rollout(prompts, prompt_mask, *generation)
+    return Rollout(
+        prompts=prompts,
+        prompt_mask=prompt_mask,
+        completions=generation.tokens,
+        mask=generation.mask,
+        log_probs=generation.log_probs,
+        values=generation.values,
+        final_values=generation.final_values,
+        truncated=generation.truncated,
+    )
 
 
 class Scores(NamedTuple):

@@ -1,7 +1,10 @@
 """Networks as policies; the only floor that imports flax."""
 
+from jaxrl4lm.models import lora
 from jaxrl4lm.models.config import Rope, TransformerConfig
+from jaxrl4lm.models.heads import Head, init_head, sequence_outputs, span_outputs, token_outputs
 from jaxrl4lm.models.huggingface import load, save
+from jaxrl4lm.models.partition import combine, matching, partition
 from jaxrl4lm.models.policy import Carry, LanguagePolicy, parameter_count, positions_of
 from jaxrl4lm.models.tensor_files import CheckpointError
 from jaxrl4lm.models.transformer import Cache, Transformer
@@ -10,12 +13,21 @@ __all__ = [
     "Cache",
     "Carry",
     "CheckpointError",
+    "Head",
     "LanguagePolicy",
     "Rope",
     "Transformer",
     "TransformerConfig",
+    "combine",
+    "init_head",
     "load",
+    "lora",
+    "matching",
     "parameter_count",
+    "partition",
     "positions_of",
     "save",
+    "sequence_outputs",
+    "span_outputs",
+    "token_outputs",
 ]

@@ -379,12 +379,12 @@ def read_phi3(hf: Json) -> Json:
     scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
     if scaling.get("rope_type", scaling.get("type", "default")) != "default":
         raise ValueError("the rope type 'longrope' of Phi-3's long-context models is not supported")
-    fields = {**read_llama({**hf, "head_dim": None}), **NO_BIAS}
+    fields = {**read_llama({"rms_norm_eps": 1e-5, **hf, "head_dim": None}), **NO_BIAS}
     return {**fields, "windows": _windows({**hf, "layer_types": None}, [True] * fields["layers"])}
 
 
 def read_olmo2(hf: Json) -> Json:
-    fields = {**read_llama(hf), "mlp_bias": False}
+    fields = {**read_llama({"rms_norm_eps": 1e-5, **hf}), "mlp_bias": False}
     return {**fields, "norm_placement": "after", "qk_norm": "all"}
 
 

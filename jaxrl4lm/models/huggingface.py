@@ -66,14 +66,14 @@ def load(
 
     leaves = {path: place(path, array) for path, array in _read_leaves(folder, policy).items()}
     tokenizer = HuggingFaceTokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
-    return policy, _nest(leaves), tokenizer
+    return policy, nest(leaves), tokenizer
 
 
 def _read_leaves(folder: pathlib.Path, policy: LanguagePolicy) -> dict[str, np.ndarray]:
     """Views of every parameter by its path; raises if the files and the configuration disagree."""
     tensors = {n: t for n, t in read_tensors(folder).items() if not n.endswith(IGNORED)}
     shapes = _shapes(policy)
-    rows = _rows(policy, set(shapes))
+    rows = rows_of(policy)
     if policy.config.tied:
         tensors.pop("lm_head.weight", None)
     prefix = rows[0].name.split(".")[0] + "."
@@ -124,7 +124,7 @@ def save(
     folder = pathlib.Path(folder)
     hf = write_config(policy.config)
     policy = LanguagePolicy(dataclasses.replace(policy.config, family=hf["model_type"]))
-    leaves = _flatten(params)
+    leaves = flatten(params)
     shapes = _shapes(policy)
     if {path: x.shape for path, x in leaves.items()} != shapes:
         wrong = min(set(shapes) ^ set(leaves) or {p for p in shapes if shapes[p] != leaves[p].shape})
@@ -132,7 +132,7 @@ def save(
             f"the parameter {wrong} is not as the configuration says: merge adapters before saving"
         )
     tensors = {}
-    for row in _rows(policy, set(shapes)):
+    for row in rows_of(policy):
         shape, dtype = row.shape([shapes[leaf] for leaf in row.leaves]), np.dtype(leaves[row.leaves[0]].dtype)
         tensors[row.name] = Tensor(
             shape, dtype, lambda row=row: row.join(_host(leaves, row), policy.config.channels)
@@ -162,23 +162,27 @@ def _host(leaves: dict[str, jax.Array], row: names.Row) -> list[np.ndarray]:
 
 def _shapes(policy: LanguagePolicy) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter by its path."""
-    return {path: x.shape for path, x in _flatten(jax.eval_shape(policy.init, jax.random.key(0))).items()}
+    return {path: x.shape for path, x in flatten(jax.eval_shape(policy.init, jax.random.key(0))).items()}
 
 
-def _rows(policy: LanguagePolicy, paths: set[str]) -> list[names.Row]:
-    assert policy.config.family is not None
-    rows = names.rows(FAMILIES[policy.config.family].table, policy.config.layers, paths)
+def rows_of(policy: LanguagePolicy) -> list[names.Row]:
+    """The tensors of the policy's family and the parameters that each holds."""
+    family = policy.config.family or write_config(policy.config)["model_type"]
+    paths = set(_shapes(policy))
+    rows = names.rows(FAMILIES[family].table, policy.config.layers, paths)
     placed = {leaf for row in rows for leaf in row.leaves} | {VALUE_HEAD}
     assert placed == paths, f"no name for {placed ^ paths}"
     return rows
 
 
-def _flatten(params: Params) -> dict[str, jax.Array]:
+def flatten(params: Params) -> dict[str, jax.Array]:
+    """Leaves by their path, the keys of the tree joined by `/`."""
     flat = jax.tree.leaves_with_path(params)
     return {"/".join(key.key for key in path): leaf for path, leaf in flat}
 
 
-def _nest(leaves: dict[str, jax.Array]) -> Params:
+def nest(leaves: dict[str, jax.Array]) -> Params:
+    """The tree whose `flatten` this is."""
     tree: dict = {}
     for path, leaf in leaves.items():
         *parents, last = path.split("/")

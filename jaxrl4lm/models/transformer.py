@@ -9,6 +9,7 @@ Shapes: `B` sequences, `G` prompts (`B` is `G` times the completions of each), `
 `H` heads, `K` key-value heads, `C` channels of a head, `V` vocabulary.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 from jaxrl4lm.models.attention import EMPTY, attention, rotary_table, rotate
 from jaxrl4lm.models.config import Rope, TransformerConfig
 from jaxrl4lm.models.dense import dense
-from jaxrl4lm.types import Array
+from jaxrl4lm.types import Array, Params
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -215,15 +216,63 @@ class Transformer(nn.Module):
         if cache is not None:
             positions = jax.lax.dynamic_update_slice(cache.positions, positions_BT, (0, slot))
         tables = {rope: self._table(rope, positions_BT) for rope in dict.fromkeys(c.layer_ropes)}
-        keys, values = [], []
-        for i, block in enumerate(self.blocks):
-            shared = None if prefix is None else (prefix.keys[i], prefix.values[i], prefix.positions)
-            own = None if cache is None else (cache.keys[i], cache.values[i], positions)
-            table, window = tables[c.layer_ropes[i]], c.layer_windows[i]
-            x_BTD, (k, v) = block(x_BTD, positions_BT, table, window, shared, own, slot)
-            keys.append(k)
-            values.append(v)
+        if c.scan and cache is None and not self.is_initializing():
+            x_BTD, keys, values = self._scan(x_BTD, positions_BT, tables, prefix)
+        else:
+            keys, values = [], []
+            for i, block in enumerate(self.blocks):
+                shared = None if prefix is None else (prefix.keys[i], prefix.values[i], prefix.positions)
+                own = None if cache is None else (cache.keys[i], cache.values[i], positions)
+                call = block
+                if c.remat != "none" and cache is None and not self.is_initializing():
+                    call = functools.partial(self._block, self.variables["params"][f"layer_{i}"])
+                table, window = tables[c.layer_ropes[i]], c.layer_windows[i]
+                x_BTD, (k, v) = call(x_BTD, positions_BT, table, window, shared, own, slot)
+                keys.append(k)
+                values.append(v)
         return self.final_norm(x_BTD), Cache(tuple(keys), tuple(values), positions)
+
+    def _block(self, params: Params, *args):
+        """One block as a function of its parameters, computed again in the backward pass as `remat` says."""
+        c = self.config
+        policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+        def run(params, *args):
+            return Block(c, parent=None).apply({"params": params}, *args)
+
+        return (
+            run(params, *args)
+            if c.remat == "none"
+            else jax.checkpoint(run, policy=policies[c.remat])(params, *args)
+        )
+
+    def _scan(
+        self, x_BTD: Array, positions_BT: Array, tables: dict, prefix: Cache | None
+    ) -> tuple[Array, list[Array], list[Array]]:
+        """All blocks as one loop over their stacked parameters; what differs by layer is data."""
+        c = self.config
+        layers = [self.variables["params"][f"layer_{i}"] for i in range(c.layers)]
+        stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
+        rope_ids = jnp.array([list(tables).index(rope) for rope in c.layer_ropes])
+        some = next((t for t in tables.values() if t is not None), None)
+        if some is not None:  # a layer without positions rotates by no angle
+            still = (jnp.ones_like(some[0]), jnp.zeros_like(some[1]))
+            rows = [still if t is None else t for t in tables.values()]
+            some = (jnp.stack([r[0] for r in rows]), jnp.stack([r[1] for r in rows]))
+        windows = None
+        if any(w is not None for w in c.layer_windows):
+            windows = jnp.array([NO_WINDOW if w is None else w for w in c.layer_windows])
+        shared = None if prefix is None else (jnp.stack(prefix.keys), jnp.stack(prefix.values))
+
+        def body(x_BTD: Array, layer):
+            params, rope_id, window, kv = layer
+            table = None if some is None else (some[0][rope_id], some[1][rope_id])
+            kv = None if prefix is None else (*kv, prefix.positions)
+            return self._block(params, x_BTD, positions_BT, table, window, kv, None, 0)
+
+        x_BTD, made = jax.lax.scan(body, x_BTD, (stacked, rope_ids, windows, shared))
+        keys, values = zip(*[jax.tree.map(lambda x, i=i: x[i], made) for i in range(c.layers)], strict=True)
+        return x_BTD, list(keys), list(values)
 
     def _embed(self, tokens_BT: Array, positions_BT: Array) -> Array:
         c = self.config
@@ -237,11 +286,15 @@ class Transformer(nn.Module):
     def _table(self, rope: Rope | None, positions_BT: Array) -> tuple[Array, Array] | None:
         return None if rope is None else rotary_table(positions_BT, rope, self.config.rotated)
 
-    def logits(self, hidden: Array) -> Array:
-        """Float32 logits `[..., V]`."""
+    def logits(self, hidden: Array, part: tuple[Array | int, int] | None = None) -> Array:
+        """Float32 logits `[..., V]`, or of the `part` (first id, how many) of the vocabulary."""
         c = self.config
-        kernel = self.embedding.T if c.tied else self.unembedding
-        logits = dense(hidden, kernel, None, jnp.float32)
+        # A tied table may stand transposed beside itself, see `LanguagePolicy.for_decoding`.
+        laid_out = not c.tied or self.has_variable("params", "unembedding")
+        kernel = self.get_variable("params", "unembedding") if laid_out else self.embedding
+        if part is not None:
+            kernel = jax.lax.dynamic_slice_in_dim(kernel, *part, axis=1 if laid_out else 0)
+        logits = dense(hidden, kernel if laid_out else kernel.T, None, jnp.float32)
         return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
 
     def values(self, hidden: Array) -> Array:

@@ -1,11 +1,13 @@
 """Generation against the whole-sequence forward, and what must hold of every batch of completions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl4lm.decoding import generate
+from jaxrl4lm.decoding import generate, stream
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 
 V, EOS, PAD = 11, 1, 0
@@ -15,8 +17,9 @@ CONFIG = TransformerConfig(V, layers=2, width=32, heads=4, kv_heads=2)
 @pytest.fixture(scope="module")
 def model():
     policy = LanguagePolicy(CONFIG)
-    params = jax.jit(policy.init)(jax.random.key(3))
-    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(policy.init, jax.random.key(3))
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.15), jnp.float32), shapes)
     prompts = jax.random.randint(jax.random.key(4), (3, 6), 2, V)
     mask = jnp.arange(6)[None] >= jnp.array([0, 2, 4])[:, None]
     return policy, params, prompts, mask
@@ -41,7 +44,7 @@ def teacher_forced(model, out, copies=4):
     policy, params, prompts, mask = model
     tokens = jnp.concatenate([prompts.repeat(copies, 0), out.tokens], 1)
     mask = jnp.concatenate([mask.repeat(copies, 0), out.mask], 1)
-    logits, values = policy.apply(params, tokens, mask)
+    logits, values = jax.jit(policy.apply)(params, tokens, mask)
     return logits[:, 5:], values[:, 5:]
 
 
@@ -92,12 +95,11 @@ def test_the_limit_of_temperature_zero_is_greedy(model):
 
 def test_all_sequences_of_a_small_model_come_with_their_probability():
     policy = LanguagePolicy(TransformerConfig(4, layers=1, width=8, heads=2))
-    params = jax.tree.map(
-        lambda x: x + 0.5 * jax.random.normal(jax.random.key(x.size), x.shape),
-        jax.jit(policy.init)(jax.random.key(0)),
-    )
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.5), jnp.float32), shapes)
     prompt = jnp.array([[2]])
-    n, length = 20_000, 3
+    n, length = 10_000, 3
     out = jax.jit(
         lambda params, key: generate(
             policy, params, prompt, prompt > 0, key, max_new_tokens=length, eos_id=-1, pad_id=0, copies=n
@@ -105,8 +107,38 @@ def test_all_sequences_of_a_small_model_come_with_their_probability():
     )(params, jax.random.key(7))
     every = jnp.stack(jnp.meshgrid(*[jnp.arange(4)] * length, indexing="ij"), -1).reshape(-1, length)
     whole = jnp.concatenate([jnp.full((64, 1), 2), every], 1)
-    log_probs = jax.nn.log_softmax(policy.apply(params, whole)[0][:, :-1])
+    log_probs = jax.nn.log_softmax(jax.jit(policy.apply)(params, whole)[0][:, :-1])
     expected = n * np.exp(np.asarray(jnp.take_along_axis(log_probs, every[..., None], -1).sum((1, 2))))
     counts = np.bincount(np.asarray(out.tokens @ jnp.array([16, 4, 1])), minlength=64)
     chi2 = ((counts - expected) ** 2 / expected).sum()
     assert 63 - 5 * np.sqrt(126) < chi2 < 63 + 5 * np.sqrt(126)
+
+
+@pytest.mark.parametrize("eos_id", [EOS, -1])
+def test_a_stream_gives_the_same_tokens_as_they_come(model, eos_id):
+    options = {"eos_id": eos_id, "temperature": 1.3}
+    whole = run(model, jax.random.key(0), **options)
+    policy, params, prompts, mask = model
+    options |= {"pad_id": PAD, "copies": 4, "chunk": 5, "max_new_tokens": 12}
+    parts = list(stream(policy, params, prompts, mask, jax.random.key(0), **options))
+    assert [part[0].shape[1] for part in parts] == [5, 5, 2]
+    np.testing.assert_array_equal(np.concatenate([tokens for tokens, _ in parts], 1), whole.tokens)
+    np.testing.assert_array_equal(np.concatenate([real for _, real in parts], 1), whole.mask)
+
+
+def test_low_precision_decoding_lays_out_its_weights_once(model):
+    policy, params, prompts, mask = model
+    half = LanguagePolicy(dataclasses.replace(policy.config, dtype="bfloat16"))
+    laid_out = half.for_decoding(params)
+    assert laid_out["unembedding"].dtype == laid_out["layer_0"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
+    assert policy.for_decoding(params) is params
+    hidden = jax.random.normal(jax.random.key(0), (3, 32), jnp.bfloat16)
+    for part in (None, (2, 5)):
+        np.testing.assert_allclose(
+            half.logits(laid_out, hidden, part), half.logits(params, hidden, part), atol=1e-5
+        )
+    out = run((half, params, prompts, mask), jax.random.key(0))
+    logits, _ = teacher_forced((half, params, prompts, mask), out)
+    log_probs = jax.nn.log_softmax(logits[:, :-1] / 1.3)
+    chosen = jnp.take_along_axis(log_probs, out.tokens[..., None], -1)[..., 0]
+    np.testing.assert_allclose(out.log_probs, jnp.where(out.mask, chosen, 0), atol=0.15)

@@ -10,6 +10,7 @@ import pytest
 
 from jaxrl4lm import models
 from jaxrl4lm.data import CharacterTokenizer
+from jaxrl4lm.decoding import generate
 from jaxrl4lm.models.families import FAMILIES, read_config, write_config
 from jaxrl4lm.models.tensor_files import Tensor, read_tensors, write_tensors
 
@@ -126,6 +127,36 @@ def test_logits_are_those_of_transformers_and_survive_the_way_back(family, tmp_p
     assert again == policy
     assert again.config.family == policy.config.family
     jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+@torch.no_grad()
+def test_greedy_completions_are_those_of_transformers(family):
+    folder, tokens, _, _ = family
+    policy, params, _ = models.load(folder)
+    prompts, mask = tokens[:, :12], np.arange(12) >= np.array([0, 5, 2, 0])[:, None]
+    ours = jax.jit(
+        lambda params: generate(
+            policy,
+            params,
+            jnp.array(prompts),
+            jnp.array(mask),
+            jax.random.key(0),
+            max_new_tokens=12,
+            eos_id=-1,
+            pad_id=0,
+            temperature=None,
+        )
+    )(params)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    theirs = model.generate(
+        torch.from_numpy(prompts).long(),
+        attention_mask=torch.from_numpy(mask).long(),
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    np.testing.assert_array_equal(ours.tokens, theirs[:, 12:].numpy())
 
 
 def test_a_policy_from_scratch_is_saved_as_the_first_family_that_expresses_it(tmp_path, key):

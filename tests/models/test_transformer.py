@@ -36,20 +36,17 @@ STYLES = {
 }
 
 
-def randomised(policy, key):
+def randomised(policy, seed=0):
     """Parameters with nothing left at a special value."""
-    params = jax.jit(policy.init)(key)
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    return tree.unflatten(
-        [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    )
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.2), jnp.float32), shapes)
 
 
 @pytest.fixture(scope="module", params=STYLES)
 def model(request):
     policy = LanguagePolicy(STYLES[request.param])
-    params = randomised(policy, jax.random.key(1))
+    params = randomised(policy)
     tokens = jax.random.randint(jax.random.key(2), (4, T), 0, V)
     return policy, params, tokens, jax.jit(policy.apply)
 
@@ -107,22 +104,30 @@ def test_a_shared_prompt_is_the_prompt_repeated(model):
     def repeated(params):
         return policy.apply(params, whole, whole_mask)[0][:, 3:-1]
 
-    np.testing.assert_allclose(shared(params), repeated(params), atol=1e-5)
     weights = jax.random.normal(jax.random.key(3), (4, 5, V))
-    gradients = [
-        jax.jit(jax.grad(lambda p, f=f: (f(p) * weights).mean()))(params) for f in (shared, repeated)
-    ]
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), *gradients)
+
+    @jax.jit
+    def both(params):
+        def loss(params, f):
+            logits = f(params)
+            return (logits * weights).mean(), logits
+
+        return [jax.grad(loss, has_aux=True)(params, f) for f in (shared, repeated)]
+
+    (ours, logits), (plain, expected) = both(params)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), ours, plain)
 
 
 def test_the_value_head_starts_at_zero_and_reads_the_hidden_states(key):
-    policy = LanguagePolicy(STYLES["llama"])
+    config = TransformerConfig(V, layers=1, width=8, heads=2)
+    policy = LanguagePolicy(config)
     params = jax.jit(policy.init)(key)
     tokens = jnp.arange(5)[None]
     assert not policy.apply(params, tokens)[1].any()
-    params["value_head"] = jnp.arange(32.0)
-    hidden, _ = policy.encode(params, tokens, jnp.arange(5)[None])
-    np.testing.assert_allclose(policy.apply(params, tokens)[1], hidden @ jnp.arange(32.0), rtol=1e-5)
+    params["value_head"] = jnp.arange(8.0)
+    hidden, _ = policy.encode(params, tokens, tokens)
+    np.testing.assert_allclose(policy.apply(params, tokens)[1], hidden @ jnp.arange(8.0), rtol=1e-5)
 
 
 def test_attention_is_a_softmax_over_the_allowed_keys(key):
@@ -130,15 +135,16 @@ def test_attention_is_a_softmax_over_the_allowed_keys(key):
     q, k, v = (jax.random.normal(x, (2, 6, h, 8)) for x, h in zip(keys, (4, 2, 2), strict=True))
     positions = jnp.tile(jnp.arange(6), (2, 1))
     segment = (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), positions)
-    ours = attention(q, [segment], positions, window=3, softcap=1.5)
+    ours = jax.jit(attention, static_argnums=(3, 4))(q, [segment], positions, 3, 1.5)
+    q, k, v = (np.asarray(x) for x in (q, k, v))
     expected = np.zeros((2, 6, 4, 8))
     for b in range(2):
         for t in range(6):
             for h in range(4):
                 seen = slice(max(0, t - 2), t + 1)
-                scores = 1.5 * np.tanh(np.asarray(k[b, seen, h // 2]) @ np.asarray(q[b, t, h]) / 1.5)
+                scores = 1.5 * np.tanh(k[b, seen, h // 2] @ q[b, t, h] / 1.5)
                 weights = np.exp(scores) / np.exp(scores).sum()
-                expected[b, t, h] = weights @ np.asarray(v[b, seen, h // 2])
+                expected[b, t, h] = weights @ v[b, seen, h // 2]
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 

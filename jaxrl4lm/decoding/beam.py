@@ -1,0 +1,121 @@
+"""Beam search inside jit, the prompt's keys and values shared by all beams.
+
+Shapes: `G` prompts, `W` beams of each, `T` completion tokens, `V` vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.decoding.choose import as_ids
+from jaxrl4lm.models.policy import Carry, LanguagePolicy
+from jaxrl4lm.types import Array, Params, ScalarLike
+
+NEVER = -1e30
+
+
+class Beams(NamedTuple):
+    """The best completions of each prompt, the best first."""
+
+    tokens: Array
+    """int32 `[G, W, T]`; `pad_id` after the end."""
+    mask: Array
+    """bool `[G, W, T]`: True up to and including the end token."""
+    scores: Array
+    """float32 `[G, W]`: summed log-probability / length ^ length_penalty; below -1e29 where there are fewer
+    than W."""
+
+
+class _Search(NamedTuple):
+    step: Array
+    tokens: Array
+    """int32 `[G, W, T]` of the beams that go on."""
+    log_probs: Array
+    """float32 `[G, W]`."""
+    hidden: Array
+    carry: Carry
+    done: Beams
+
+
+def beam_search(
+    policy: LanguagePolicy,
+    params: Params,
+    prompts: Array,
+    prompt_mask: Array,
+    *,
+    beams: int,
+    max_new_tokens: int,
+    eos_id: int | tuple[int, ...],
+    pad_id: int,
+    length_penalty: ScalarLike = 1.0,
+    patient: bool = True,
+) -> Beams:
+    """The completions with the highest log-probability / length ^ length_penalty that `beams` hypotheses
+    find.
+
+    Args:
+      prompts: int `[G, P]`, padded on the left.
+      prompt_mask: bool `[G, P]`.
+      beams: W.
+      length_penalty: at least 0; above 0 favours longer completions.
+      patient: go on while a beam could still become better than the worst of the W kept; False: stop at W
+        ended ones. As `early_stopping="never"` and `True` in transformers.
+    """
+    G, W, T = prompts.shape[0], beams, max_new_tokens
+    eos = jnp.array(as_ids(eos_id))
+    params = policy.for_decoding(params)
+    # Each beam proposes one end a token and one going on: of these many at least W go on.
+    candidates = W * (1 + len(as_ids(eos_id)))
+
+    def normalised(log_probs: Array, length: ScalarLike) -> Array:
+        return log_probs / jnp.asarray(length, jnp.float32) ** length_penalty
+
+    def extend(s: _Search) -> _Search:
+        """Replaces the beams by their W best continuations; moves those that end to the finished ones."""
+        log_probs = jax.nn.log_softmax(policy.logits(params, s.hidden)).reshape(G, W, -1)
+        V = log_probs.shape[-1]
+        total = (s.log_probs[:, :, None] + log_probs).reshape(G, W * V)
+        best, index = jax.lax.top_k(total, min(candidates, W * V))
+        parent, token = index // V, (index % V).astype(jnp.int32)
+        tokens = jnp.take_along_axis(s.tokens, parent[:, :, None], axis=1).at[:, :, s.step].set(token)
+        ended = jnp.isin(token, eos) | (s.step == T - 1)
+        length = s.step + 1
+        # Only the W best may end, as a hypothesis that ends competes with those that go on.
+        counts = ended & (jnp.arange(best.shape[1]) < W)[None] & (best > NEVER / 2)
+        scores = jnp.concatenate([s.done.scores, jnp.where(counts, normalised(best, length), NEVER)], 1)
+        scores, kept = jax.lax.top_k(scores, W)
+        everything = jnp.concatenate([s.done.tokens, tokens], 1)
+        real = jnp.broadcast_to(jnp.arange(T) < length, tokens.shape)
+        masks = jnp.concatenate([s.done.mask, real], 1)
+        kept = kept[:, :, None]
+        done = Beams(jnp.take_along_axis(everything, kept, 1), jnp.take_along_axis(masks, kept, 1), scores)
+        going, chosen = jax.lax.top_k(jnp.where(ended, NEVER, best), W)
+        parent, token = (jnp.take_along_axis(x, chosen, 1) for x in (parent, token))
+        tokens = jnp.take_along_axis(tokens, chosen[:, :, None], 1)
+        hidden, carry = policy.step(params, _reorder(s.carry, parent), token.reshape(-1))
+        return _Search(s.step + 1, tokens, going, hidden, carry, done)
+
+    def unfinished(s: _Search) -> Array:
+        worst = s.done.scores.min(-1)
+        # Log-probabilities only fall: at best a beam keeps its own until the longest length.
+        hope = normalised(s.log_probs.max(-1), T) if patient else jnp.full((G,), jnp.inf)
+        full = (worst > NEVER / 2) & ((hope <= worst) | (not patient))
+        return (s.step < T) & ~full.all()
+
+    hidden, carry = policy.start(params, prompts, prompt_mask, W, T)
+    empty = jnp.full((G, W, T), pad_id, jnp.int32)
+    none = Beams(empty, jnp.zeros(empty.shape, bool), jnp.full((G, W), NEVER))
+    first = jnp.where(jnp.arange(W) == 0, 0.0, NEVER)[None].repeat(G, 0)  # all beams begin alike: one counts
+    out = jax.lax.while_loop(
+        unfinished, extend, _Search(jnp.int32(0), empty, first, hidden, carry, none)
+    ).done
+    return out._replace(tokens=jnp.where(out.mask, out.tokens, pad_id))
+
+
+def _reorder(carry: Carry, parent: Array) -> Carry:
+    """The carry whose beam w is the old beam parent[g, w]; the shared prompts stay where they are."""
+    G, W = parent.shape
+    rows = (parent + W * jnp.arange(G)[:, None]).reshape(-1)
+    cache, positions = jax.tree.map(lambda x: x[rows], (carry.cache, carry.positions))
+    return carry._replace(cache=cache, positions=positions)

@@ -1,0 +1,92 @@
+"""One choice: from the logits of every row to its next token and what is worth remembering of it.
+
+Shapes: `B` rows, `V` vocabulary, `T` completion tokens, `K` alternatives.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.decoding.draw import draw, greedy
+from jaxrl4lm.decoding.processors import History, Penalty, Truncation
+from jaxrl4lm.types import Array, ScalarLike
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How tokens are chosen, beyond a temperature. Which parts there are is static; their settings may be
+    traced."""
+
+    penalties: tuple[Penalty, ...] = ()
+    """Applied in order to the logits, before the temperature."""
+    truncations: tuple[Truncation, ...] = ()
+    """Applied in order after the temperature."""
+    stop_sequences: Array | None = None
+    """int `[N, M]`: a completion ends after any of these tokens in a row; -1 on the left of a shorter one."""
+    entropy: bool = False
+    """Record the entropy of the distribution that was sampled."""
+    alternatives: int = 0
+    """Record this many of the most likely tokens and their log-probabilities."""
+
+
+class Choice(NamedTuple):
+    """The next token of each row."""
+
+    token: Array
+    """int32 `[B]`."""
+    log_prob: Array
+    """float32 `[B]`, of the distribution that was sampled."""
+    entropy: Array | None
+    """float32 `[B]`, in nats."""
+    top_tokens: Array | None
+    """int32 `[B, K]`."""
+    top_log_probs: Array | None
+    """float32 `[B, K]`."""
+
+
+def choose(
+    logits: Array, uniform: Array, temperature: ScalarLike | None, history: History, scheme: Scheme
+) -> Choice:
+    """Draws a token a row (or takes the most likely: temperature None) from the logits `[B, V]` under the
+    scheme."""
+    for penalty in scheme.penalties:
+        logits = penalty(logits, history)
+    if temperature is not None:
+        logits = logits / temperature
+    for truncation in scheme.truncations:
+        logits = truncation(logits)
+    token = greedy(logits) if temperature is None else draw(logits, uniform)
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    entropy = top_tokens = top_log_probs = None
+    if scheme.entropy:
+        log_probs = logits - normaliser[:, None]
+        # -inf · 0 is nan: removed tokens add nothing.
+        entropy = -jnp.where(jnp.isneginf(log_probs), 0.0, jnp.exp(log_probs) * log_probs).sum(-1)
+    if scheme.alternatives:
+        top_log_probs, top_tokens = jax.lax.top_k(logits - normaliser[:, None], scheme.alternatives)
+    log_prob = jnp.take_along_axis(logits, token[:, None], -1)[:, 0] - normaliser
+    return Choice(token, log_prob, entropy, top_tokens, top_log_probs)
+
+
+def ends(chosen: Array, tokens: Array, step: Array, eos_ids: tuple[int, ...], scheme: Scheme) -> Array:
+    """Whether each row ends with the token `[B]` just chosen as number `step` (`[]` or `[B]`) of `tokens`
+    `[B, T]`."""
+    ended = chosen == eos_ids[0]
+    for eos_id in eos_ids[1:]:
+        ended |= chosen == eos_id
+    if scheme.stop_sequences is None:
+        return ended
+    stops = scheme.stop_sequences
+    length = stops.shape[-1]
+    index = jnp.broadcast_to(step, chosen.shape)[:, None] + jnp.arange(1 - length, 1)[None]
+    recent = jnp.take_along_axis(tokens, jnp.maximum(index, 0), axis=1)
+    recent = jnp.where(index < 0, -2, recent).at[:, -1].set(chosen)
+    same = (recent[:, None] == stops[None]) | (stops[None] == -1)
+    return ended | same.all(-1).any(-1)
+
+
+def as_ids(eos_id: int | tuple[int, ...]) -> tuple[int, ...]:
+    """One end token or several, as several."""
+    return (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)

@@ -1,0 +1,126 @@
+"""Continuous batching inside jit: rows that have ended make room for the next prompts of a queue.
+
+Shapes: `G` prompts, `M` = G x copies completions, `B` slots, `P` prompt tokens, `T` completion tokens, `D`
+  width.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.decoding.choose import Scheme, as_ids, choose, ends
+from jaxrl4lm.decoding.draw import row_uniforms
+from jaxrl4lm.decoding.generate import Generation, columns, empty_generation
+from jaxrl4lm.decoding.processors import History
+from jaxrl4lm.models.attention import EMPTY
+from jaxrl4lm.models.policy import Carry, LanguagePolicy, positions_of
+from jaxrl4lm.models.transformer import Cache, empty_cache
+from jaxrl4lm.types import Array, Key, Params, ScalarLike
+
+
+class _Queue(NamedTuple):
+    row: Array
+    """int32 `[B]`: the completion that each slot works on; M: none."""
+    step: Array
+    """int32 `[B]`: how many tokens it has."""
+    hidden: Array
+    """`[B, D]`: the state from which its next token is chosen."""
+    carry: Carry
+    following: Array
+    """int32 `[]`: the next completion to begin."""
+    out: Generation
+
+
+def generate_queue(
+    policy: LanguagePolicy,
+    params: Params,
+    prompts: Array,
+    prompt_mask: Array,
+    key: Key,
+    *,
+    slots: int,
+    max_new_tokens: int,
+    eos_id: int | tuple[int, ...],
+    pad_id: int,
+    copies: int = 1,
+    temperature: ScalarLike | None = 1.0,
+    scheme: Scheme = Scheme(),  # noqa: B008 (frozen)
+) -> Generation:
+    """The completions of `generate`, the same tokens, computed `slots` at a time.
+
+    Where lengths differ, slots do not wait for the longest row of a batch: when an eighth of them are idle,
+    the next completions of the queue move in. Every prompt is read once, before.
+
+    Args:
+      slots: B, how many completions are in progress at a time.
+      The others: as in `generate`.
+    """
+    G, T, B = prompts.shape[0], max_new_tokens, slots
+    M = G * copies
+    params = policy.for_decoding(params)
+    uniforms = jnp.zeros((M, T)) if temperature is None else row_uniforms(key, jnp.arange(M), T)
+    hidden_GPD, prefixes = policy.encode(params, prompts, positions_of(prompt_mask))
+    first_GD, lengths = hidden_GPD[:, -1], prompt_mask.sum(-1, dtype=jnp.int32)
+
+    def refill(q: _Queue) -> _Queue:
+        """Moves the next completions into the idle slots."""
+        idle = q.row == M
+        coming = q.following + jnp.cumsum(idle, dtype=jnp.int32) - 1
+        new = idle & (coming < M)
+        prompt = jnp.where(new, coming, 0) // copies
+
+        def take(old: Array, source: Array) -> Array:
+            return jnp.where(new.reshape(-1, *(1,) * (old.ndim - 1)), source[prompt], old)
+
+        cache = q.carry.cache
+        carry = q.carry._replace(
+            prefix=jax.tree.map(take, q.carry.prefix, prefixes),
+            cache=cache._replace(positions=jnp.where(new[:, None], EMPTY, cache.positions)),
+            positions=take(q.carry.positions, lengths),
+        )
+        row, step = jnp.where(new, coming, q.row), jnp.where(new, 0, q.step)
+        following = jnp.minimum(q.following + idle.sum(dtype=jnp.int32), M)
+        return q._replace(
+            row=row, step=step, hidden=take(q.hidden, first_GD), carry=carry, following=following
+        )
+
+    def body(q: _Queue) -> _Queue:
+        """Chooses a token in every slot, closes what has ended, reads the tokens, refills."""
+        busy = q.row < M
+        at = jnp.minimum(q.row, M - 1)
+        full = busy & (q.step == T)  # cut by the limit; its last state is here only for its value
+        values = policy.values(params, q.hidden)
+        out = q.out._replace(
+            final_values=q.out.final_values.at[jnp.where(full, q.row, M)].set(values, mode="drop"),
+            truncated=q.out.truncated.at[jnp.where(full, q.row, M)].set(True, mode="drop"),
+        )
+        alive = busy & ~full
+        step = jnp.minimum(q.step, T - 1)
+        history = History(
+            prompts[at // copies], prompt_mask[at // copies], out.tokens[at], out.mask[at], q.step
+        )
+        choice = choose(policy.logits(params, q.hidden), uniforms[at, step], temperature, history, scheme)
+        ended = alive & ends(choice.token, history.tokens, q.step, as_ids(eos_id), scheme)
+        target = jnp.where(alive, q.row, M)
+        added = columns(choice, values, alive, pad_id)
+        written = {n: getattr(out, n).at[target, step].set(x, mode="drop") for n, x in added.items()}
+        hidden, carry = policy.step(params, q.carry, choice.token)
+        # A row lives for at most T tokens: a ring of T slots never overwrites what it still reads.
+        carry = carry._replace(slot=carry.slot % T)
+        row = jnp.where(ended | full, M, q.row)
+        q = _Queue(row, q.step + 1, hidden, carry, q.following, out._replace(**written))
+        idle = (q.row == M).sum()
+        return jax.lax.cond((idle >= max(B // 8, 1)) & (q.following < M), refill, lambda q: q, q)
+
+    blank = Cache(
+        keys=tuple(jnp.zeros((B, *k.shape[1:]), k.dtype) for k in prefixes.keys),
+        values=tuple(jnp.zeros((B, *v.shape[1:]), v.dtype) for v in prefixes.values),
+        positions=jnp.full((B, prompts.shape[1]), EMPTY, jnp.int32),
+    )
+    nobody = jnp.full((B,), M, jnp.int32)
+    carry = Carry(blank, empty_cache(policy.config, B, T), jnp.zeros((B,), jnp.int32), jnp.int32(0))
+    hidden = jnp.zeros((B, first_GD.shape[-1]), first_GD.dtype)
+    out = empty_generation(M, T, pad_id, scheme)
+    start = refill(_Queue(nobody, jnp.zeros_like(nobody), hidden, carry, jnp.int32(0), out))
+    return jax.lax.while_loop(lambda q: (q.row < M).any(), body, start).out

@@ -1,0 +1,186 @@
+"""What may happen to logits before a token is drawn: pure functions, each made by its setting, that compose
+in order.
+
+Penalties look at the text so far and come before the temperature: `penalty(logits, history) -> logits`.
+Truncations look at the distribution alone and come after it: `truncation(logits) -> logits`; what they
+remove is -inf.
+Settings may be traced, and may differ by row (`[B, 1]`); nothing here sorts a vocabulary.
+
+Shapes: `B` rows, `V` vocabulary, `P` prompt tokens, `T` completion tokens.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.types import Array, ScalarLike
+
+
+class History(NamedTuple):
+    """The text that a row has so far."""
+
+    prompts: Array
+    """int `[B, P]`."""
+    prompt_mask: Array
+    """bool `[B, P]`."""
+    tokens: Array
+    """int `[B, T]`, completion tokens chosen so far."""
+    mask: Array
+    """bool `[B, T]`, True where a token was chosen."""
+    step: Array
+    """int32 `[]` or `[B]`: how many."""
+
+
+Penalty = Callable[[Array, History], Array]
+Truncation = Callable[[Array], Array]
+
+
+# ── penalties
+# ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def repetition_penalty(penalty: ScalarLike) -> Penalty:
+    """Divides positive logits of tokens that occur in prompt or completion by the penalty, multiplies
+    negative ones.
+
+    Reference: Keskar et al. 2019, arXiv:1909.05858, section 4.1; as in transformers'
+      `RepetitionPenaltyLogitsProcessor`.
+    """
+
+    def apply(logits: Array, history: History) -> Array:
+        seen = _seen(logits, history.prompts, history.prompt_mask) | _seen(
+            logits, history.tokens, history.mask
+        )
+        return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+    return apply
+
+
+def frequency_penalty(penalty: ScalarLike, presence: ScalarLike = 0.0) -> Penalty:
+    """Subtracts penalty · count + presence · [count > 0], counts of each token in the completion so far."""
+
+    def apply(logits: Array, history: History) -> Array:
+        counts = _counts(logits, history.tokens, history.mask)
+        return logits - penalty * counts - presence * (counts > 0)
+
+    return apply
+
+
+def logit_bias(bias: Array) -> Penalty:
+    """Adds a bias `[V]`; -inf forbids a token."""
+
+    def apply(logits: Array, history: History) -> Array:
+        del history
+        return logits + bias[None]
+
+    return apply
+
+
+def min_new_tokens(minimum: ScalarLike, eos_ids: tuple[int, ...]) -> Penalty:
+    """Forbids the end tokens until a completion has `minimum` others."""
+
+    def apply(logits: Array, history: History) -> Array:
+        early = jnp.broadcast_to(history.step < minimum, logits.shape[:1])[:, None]
+        ends = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(eos_ids))[None]
+        return jnp.where(early & ends, -jnp.inf, logits)
+
+    return apply
+
+
+def _counts(logits: Array, tokens: Array, mask: Array) -> Array:
+    """How often each token of the vocabulary occurs `[B, V]`."""
+    rows = jnp.broadcast_to(jnp.arange(tokens.shape[0])[:, None], tokens.shape)
+    return jnp.zeros_like(logits).at[rows, tokens].add(mask.astype(logits.dtype))
+
+
+def _seen(logits: Array, tokens: Array, mask: Array) -> Array:
+    return _counts(logits, tokens, mask) > 0
+
+
+# ── truncations
+# ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def top_k(k: int) -> Truncation:
+    """Keeps the k largest logits, and those equal to the k-th.
+
+    Args:
+      k: static, at most the vocabulary.
+    """
+
+    def apply(logits: Array) -> Array:
+        threshold = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][:, -1:]
+        return jnp.where(logits < threshold, -jnp.inf, logits)
+
+    return apply
+
+
+def top_p(p: ScalarLike) -> Truncation:
+    """Keeps the smallest set of the most likely tokens whose probability reaches p, ties with its last
+    included.
+
+    Reference: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
+    """
+
+    def apply(logits: Array) -> Array:
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        threshold = _largest_threshold(logits, probabilities, p)
+        return jnp.where(logits < threshold, -jnp.inf, logits)
+
+    return apply
+
+
+def min_p(p: ScalarLike) -> Truncation:
+    """Keeps tokens at least p times as likely as the most likely one (Nguyen et al. 2024,
+    arXiv:2407.01082)."""
+
+    def apply(logits: Array) -> Array:
+        threshold = logits.max(-1, keepdims=True) + jnp.log(p)
+        return jnp.where(logits < threshold, -jnp.inf, logits)
+
+    return apply
+
+
+def typical(p: ScalarLike) -> Truncation:
+    """Keeps the tokens whose surprise is nearest to the entropy, until their probability reaches p.
+
+    Reference: Meister et al. 2023, arXiv:2202.00666, eq. 11.
+    """
+
+    def apply(logits: Array) -> Array:
+        log_probs = jax.nn.log_softmax(logits, axis=-1)
+        probabilities = jnp.exp(log_probs)
+        entropy = -jnp.where(probabilities > 0, probabilities * log_probs, 0.0).sum(-1, keepdims=True)
+        nearness = -jnp.abs(-log_probs - entropy)
+        return jnp.where(nearness < _largest_threshold(nearness, probabilities, p), -jnp.inf, logits)
+
+    return apply
+
+
+def _largest_threshold(scores: Array, probabilities: Array, p: ScalarLike) -> Array:
+    """The largest t `[B, 1]` such that the tokens with score ≥ t have probability ≥ p.
+
+    Bisection over the 32-bit patterns of the scores, which order as the scores do: exact, and no sort.
+    """
+    bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
+    order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    # Rounding may leave the whole vocabulary short of p = 1; then everything is kept.
+    enough = jnp.minimum(p, probabilities.sum(-1, keepdims=True))
+
+    def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2 + (high - low) % 2
+        reached = jnp.where(order >= middle, probabilities, 0.0).sum(-1, keepdims=True) >= enough
+        return jnp.where(reached, middle, low), jnp.where(reached, high, middle - 1)
+
+    # Halves of the bounds keep their difference inside 32 bits.
+    smallest = order.min(-1, keepdims=True)
+    largest = order.max(-1, keepdims=True)
+    positive = jnp.where(order >= 0, probabilities, 0.0).sum(-1, keepdims=True) >= enough
+    low = jnp.where(positive, jnp.maximum(smallest, 0), smallest)
+    high = jnp.where(positive, largest, jnp.minimum(largest, -1))
+    low, _ = jax.lax.fori_loop(0, 31, halve, (low, high))
+    bits = jnp.where(low < 0, low ^ 0x7FFFFFFF, low)
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)

@@ -1,0 +1,51 @@
+"""Fine-tuning a part: parameters split by a rule on their path, so that frozen ones cost no optimizer
+state."""
+
+import re
+from collections.abc import Callable
+
+import jax
+
+from jaxrl4lm.types import Params
+
+Rule = Callable[[str], bool]
+"""Whether a parameter is trained, from its path: the keys of the tree joined by `/`."""
+
+
+def matching(*patterns: str) -> Rule:
+    """The parameters whose path contains a match of any of the regular expressions.
+
+    >>> matching("layer_1/", "final_norm")("layer_1/mlp/up/kernel")
+    True
+    """
+    return lambda path: any(re.search(pattern, path) for pattern in patterns)
+
+
+def path_of(keys: tuple) -> str:
+    """The path of a leaf, from the keys that `jax.tree_util` gives."""
+    return "/".join(str(key.key) for key in keys)
+
+
+def partition(params: Params, trained: Rule) -> tuple[Params, Params]:
+    """Two trees of the same form, (trained, frozen): each holds None where the other holds the array.
+
+    None is no leaf: gradients with respect to the first tree, and optimizer states made of it, leave out the
+    frozen.
+
+    Raises:
+      ValueError: if the rule trains nothing.
+    """
+
+    def part(keep: bool) -> Params:
+        return jax.tree.map_with_path(lambda keys, x: x if trained(path_of(keys)) == keep else None, params)
+
+    if not jax.tree.leaves(part(True)):
+        raise ValueError(
+            "no parameter is trained by this rule: print the paths with `jax.tree.leaves_with_path`"
+        )
+    return part(True), part(False)
+
+
+def combine(trained: Params, frozen: Params) -> Params:
+    """The whole tree, from the two that `partition` made."""
+    return jax.tree.map(lambda x, y: y if x is None else x, trained, frozen, is_leaf=lambda x: x is None)

@@ -1,0 +1,171 @@
+"""Penalties and truncations against transformers, plain sorts, and the distributions they promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm import decoding
+from jaxrl4lm.decoding import History, Scheme, choose
+
+B, V, T = 6, 53, 8
+
+
+@pytest.fixture(scope="module")
+def logits():
+    """Rows of different sharpness, with ties and forbidden tokens."""
+    x = np.random.default_rng(0).normal(size=(B, V)).astype(np.float32) * np.linspace(0.2, 5, B)[:, None]
+    x = np.round(x, 1).astype(np.float32)
+    x[2, 5:30] = -np.inf
+    return x
+
+
+@pytest.fixture(scope="module")
+def history():
+    rng = np.random.default_rng(1)
+    prompts, tokens = rng.integers(0, V, (B, 5)), rng.integers(0, V, (B, T))
+    tokens[:, 1] = tokens[:, 0]  # a token that occurs twice
+    mask = np.broadcast_to(np.arange(T) < 4, (B, T))
+    return History(
+        jnp.array(prompts), jnp.ones((B, 5), bool), jnp.array(tokens), jnp.array(mask), jnp.int32(4)
+    )
+
+
+def sorted_top_p(p):
+    """Keeps a token unless those strictly more likely already reach p."""
+
+    def keep(logits):
+        probabilities = np.asarray(jax.nn.softmax(logits.astype(np.float64)))
+        above = (probabilities[:, None] * (logits[:, None] > logits[:, :, None])).sum(-1)
+        return above < p
+
+    return keep
+
+
+def sorted_typical(p):
+    def keep(logits):
+        probabilities = np.asarray(jax.nn.softmax(logits, axis=-1), np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            surprise = -np.log(probabilities)
+            entropy = np.nansum(probabilities * surprise, -1, keepdims=True)
+        distance = np.abs(surprise - entropy).astype(np.float32)
+        nearer = distance[:, None] < distance[:, :, None]
+        return ((probabilities[:, None] * nearer).sum(-1) < p) & (probabilities > 0)
+
+    return keep
+
+
+TRUNCATIONS = [
+    ("top_k", 1, "TopKLogitsWarper"),
+    ("top_k", 7, "TopKLogitsWarper"),
+    ("top_k", 99, "TopKLogitsWarper"),
+    ("min_p", 0.05, "MinPLogitsWarper"),
+    ("min_p", 0.5, "MinPLogitsWarper"),
+    ("top_p", 0.1, sorted_top_p(0.1)),
+    ("top_p", 0.7, sorted_top_p(0.7)),
+    ("top_p", 0.95, sorted_top_p(0.95)),
+    ("typical", 0.2, sorted_typical(0.2)),
+    ("typical", 0.9, sorted_typical(0.9)),
+]
+
+
+@pytest.mark.parametrize("name, setting, oracle", TRUNCATIONS, ids=str)
+def test_truncations_keep_the_promised_set_and_its_logits(name, setting, oracle, logits):
+    ours = np.asarray(jax.jit(getattr(decoding, name)(setting))(logits))
+    if isinstance(oracle, str):
+        transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+        kept = np.isfinite(getattr(transformers, oracle)(setting)(None, torch.from_numpy(logits)).numpy())
+    else:
+        kept = oracle(logits)
+    np.testing.assert_array_equal(np.isfinite(ours), kept & np.isfinite(logits))
+    np.testing.assert_array_equal(ours[np.isfinite(ours)], logits[np.isfinite(ours)])
+
+
+@pytest.mark.parametrize("name", ["top_p", "typical"])
+@pytest.mark.parametrize("p", [0.3, 0.9])
+def test_sorted_truncations_agree_with_transformers_where_nothing_ties(name, p):
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    logits = np.random.default_rng(3).normal(size=(64, 300)).astype(np.float32) * 2
+    warper = {"top_p": "TopPLogitsWarper", "typical": "TypicalLogitsWarper"}[name]
+    theirs = getattr(transformers, warper)(p)(None, torch.from_numpy(logits)).numpy()
+    np.testing.assert_array_equal(np.asarray(getattr(decoding, name)(p)(logits)), theirs)
+
+
+def test_top_p_keeps_the_smallest_sufficient_set():
+    probabilities = jnp.array([[0.5, 0.25, 0.125, 0.0625, 0.0625]])
+    kept = {
+        p: int(jnp.isfinite(decoding.top_p(p)(jnp.log(probabilities))).sum())
+        for p in (0.4, 0.51, 0.8, 0.88, 1.0)
+    }
+    assert kept == {0.4: 1, 0.51: 2, 0.8: 3, 0.88: 5, 1.0: 5}  # the last two tie
+
+
+@pytest.mark.parametrize(
+    "name, args, oracle",
+    [
+        ("repetition_penalty", (1.7,), "RepetitionPenaltyLogitsProcessor"),
+        ("min_new_tokens", (5, (3, 7)), "MinNewTokensLengthLogitsProcessor"),
+        ("min_new_tokens", (4, (3, 7)), "MinNewTokensLengthLogitsProcessor"),
+    ],
+)
+def test_penalties_are_those_of_transformers(name, args, oracle, logits, history):
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    ids = torch.from_numpy(np.concatenate([history.prompts, history.tokens[:, :4]], 1)).long()
+    theirs = {"min_new_tokens": lambda: (5, args[0], list(args[-1]))}.get(name, lambda: args)()
+    expected = getattr(transformers, oracle)(*theirs)(ids, torch.from_numpy(logits.copy())).numpy()
+    ours = jax.jit(getattr(decoding, name)(*args))(logits, history)
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+def test_frequency_and_presence_penalties_count_the_completion(logits, history):
+    ours = decoding.frequency_penalty(0.5, presence=0.25)(jnp.array(logits), history)
+    expected = logits.copy()
+    for row, tokens in enumerate(np.asarray(history.tokens)[:, :4]):
+        for token in tokens:
+            expected[row, token] -= 0.5
+        for token in set(tokens.tolist()):
+            expected[row, token] -= 0.25
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+SCHEMES = {
+    "plain": Scheme(),
+    "bias": Scheme(penalties=(decoding.logit_bias(jnp.where(jnp.arange(V) % 4 == 0, -jnp.inf, 0.0)),)),
+    "top_k and top_p": Scheme(truncations=(decoding.top_k(20), decoding.top_p(0.8))),
+    "min_p": Scheme(truncations=(decoding.min_p(0.1),), entropy=True, alternatives=3),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_a_grid_of_uniforms_draws_the_processed_distribution(name, logits, history):
+    scheme, n = SCHEMES[name], 4096
+
+    @jax.jit
+    def run(uniform):
+        return choose(jnp.array(logits), jnp.full((B,), uniform), 0.7, history, scheme)
+
+    choice = jax.lax.map(run, (jnp.arange(n) + 0.5) / n)
+    processed = logits.astype(np.float32)
+    for penalty in scheme.penalties:
+        processed = penalty(jnp.array(processed), history)
+    processed = jnp.array(processed) / 0.7
+    for truncation in scheme.truncations:
+        processed = truncation(processed)
+    log_probs = np.asarray(jax.nn.log_softmax(processed), np.float64)
+    for row in range(B):
+        counts = np.bincount(np.asarray(choice.token[:, row]), minlength=V)
+        assert np.abs(counts - n * np.exp(log_probs[row])).max() < 1.5
+        np.testing.assert_allclose(choice.log_prob[:, row], log_probs[row][choice.token[:, row]], atol=1e-5)
+    if scheme.entropy:
+        entropy = -(np.exp(log_probs) * np.maximum(log_probs, -1e9)).sum(-1)
+        np.testing.assert_allclose(choice.entropy[0], entropy, atol=1e-5)
+        np.testing.assert_allclose(choice.top_log_probs[0], np.sort(log_probs)[:, :-4:-1], atol=1e-5)
+
+
+def test_settings_may_be_traced_and_differ_by_row(logits):
+    settings = jnp.linspace(0.1, 0.9, B)[:, None]
+    for make in (decoding.top_p, decoding.min_p, decoding.typical):
+        together = jax.jit(lambda p, make=make: make(p)(jnp.array(logits)))(settings)
+        for row in range(B):
+            alone = make(settings[row, 0])(logits[row : row + 1])
+            np.testing.assert_array_equal(together[row], alone[0])

@@ -1,0 +1,194 @@
+"""Beam search against exhaustive search and transformers; scores against plain log-softmax; the small
+builders."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm import models
+from jaxrl4lm.decoding import beam_search, best_of, few_shot, generate, generate_queue, score
+from jaxrl4lm.decoding.choose import Scheme
+from jaxrl4lm.decoding.generate import empty_generation
+from jaxrl4lm.decoding.processors import frequency_penalty, min_new_tokens, top_k
+
+EOS, PAD = 1, 0
+
+
+def model(vocab, scale=0.6, **sizes):
+    config = models.TransformerConfig(vocab, **{"layers": 1, "width": 16, "heads": 2, **sizes})
+    policy = models.LanguagePolicy(config)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    return policy, jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape, scale=scale), jnp.float32), shapes
+    )
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+def test_a_beam_as_wide_as_the_tree_is_exhaustive_search(length_penalty):
+    vocab, length = 4, 3
+    policy, params = model(vocab)
+    prompts = jnp.array([[2, 3], [0, 2]])
+    mask = prompts > 0
+    out = jax.jit(
+        lambda params: beam_search(
+            policy,
+            params,
+            prompts,
+            mask,
+            beams=vocab**length,
+            max_new_tokens=length,
+            eos_id=EOS,
+            pad_id=PAD,
+            length_penalty=length_penalty,
+        )
+    )(params)
+    texts = list(itertools.product(range(vocab), repeat=length))
+    ends = [t.index(EOS) + 1 if EOS in t else length for t in texts]
+    for g in range(2):
+        every = jnp.concatenate([prompts[g][None].repeat(len(texts), 0), jnp.array(texts)], 1)
+        every_mask = jnp.concatenate(
+            [mask[g][None].repeat(len(texts), 0), jnp.ones((len(texts), length), bool)], 1
+        )
+        log_probs = np.asarray(score(policy, params, every, every_mask))[:, 2:]
+        scores = {
+            t[:n]: log_probs[i, :n].sum() / n**length_penalty
+            for i, (t, n) in enumerate(zip(texts, ends, strict=True))
+        }
+        best = sorted(scores.items(), key=lambda item: -item[1])[:10]
+        for (text, expected), row, real, got in zip(
+            best, out.tokens[g], out.mask[g], out.scores[g], strict=False
+        ):
+            assert tuple(row[: real.sum()].tolist()) == text
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+            assert not row[real.sum() :].any()
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_beams_are_those_of_transformers(patient, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    policy, params = model(19, scale=0.4, layers=2, width=32)
+    models.save(tmp_path, policy, params)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    prompts = np.random.default_rng(2).integers(2, 19, (5, 4))
+    mask = np.arange(4) >= np.array([0, 1, 2, 0, 3])[:, None]
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 7, "do_sample": False}
+    expected = theirs.generate(
+        torch.from_numpy(np.where(mask, prompts, 0)),
+        attention_mask=torch.from_numpy(mask).long(),
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        early_stopping="never" if patient else True,
+        length_penalty=0.8,
+        **options,
+    ).numpy()[:, 4:]
+    out = jax.jit(
+        lambda params: beam_search(
+            policy,
+            params,
+            jnp.array(prompts),
+            jnp.array(mask),
+            beams=3,
+            max_new_tokens=7,
+            eos_id=EOS,
+            pad_id=PAD,
+            length_penalty=0.8,
+            patient=patient,
+        )
+    )(params)
+    ours = np.asarray(out.tokens).reshape(15, 7)
+    # Theirs fills what follows the end with the end token when the pad token's id is 0.
+    ended = np.cumsum(expected == EOS, -1) - (expected == EOS) > 0
+    np.testing.assert_array_equal(ours[:, : expected.shape[1]], np.where(ended, PAD, expected))
+    assert not ours[:, expected.shape[1] :].any()
+    assert (np.asarray(out.mask).sum(-1) < 7).any()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("chunk", [7, 5, 100])
+def test_scores_are_the_log_softmax_whatever_the_chunk(tied, chunk):
+    policy, params = model(23, tied=tied, logit_softcap=4.0)
+    tokens = jax.random.randint(jax.random.key(0), (3, 8), 0, 23)
+    mask = jnp.array([[1] * 8, [0] * 3 + [1] * 5, [1] * 6 + [0] * 2], bool)
+    ours = jax.jit(lambda p: score(policy, p, tokens, mask, temperature=0.7, chunk=chunk))(params)
+    log_probs = jax.nn.log_softmax(policy.apply(params, tokens, mask)[0] / 0.7)
+    chosen = jnp.take_along_axis(log_probs[:, :-1], tokens[:, 1:, None], -1)[..., 0]
+    np.testing.assert_allclose(ours[:, 1:], jnp.where(mask[:, 1:] & mask[:, :-1], chosen, 0), atol=1e-5)
+    assert not ours[:, 0].any()
+
+
+def test_a_queue_gives_the_completions_of_the_whole_batch():
+    policy, params = model(13, scale=0.3, context=32)
+    prompts = jax.random.randint(jax.random.key(1), (6, 5), 2, 13)
+    mask = jnp.arange(5)[None] >= jnp.array([0, 1, 2, 3, 0, 4])[:, None]
+    scheme = Scheme(
+        penalties=(frequency_penalty(0.3), min_new_tokens(1, (EOS,))),
+        truncations=(top_k(9),),
+        entropy=True,
+        alternatives=2,
+    )
+    options = {"max_new_tokens": 9, "eos_id": (EOS, 5), "pad_id": PAD, "copies": 3, "scheme": scheme}
+    key = jax.random.key(3)
+    whole = jax.jit(lambda p: generate(policy, p, prompts, mask, key, **options))(params)
+    queue = jax.jit(lambda p: generate_queue(policy, p, prompts, mask, key, slots=4, **options))(params)
+    np.testing.assert_array_equal(queue.tokens, whole.tokens)
+    assert whole.truncated.any()
+    assert len(np.unique(whole.mask.sum(-1))) > 3
+    for name in whole._fields:
+        expected = getattr(whole, name)
+        if name in ("entropy", "top_log_probs", "top_tokens"):
+            expected = jnp.where(whole.mask.reshape(18, 9, *(1,) * (expected.ndim - 2)), expected, 0)
+        np.testing.assert_allclose(getattr(queue, name), expected, atol=1e-5, err_msg=name)
+
+
+def test_stop_sequences_end_a_completion():
+    policy, params = model(7, scale=0.3)
+    prompts = jnp.array([[2, 3]])
+    stops = jnp.array([[-1, 3, 4], [5, 5, 2]])
+    out = jax.jit(
+        lambda p: generate(
+            policy,
+            p,
+            prompts,
+            prompts > 0,
+            jax.random.key(0),
+            max_new_tokens=20,
+            eos_id=EOS,
+            pad_id=PAD,
+            copies=64,
+            scheme=Scheme(stop_sequences=stops),
+        )
+    )(params)
+    by_sequence = 0
+    for row, real, truncated in zip(np.asarray(out.tokens), np.asarray(out.mask), out.truncated, strict=True):
+        text = row[real].tolist()
+        found = [
+            i
+            for i in range(len(text))
+            if (text[i - 1 : i + 1] == [3, 4] and i) or text[max(i - 2, 0) : i + 1] == [5, 5, 2]
+        ]
+        ends = sorted([*found, *[i for i, x in enumerate(text) if x == EOS]])
+        assert ends == ([] if truncated else [len(text) - 1])
+        by_sequence += bool(found)
+    assert by_sequence > 5
+
+
+def test_best_of_takes_the_best_of_each_group():
+    out = empty_generation(6, 4, PAD, Scheme(entropy=True))
+    out = out._replace(tokens=jnp.arange(24).reshape(6, 4), truncated=jnp.arange(6) == 3)
+    best = best_of(out, jnp.array([0.0, 2.0, 1.0, 5.0, 3.0, 4.0]), 3)
+    np.testing.assert_array_equal(best.tokens, out.tokens[jnp.array([1, 3])])
+    assert best.truncated.tolist() == [False, True]
+    assert best.top_tokens is None
+
+
+def test_few_shot_prompts_show_the_examples_and_leave_the_last_output_open():
+    prompt = few_shot(
+        [("1+1", "2"), ("2+3", "5")], "4+4", template="{input} = {output}\n", instruction="Add.\n"
+    )
+    assert prompt == "Add.\n1+1 = 2\n2+3 = 5\n4+4 ="
+    with pytest.raises(ValueError, match="must hold"):
+        few_shot([], "x", template="{output} {input}")

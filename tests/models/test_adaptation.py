@@ -1,0 +1,237 @@
+"""Rematerialised and scanned layers, bf16, LoRA, partial fine-tuning and heads: each against the plain
+computation."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrl4lm import models
+from jaxrl4lm.models import LanguagePolicy, Rope, TransformerConfig, lora, tensor_files
+
+V, T = 13, 8
+LLAMA = TransformerConfig(V, layers=2, width=16, heads=4, kv_heads=2, mlp_width=24, tied=False)
+VARIED = dataclasses.replace(LLAMA, ropes=(Rope(100.0), None), windows=(None, 3), norm_placement="both")
+
+
+def randomised(config, scale=0.2):
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(LanguagePolicy(config).init, jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=scale), jnp.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    prompts = jax.random.randint(jax.random.key(0), (2, 4), 0, V)
+    return (
+        prompts,
+        jnp.ones((2, 4), bool).at[0, 0].set(False),
+        jax.random.randint(jax.random.key(1), (4, T), 0, V),
+    )
+
+
+def loss_and_gradient(config, params, batch):
+    policy = LanguagePolicy(config)
+
+    def loss(params):
+        hidden = policy.completion_hidden(params, *batch)
+        log_probs = jax.nn.log_softmax(policy.logits(params, hidden))
+        return -jnp.take_along_axis(log_probs, batch[2][..., None], -1).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.fixture(scope="module")
+def plain(batch):
+    return {config: loss_and_gradient(config, randomised(config), batch) for config in (LLAMA, VARIED)}
+
+
+@pytest.mark.parametrize(
+    "config, remat, scan",
+    [
+        pytest.param(VARIED, "none", True, id="varied, scanned"),
+        pytest.param(VARIED, "full", True, id="varied, scanned, all again"),
+        pytest.param(VARIED, "dots", False, id="varied, products kept"),
+        pytest.param(LLAMA, "full", False, id="alike, all again"),
+        pytest.param(LLAMA, "dots", True, id="alike, scanned, products kept"),
+    ],
+)
+def test_rematerialised_and_scanned_layers_compute_the_same(config, remat, scan, batch, plain):
+    ours = loss_and_gradient(dataclasses.replace(config, remat=remat, scan=scan), randomised(config), batch)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), ours, plain[config])
+
+
+def test_full_rematerialisation_holds_less(batch):
+    deep = dataclasses.replace(LLAMA, layers=6, scan=True)
+    params = jax.eval_shape(LanguagePolicy(deep).init, jax.random.key(0))
+    tokens = jnp.zeros((16, 64), jnp.int32)
+
+    def temporaries(config):
+        policy = LanguagePolicy(config)
+        grad = jax.jit(jax.grad(lambda p: policy.apply(p, tokens)[0].mean()))
+        return grad.lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(dataclasses.replace(deep, remat="full")) < 0.5 * temporaries(deep)
+
+
+def test_bfloat16_products_keep_float32_statistics(batch):
+    params = randomised(LLAMA)
+    exact = LanguagePolicy(LLAMA).apply(params, batch[2])[0]
+    half = LanguagePolicy(dataclasses.replace(LLAMA, dtype="bfloat16"))
+    logits, values = jax.jit(half.apply)(params, batch[2])
+    assert logits.dtype == values.dtype == jnp.float32
+    error = np.abs(logits - exact).max() / np.abs(exact).max()
+    assert 1e-4 < error < 3e-2
+    loss, gradient = loss_and_gradient(half.config, params, batch)
+    assert loss.dtype == jnp.float32
+    assert {g.dtype for g in jax.tree.leaves(gradient)} == {jnp.dtype("float32")}
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    params = randomised(LLAMA)
+    adapters = lora.init(jax.random.key(5), params, rank=3)
+    return LanguagePolicy(LLAMA), params, adapters
+
+
+def test_an_adapter_starts_as_the_identity_and_attached_is_merged(adapted, batch):
+    policy, params, adapters = adapted
+    logits = jax.jit(lambda p, a: policy.apply(lora.attach(p, a, 0.5), batch[2])[0])
+    plain = policy.apply(params, batch[2])[0]
+    np.testing.assert_allclose(logits(params, adapters), plain, atol=5e-7)
+    moved = jax.tree.map(lambda x: x + 0.3, adapters)
+    attached = logits(params, moved)
+    assert np.abs(attached - plain).max() > 0.1
+    np.testing.assert_allclose(policy.apply(lora.merge(params, moved, 0.5), batch[2])[0], attached, atol=2e-5)
+
+
+def test_only_adapters_receive_a_gradient(adapted, batch):
+    policy, params, adapters = adapted
+    moved = jax.tree.map(lambda x: x + 0.1, adapters)
+
+    def loss(params, adapters, join):
+        return jnp.sin(policy.apply(join(params, adapters, 0.5), batch[2])[0]).mean()
+
+    frozen, attached = jax.jit(jax.grad(lambda p, a: loss(p, a, lora.attach), (0, 1)))(params, moved)
+    merged = jax.jit(jax.grad(lambda a: loss(params, a, lora.merge)))(moved)
+    assert not any(g.any() for g in jax.tree.leaves(frozen))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), attached, merged)
+
+
+def test_only_the_targets_are_adapted(adapted):
+    _, params, _ = adapted
+    adapters = lora.init(jax.random.key(0), params, 2, models.matching("attention/(query|value)/kernel"))
+    assert set(adapters["layer_0"]) == {"attention"}
+    assert set(adapters["layer_1"]["attention"]) == {"query", "value"}
+    with pytest.raises(ValueError, match="no kernel is targeted"):
+        lora.init(jax.random.key(0), params, 2, models.matching("nothing"))
+
+
+def test_adapters_in_the_format_of_peft(adapted, tmp_path):
+    policy, _, adapters = adapted
+    adapters = jax.tree.map(lambda x: x + 1.0, adapters)
+    lora.save(tmp_path, policy, adapters, alpha=6.0)
+    tensors = tensor_files.read_tensors(tmp_path, "adapter_model")
+    name = "base_model.model.model.layers.1.mlp.down_proj"
+    query = adapters["layer_1"]["mlp"]["down"]
+    np.testing.assert_array_equal(tensors[f"{name}.lora_A.weight"], query["lora_a"].T)  # [r, in]
+    np.testing.assert_array_equal(tensors[f"{name}.lora_B.weight"], query["lora_b"].T)  # [out, r]
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["peft_type"]) == (3, 6.0, "LORA")
+    assert config["target_modules"] == sorted(f"{x}_proj" for x in ("q", "k", "v", "o", "gate", "up", "down"))
+    loaded, scale = lora.load(tmp_path, policy)
+    assert scale == 2.0
+    jax.tree.map(np.testing.assert_array_equal, loaded, adapters)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
+    with pytest.raises(models.CheckpointError, match="use_dora is not supported"):
+        lora.load(tmp_path, policy)
+
+
+def test_an_adapter_of_a_fused_kernel_is_read_and_its_writing_refused(tmp_path):
+    policy = LanguagePolicy(TransformerConfig.gpt2(V, layers=1, width=16, heads=4, context=16))
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 16)).astype(np.float32), rng.normal(size=(48, 2)).astype(np.float32)
+    name = "base_model.model.transformer.h.0.attn.c_attn.lora_"
+    arrays = {f"{name}A.weight": a, f"{name}B.weight": b}
+    tensors = {k: tensor_files.Tensor(x.shape, x.dtype, lambda x=x: x) for k, x in arrays.items()}
+    tensor_files.write_tensors(tmp_path, tensors, "adapter_model")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 4, "use_rslora": True}))
+    adapters, scale = lora.load(tmp_path, policy)
+    assert scale == pytest.approx(4 / 2**0.5)
+    attention = adapters["layer_0"]["attention"]
+    joint = np.concatenate(
+        [attention[x]["lora_a"] @ attention[x]["lora_b"] for x in ("query", "key", "value")], 1
+    )
+    np.testing.assert_allclose(joint, (b @ a).T, atol=1e-5)
+    with pytest.raises(models.CheckpointError, match="merge them, save the model"):
+        lora.save(tmp_path, policy, adapters, 4.0)
+
+
+def test_frozen_parameters_stand_still_and_cost_no_optimizer_state(batch):
+    policy, params = LanguagePolicy(LLAMA), randomised(LLAMA)
+    trained, frozen = models.partition(params, models.matching("layer_1/mlp/", "final_norm"))
+    jax.tree.map(np.testing.assert_array_equal, models.combine(trained, frozen), params)
+    tx = optax.adam(1e-2)
+    state = tx.init(trained)
+    assert models.parameter_count(state[0].mu) == 3 * 16 * 24 + 16
+
+    @jax.jit
+    def update(trained, state):
+        def loss(trained):
+            return policy.apply(models.combine(trained, frozen), batch[2])[0].mean()
+
+        updates, state = tx.update(jax.grad(loss)(trained), state)
+        return optax.apply_updates(trained, updates), state
+
+    moved, _ = update(trained, state)
+    assert all((x != y).any() for x, y in zip(jax.tree.leaves(moved), jax.tree.leaves(trained), strict=True))
+    after = models.combine(moved, frozen)
+    np.testing.assert_array_equal(
+        after["layer_0"]["mlp"]["up"]["kernel"], params["layer_0"]["mlp"]["up"]["kernel"]
+    )
+    with pytest.raises(ValueError, match="no parameter is trained"):
+        models.partition(params, models.matching("nothing"))
+
+
+def test_heads_read_the_tokens_that_they_name(batch):
+    policy, params = LanguagePolicy(LLAMA), randomised(LLAMA)
+    tokens = batch[2]
+    mask = jnp.array([[1] * 8, [0] * 2 + [1] * 6, [1] * 5 + [0] * 3, [0, 1, 1, 1, 0, 0, 0, 0]], bool)
+    hidden = policy.hidden(params, tokens, mask)
+    head = models.init_head(jax.random.key(0), 16, 2)
+    assert 0.1 < head.kernel.std() * 17**0.5 < 3
+    each = models.token_outputs(head, hidden)
+    np.testing.assert_allclose(each[1, 3], hidden[1, 3] @ head.kernel, atol=1e-6)
+    last = models.sequence_outputs(head, hidden, mask)
+    np.testing.assert_allclose(last, jnp.stack([each[0, 7], each[1, 7], each[2, 4], each[3, 3]]), atol=1e-6)
+    np.testing.assert_allclose(models.sequence_outputs(head, hidden), each[:, -1], atol=1e-6)
+    start, end = models.span_outputs(head, hidden, mask)
+    np.testing.assert_array_equal(jnp.isfinite(start), mask)
+    np.testing.assert_array_equal(jnp.where(mask, end, 0), jnp.where(mask, each[..., 1], 0))
+
+
+def test_a_task_head_learns_on_a_frozen_backbone():
+    policy, params = LanguagePolicy(LLAMA), randomised(LLAMA)
+    tokens = jax.random.randint(jax.random.key(3), (64, 6), 0, V)
+    labels = (tokens[:, -1] > V // 2).astype(jnp.int32)
+    features = jax.jit(policy.hidden)(params, tokens)  # once: the backbone stands still
+    tx = optax.adam(0.1)
+
+    @jax.jit
+    def step(carry, _):
+        def loss(head):
+            return optax.losses.softmax_cross_entropy_with_integer_labels(
+                models.sequence_outputs(head, features), labels
+            ).mean()
+
+        head, state = carry
+        updates, state = tx.update(jax.grad(loss)(head), state)
+        return (optax.apply_updates(head, updates), state), None
+
+    head = models.init_head(jax.random.key(4), 16, 2)
+    (head, _), _ = jax.lax.scan(step, (head, tx.init(head)), length=200)
+    assert (models.sequence_outputs(head, features).argmax(-1) == labels).mean() > 0.95

@@ -1,0 +1,126 @@
+"""What each option of a configuration does: every one is seen by the parity test, in either format of the
+files."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrl4lm.models import CheckpointError, LanguagePolicy, Rope
+from jaxrl4lm.models.families import read_config
+
+SIZES = {
+    "vocab_size": 31,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "rope_theta": 100.0,
+}
+LAYER_TYPES = ["sliding_attention", "full_attention"]
+SCALES = {"query_pre_attn_scalar": 7, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 12}
+LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+# Configurations as transformers 4 writes them.
+OLDER = {
+    "llama": {"rope_scaling": LLAMA3},
+    "llama_yarn": {"model_type": "llama", "rope_scaling": YARN},
+    "gemma2": {**SCALES, "sliding_window": 5, "hidden_activation": "gelu_pytorch_tanh"},
+    "gemma3_text": {**SCALES, "sliding_window": 5, "sliding_window_pattern": 2, "rope_local_base_freq": 10.0},
+    "gpt_neox": {"rotary_pct": 0.5, "rotary_emb_base": 100.0, "hidden_act": "gelu"},
+    "qwen2": {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1},
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "phi3": {"partial_rotary_factor": 0.5, "sliding_window": 5},
+    "olmo2": {},
+}
+
+
+def config_of(case):
+    return read_config({**SIZES, "model_type": case, **OLDER[case]})
+
+
+@functools.cache
+def logits_of(config):
+    """Logits of a configuration at one set of random parameters of each shape."""
+    policy = LanguagePolicy(config)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.3).astype(np.float32), shapes)
+    return np.asarray(jax.jit(policy.apply)(params, rng.integers(0, 31, (2, 16)))[0])
+
+
+MUTATIONS = [
+    ("llama", {"norm_eps": 1e-5}),
+    ("llama", {"activation": "gelu"}),
+    ("llama", {"ropes": (Rope(100.0),) * 2}),
+    ("llama", {"ropes": (Rope(100.0, "linear", 4.0),) * 2}),
+    ("llama_yarn", {"ropes": (Rope(100.0, "yarn", 4.0, 8, attention_factor=1.0),) * 2}),
+    ("llama_yarn", {"ropes": (Rope(150.0, "yarn", 4.0, 8),) * 2}),
+    ("gemma2", {"windows": (6, None)}),
+    ("gemma2", {"windows": (None, 5)}),
+    ("gemma2", {"attention_softcap": None}),
+    ("gemma2", {"logit_softcap": None}),
+    ("gemma2", {"attention_scale": None}),
+    ("gemma2", {"embedding_scale": 1.0}),
+    ("gemma2", {"activation": "gelu"}),
+    ("gemma3_text", {"ropes": (Rope(100.0),) * 2}),
+    ("gpt_neox", {"parallel": False}),
+    ("gpt_neox", {"rope_dim": 8}),
+    ("gpt_neox", {"activation": "gelu_tanh"}),
+    ("gpt_neox", {"norm": "rms"}),
+    ("qwen2", {"windows": (None, 4)}),
+    ("smollm3", {"ropes": (Rope(100.0),) * 2}),
+    ("phi3", {"rope_dim": None}),
+    ("olmo2", {"qk_norm": "none"}),
+]
+
+
+@pytest.mark.parametrize("case, change", MUTATIONS, ids=lambda x: x if isinstance(x, str) else next(iter(x)))
+def test_every_option_changes_the_logits_by_more_than_the_parity_tests_allow(case, change):
+    config = config_of(case)
+    plain, changed = logits_of(config), logits_of(dataclasses.replace(config, **change))
+    assert np.abs(plain - changed).max() / np.abs(plain).max() > 7e-5
+
+
+@pytest.mark.parametrize("case", OLDER)
+def test_the_newer_format_of_transformers_means_the_same(case):
+    transformers = pytest.importorskip("transformers")
+    config = config_of(case)
+    hf = {**SIZES, "model_type": case, **OLDER[case]}
+    newer = transformers.AutoConfig.for_model(**json.loads(json.dumps(hf))).to_dict()
+    assert "rope_parameters" in newer
+    assert "rope_scaling" not in newer
+    assert dataclasses.replace(read_config(newer), context=config.context) == config
+
+
+@pytest.mark.parametrize(
+    "hf, message",
+    [
+        ({"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "'longrope' of Phi-3"),
+        ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2}}, "rope type 'dynamic'"),
+        ({"model_type": "llama", "hidden_act": "quick"}, "activation 'quick' is not one of silu"),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "attention scaled by layer"),
+        ({"model_type": None}, "model_type None is not one of gpt2"),
+    ],
+)
+def test_options_that_are_not_supported_are_named(hf, message):
+    with pytest.raises(CheckpointError, match=f"config.json: .*{message}"):
+        read_config({**SIZES, **hf})
+
+
+def test_frequencies_of_the_scaled_kinds_are_between_plain_and_divided():
+    plain = Rope(100.0).frequencies(32)
+    for kind in ("linear", "llama3", "yarn"):
+        scaled = Rope(100.0, kind, 4.0, 64).frequencies(32)
+        assert (scaled <= plain * (1 + 1e-6)).all()
+        assert (scaled >= plain / 4 * (1 - 1e-6)).all()
+        assert np.isclose(scaled[-1], plain[-1] / 4)
+        assert np.isclose(scaled[0], plain[0]) == (kind != "linear")
+    rough, exact = (Rope(100.0, "yarn", 4.0, 64, truncate=t).frequencies(32) for t in (True, False))
+    assert not np.allclose(rough, exact)
