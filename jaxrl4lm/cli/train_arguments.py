@@ -1,6 +1,8 @@
 """The options of `jaxrl4lm train`: these dataclasses are the parser, the help and the run's `config.json`."""
 
 import dataclasses
+import math
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +10,23 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxrl4lm.types import InputError
+
+LARGEST = 1e30
+"""Numbers beyond it overflow in float32 arithmetic."""
+LARGEST_SEED = 2**31
+MAY_BE_ZERO = {
+    "held_out",
+    "pretrain_steps",
+    "updates",
+    "final_learning_rate",
+    "kl_coef",
+    "entropy_coef",
+    "discount",
+    "gae_lambda",
+    "seed",
+    "save_interval",
+}
+AT_MOST_ONE = {"discount", "gae_lambda", "final_learning_rate"}
 
 
 @dataclass(frozen=True)
@@ -146,17 +165,16 @@ def resolve(arguments: TrainArguments) -> TrainArguments:
       InputError: where options contradict each other or a number is out of range.
     """
     world, model, pre, rl, run = (getattr(arguments, f.name) for f in dataclasses.fields(arguments))
-    _check(world, model, pre, rl, run)
+    check(arguments)
     on_task = world.reward is None
     if world.digits is None:
         world = dataclasses.replace(world, digits=2 if world.task == "addition" else 5)
     steps = 360 if on_task else 1000 if pre.text else 0
     if pre.pretrain_steps is None:
         pre = dataclasses.replace(pre, pretrain_steps=steps)
-    reuse = rl.algorithm in ("ppo", "grpo")
     rl = dataclasses.replace(
         rl,
-        minibatches=rl.minibatches or (4 if reuse else 1),
+        minibatches=_minibatches(rl),
         truncation=rl.truncation or ("terminal" if on_task else "bootstrap"),
         max_new_tokens=rl.max_new_tokens or (None if on_task else 64),
     )
@@ -173,7 +191,9 @@ def resolve(arguments: TrainArguments) -> TrainArguments:
     return TrainArguments(world, model, pre, rl, run)
 
 
-def _check(world: World, model: Model, pre: Pretraining, rl: Reinforcement, run: Run) -> None:
+def check(arguments: TrainArguments) -> None:
+    """Raises InputError where options contradict each other or a number is out of range."""
+    world, model, pre, rl, run = (getattr(arguments, f.name) for f in dataclasses.fields(arguments))
     if world.reward is None:
         given = [
             f"--{name}"
@@ -184,46 +204,51 @@ def _check(world: World, model: Model, pre: Pretraining, rl: Reinforcement, run:
             raise InputError(f"{given[0]} needs a --reward: name a built-in one or FILE.py:function")
     elif world.prompts is None and pre.text is None:
         raise InputError("--reward needs --prompts (or --text, to complete empty prompts): name a JSONL file")
+    if pre.pretrain_steps and world.reward is not None and pre.text is None:
+        raise InputError(f"--pretrain-steps {pre.pretrain_steps} has nothing to imitate: give --text FILE")
     if run.seeds > 1 and world.reward is not None:
         raise InputError(
             f"--seeds {run.seeds} needs a built-in task (a Python reward cannot be compiled): drop --seeds"
         )
-    positive = {
-        "--layers": model.layers,
-        "--width": model.width,
-        "--heads": model.heads,
-        "--context": model.context,
-        "--pretrain-batch": pre.pretrain_batch,
-        "--pretrain-learning-rate": pre.pretrain_learning_rate,
-        "--max-new-tokens": rl.max_new_tokens,
-        "--epochs": rl.epochs,
-        "--minibatches": rl.minibatches,
-        "--digits": world.digits,
-        "--seeds": run.seeds,
-        "--evaluate-every": run.evaluate_every,
-        "--clip-eps": rl.clip_eps,
-        "--kl-target": rl.kl_target,
-    }
-    for option, value in positive.items():
-        if value is not None and not value > 0:
-            raise InputError(f"{option} must be positive, not {value}")
-    for option, value in {
-        "--held-out": world.held_out,
-        "--pretrain-steps": pre.pretrain_steps,
-        "--kl-coef": rl.kl_coef,
-        "--seed": run.seed,
-        "--save-interval": run.save_interval,
-    }.items():
-        if value is not None and not value >= 0:
-            raise InputError(f"{option} must not be negative, not {value}")
-    for option, value in {"--discount": rl.discount, "--gae-lambda": rl.gae_lambda}.items():
-        if not 0 <= value <= 1:
-            raise InputError(f"{option} must lie in 0..1, not {value}")
+    _check_numbers(arguments)
     if rl.algorithm in ("grpo", "rloo") and rl.completions_per_prompt < 2:
         raise InputError(
             f"--algorithm {rl.algorithm} compares completions of one prompt: --completions-per-prompt must be at least 2, "
             f"not {rl.completions_per_prompt}"
         )
+    parts = _minibatches(rl) * rl.micro_batches
+    if rl.prompts_per_update % parts:
+        raise InputError(
+            f"--prompts-per-update {rl.prompts_per_update} must be a multiple of --minibatches x --micro-batches "
+            f"({_minibatches(rl)} x {rl.micro_batches}): every part takes as many whole prompts"
+        )
+
+
+def _check_numbers(arguments: TrainArguments) -> None:
+    """Every number in its range, each named by its option."""
+    allowed = {"save_interval"}  # infinity: only at the end
+    for group in dataclasses.asdict(arguments).values():
+        for name, value in group.items():
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            option = f"--{name.replace('_', '-')}"
+            if isinstance(value, float) and not math.isfinite(value) and (value < 0 or name not in allowed):
+                raise InputError(f"{option} must be a finite number, not {value}")
+            if name not in MAY_BE_ZERO and value <= 0:
+                raise InputError(f"{option} must be positive, not {value}")
+            if value < 0:
+                raise InputError(f"{option} must not be negative, not {value}")
+            if name in AT_MOST_ONE and value > 1:
+                raise InputError(f"{option} must lie in 0..1, not {value}")
+            if abs(value) > LARGEST:
+                raise InputError(f"{option} must be at most {LARGEST:g}, not {value}")
+    run = arguments.run
+    if run.seed + run.seeds > LARGEST_SEED:
+        raise InputError(f"--seed must lie in 0..{LARGEST_SEED - run.seeds}, not {run.seed}")
+
+
+def _minibatches(rl: Reinforcement) -> int:
+    return rl.minibatches or (4 if rl.algorithm in ("ppo", "grpo") else 1)
 
 
 def to_json(arguments: TrainArguments) -> dict[str, Any]:
@@ -243,12 +268,29 @@ def from_json(data: dict[str, Any]) -> TrainArguments:
     Raises:
       KeyError, TypeError: if it did not.
     """
-    paths = {"prompts", "model", "text", "out", "resume"}
 
     def group(kind: type, values: dict[str, Any]) -> Any:
-        kept = {k: Path(v) if k in paths and v is not None else v for k, v in values.items()}
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _revive(name, value, hints[name]) for name, value in values.items()})
 
     kinds = {f.name: f.type for f in dataclasses.fields(TrainArguments)}
     classes = dict(zip(kinds, (World, Model, Pretraining, Reinforcement, Run), strict=True))
     return TrainArguments(**{name: group(kind, data[name]) for name, kind in classes.items()})
+
+
+def _revive(name: str, value: Any, hint: Any) -> Any:
+    """The value of a field with that annotation, from JSON; raises TypeError if it is of another type."""
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return tuple(_revive(name, v, options[0]) for v in value)
+    if typing.get_origin(hint) is Literal:
+        fits = value in options
+    elif options:  # X | None
+        return None if value is None else _revive(name, value, options[0])
+    elif hint is Path:
+        return Path(value)
+    else:
+        fits = isinstance(value, int | float if hint is float else hint) and not isinstance(value, bool)
+    if not fits:
+        raise TypeError(f"{name} is {value!r}")
+    return value

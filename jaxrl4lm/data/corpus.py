@@ -115,7 +115,11 @@ class PromptSet(NamedTuple):
 
     def select(self, indices: Sequence[int]) -> "PromptSet":
         """Some of the prompts."""
-        return PromptSet(*([column[i] for i in indices] for column in self))
+        return PromptSet(
+            [self.rows[i] for i in indices],
+            [self.texts[i] for i in indices],
+            [self.ids[i] for i in indices],
+        )
 
     def columns(self, indices: Sequence[int], copies: int) -> dict[str, list]:
         """The other columns of some prompts, each value repeated for its copies; None where a row lacks one."""
@@ -136,7 +140,7 @@ def encode_prompts(
       room: tokens of the longest completion.
       context: tokens that prompt and completion may have together.
     Raises:
-      InputError: naming the line, if a prompt is empty to the tokenizer or leaves no room for a completion.
+      InputError: naming the line, if a prompt is empty or unknown to the tokenizer, or leaves no room for a completion.
     """
     texts = [row.columns[column] for row in rows]
     encoded = []
@@ -149,10 +153,15 @@ def encode_prompts(
             raise InputError(
                 f"{source}, line {row.line}: the prompt is empty, and the tokenizer has no begin token"
             )
+        # Left out of texts by the decoder, so nothing that a prompt means to say.
+        if tokenizer.pad_id in ids and not tokenizer.decode([tokenizer.pad_id]):
+            raise InputError(
+                f"{source}, line {row.line}: {text!r} has characters that the model's tokenizer does not know"
+            )
         if len(ids) + room > context:
             raise InputError(
-                f"{source}, line {row.line}: the prompt has {len(ids)} tokens, which with --max-new-tokens {room} exceeds "
-                f"the context of {context}: shorten the prompt, or raise --context (lower --max-new-tokens)"
+                f"{source}, line {row.line}: the prompt has {len(ids)} tokens, which with {room} new ones exceeds "
+                f"the context of {context}: shorten the prompt, lower --max-new-tokens, or use a longer context"
             )
         encoded.append(ids)
     return PromptSet(list(rows), texts, encoded)
