@@ -21,7 +21,7 @@ from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 class EvaluateArguments:
     """Score a run's newest checkpoint on its held-out prompts, and show samples."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     json: bool = False
     """Print one JSON object instead of tables."""

@@ -29,14 +29,14 @@ AT_ONCE = 32
 class GenerateArguments:
     """Complete prompts with the model of a run, or of a Hugging Face folder."""
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Folder of a run that has finished, or one with config.json, model.safetensors and tokenizer.json."""
     prompt: tuple[str, ...] = ()
     """Prompts, one after another."""
     prompts: Path | None = None
     """JSONL with a column `prompt`."""
     n: int = 1
-    """Completions of each prompt."""
+    """How many completions of each prompt."""
     max_new_tokens: int | None = None
     """Longest completion: 64, or what the model's context leaves, if not given."""
     temperature: float = 1.0
@@ -49,7 +49,7 @@ class GenerateArguments:
 def main(arguments: list[str]) -> int:
     """Runs the command."""
     parsed = tyro.cli(GenerateArguments, args=arguments, prog="jaxrl4lm generate")
-    for option, value in {"-n": parsed.n, "--max-new-tokens": parsed.max_new_tokens}.items():
+    for option, value in {"--n": parsed.n, "--max-new-tokens": parsed.max_new_tokens}.items():
         if value is not None and value < 1:
             raise InputError(f"{option} must be at least 1, not {value}")
     if not 0 <= parsed.temperature < math.inf:
@@ -118,8 +118,8 @@ def _model_folder(path: Path) -> Path:
         return exported
     if (path / run_folder.CHECKPOINTS).is_dir():
         raise InputError(
-            f"{path} has no {run_folder.MODEL} yet, it is written when a run of one seed ends: go on with "
-            f"jaxrl4lm train --resume {path}"
+            f"{path} has no {run_folder.MODEL}, which is written when a run of one seed ends (several seeds write none): "
+            f"go on with jaxrl4lm train --resume {path}"
         )
     if not path.is_dir():
         raise InputError(f"{path} does not exist: name the folder of a run or of a Hugging Face model")

@@ -36,7 +36,7 @@ class World:
     task: Literal["addition", "sort", "reverse", "copy"] = "addition"
     """Built-in task with a verifiable reward, used where no --reward is given."""
     digits: int | None = None
-    """Digits of each number (addition: 2) or of the string (other tasks: 5)."""
+    """Digits of each number (addition; 2 if not given) or of the string (other tasks; 5 if not given)."""
     prompts: Path | None = None
     """JSONL with a text column `prompt`; other columns go to the reward. Left out: every prompt is empty."""
     reward: str | None = None
@@ -57,9 +57,13 @@ class Model:
     model: Path | None = None
     """Folder with config.json, model.safetensors and tokenizer.json to start from; the sizes below are then its own."""
     style: Literal["llama", "gpt2"] = "gpt2"
+    """Of a new model: gpt2 (learned positions, GELU), or llama (rotary positions, gated SiLU, RMS norms)."""
     layers: int = 2
+    """Blocks of attention and MLP."""
     width: int = 96
+    """Of the residual stream; a multiple of --heads."""
     heads: int = 4
+    """Attention heads of a block."""
     context: int | None = None
     """Longest prompt and completion together, in tokens; what the data need (texts: at most 512), if not given."""
     tokenizer: Literal["character", "byte"] | None = None
@@ -77,10 +81,13 @@ class Pretraining:
     text_unit: Literal["line", "file"] = "line"
     """What a document of a plain file is."""
     completion_column: str = "completion"
+    """Column of a JSONL --text that holds what is to be imitated after the prompt."""
     pretrain_steps: int | None = None
-    """0 where there is nothing to imitate; 360 on a task, on purpose too few to master it; else 1000."""
+    """Optimizer steps. If not given: 0 where there is nothing to imitate; 360 on a task, on purpose too few to master it; else 1000."""
     pretrain_batch: int = 128
+    """Texts of a step."""
     pretrain_learning_rate: float = 2e-3
+    """Of Adam, at its highest; it rises over 20 steps and falls to a tenth along a cosine."""
 
 
 @dataclass(frozen=True)
@@ -88,23 +95,30 @@ class Reinforcement:
     """The algorithm. One update completes and scores prompts-per-update x completions-per-prompt texts."""
 
     algorithm: Literal["ppo", "reinforce", "grpo", "rloo"] = "ppo"
+    """ppo: clipped ratio, GAE and a value head. reinforce: returns, their mean as baseline. grpo: clipped ratio, scores
+    normalised within a group. rloo: scores less the mean of the rest of the group."""
     updates: int = 500
+    """Rounds of generating and learning; 0: only teacher forcing."""
     prompts_per_update: int = 256
+    """Prompts of an update."""
     completions_per_prompt: int = 4
-    """The group of GRPO and RLOO."""
+    """Completions of each prompt of an update: the group of grpo and rloo."""
     epochs: int = 1
     """Passes over the completions of an update."""
     minibatches: int | None = None
-    """Optimizer steps a pass: 4 for ppo and grpo, 1 for reinforce and rloo."""
+    """Optimizer steps a pass. If not given: 4 for ppo and grpo, 1 for reinforce and rloo."""
     micro_batches: int = 1
     """Parts of a minibatch, to save memory; the result is the same."""
     learning_rate: float = 5e-4
+    """Of Adam, at the start."""
     final_learning_rate: float = 0.2
     """Share of the learning rate that is left at the end; it falls linearly."""
     max_new_tokens: int | None = None
-    """Longest completion: what the task needs, or 64."""
+    """Longest completion, in tokens. If not given: what the task needs, or 64."""
     temperature: float = 1.0
+    """Of sampling, and of every probability that is learned from."""
     clip_eps: float = 0.2
+    """How far the ratio of new to old probability may move from 1 before its gradient is cut (ppo, grpo)."""
     kl_coef: float = 0.02
     """Price of a nat of divergence from the reference, which is the model before reinforcement learning."""
     kl: Literal["reward", "k2", "k3", "sequence_k2", "sequence_ratio"] = "reward"
@@ -112,8 +126,11 @@ class Reinforcement:
     kl_target: float | None = None
     """Adapt the price so that a completion diverges by this many nats."""
     entropy_coef: float = 0.01
+    """Price that is paid for a nat of entropy of a token, against early certainty."""
     discount: float = 1.0
+    """Of later rewards, a token (ppo, reinforce)."""
     gae_lambda: float = 0.95
+    """Between one-step values (0) and whole returns (1) in the advantages (ppo)."""
     truncation: Literal["bootstrap", "terminal"] | None = None
     """A completion cut by the length limit: its return continues with the value estimate (ppo), or ends there. Terminal for
     built-in tasks, whose verdict on a completion that ran out of room is final; else bootstrap."""
@@ -226,13 +243,16 @@ def check(arguments: TrainArguments) -> None:
 
 def _check_numbers(arguments: TrainArguments) -> None:
     """Every number in its range, each named by its option."""
-    allowed = {"save_interval"}  # infinity: only at the end
     for group in dataclasses.asdict(arguments).values():
         for name, value in group.items():
             if not isinstance(value, int | float) or isinstance(value, bool):
                 continue
             option = f"--{name.replace('_', '-')}"
-            if isinstance(value, float) and not math.isfinite(value) and (value < 0 or name not in allowed):
+            if (
+                isinstance(value, float)
+                and not math.isfinite(value)
+                and (name, value) != ("save_interval", math.inf)
+            ):
                 raise InputError(f"{option} must be a finite number, not {value}")
             if name not in MAY_BE_ZERO and value <= 0:
                 raise InputError(f"{option} must be positive, not {value}")

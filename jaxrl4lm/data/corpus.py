@@ -107,11 +107,13 @@ class PromptSet(NamedTuple):
     rows: list[Row]
     texts: list[str]
     ids: list[list[int]]
+    longest: int
+    """The most tokens for which there is room beside a completion."""
 
     def batch(self, indices: Sequence[int], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and mask `[n, P]` of some prompts, padded on the left to a bucket."""
         rows = [self.ids[i] for i in indices]
-        return pad(rows, bucket(max(map(len, rows))), pad_id, left=True)
+        return pad(rows, min(bucket(max(map(len, rows))), self.longest), pad_id, left=True)
 
     def select(self, indices: Sequence[int]) -> "PromptSet":
         """Some of the prompts."""
@@ -119,6 +121,7 @@ class PromptSet(NamedTuple):
             [self.rows[i] for i in indices],
             [self.texts[i] for i in indices],
             [self.ids[i] for i in indices],
+            self.longest,
         )
 
     def columns(self, indices: Sequence[int], copies: int) -> dict[str, list]:
@@ -164,7 +167,7 @@ def encode_prompts(
                 f"the context of {context}: shorten the prompt, lower --max-new-tokens, or use a longer context"
             )
         encoded.append(ids)
-    return PromptSet(list(rows), texts, encoded)
+    return PromptSet(list(rows), texts, encoded, context - room)
 
 
 def epoch_rows(seed: int, first: int, count: int, size: int) -> np.ndarray:

@@ -117,7 +117,7 @@ def check_columns(reward: Reward, name: str, columns: Sequence[str]) -> None:
         signature.bind(prompts=[], completions=[], **others)
     except TypeError as error:
         raise InputError(
-            f"the reward {name} cannot be called with the columns {', '.join(others) or 'of no name'} ({error}): "
+            f"the reward {name} cannot be called with {', '.join(map(repr, others)) or 'no columns'} ({error}): "
             "its signature must be reward(prompts, completions, **columns)"
         ) from None
 

@@ -40,7 +40,10 @@ OPTIONS = [
     ("--digits 9", "digits must lie in 1..8, not 9"),
     ("--digits 0", "--digits must be positive"),
     ("--task sort --digits 1", "--digits: length must be at least 2, not 1"),
-    ("--prompts-per-update 6", "--prompts-per-update 6 must be a multiple of --minibatches x --micro-batches (4 x 1)"),
+    (
+        "--prompts-per-update 6",
+        "--prompts-per-update 6 must be a multiple of --minibatches x --micro-batches (4 x 1)",
+    ),
     ("--prompts-per-update 6 --minibatches 2 --micro-batches 2", "(2 x 2)"),
     ("--prompts-per-update 0", "--prompts-per-update must be positive, not 0"),
     ("--completions-per-prompt 0", "--completions-per-prompt must be positive"),
@@ -92,7 +95,10 @@ def test_options_of_train(cli, here, arguments, said):
     (here / "file").write_text("mine")
     (here / "full").mkdir()
     (here / "full" / "mine.txt").write_text("mine")
-    refused(cli, here, ["train", *arguments.split()], said)
+    defaults = (
+        [] if "resume" in arguments else ["--updates", "0", "--pretrain-steps", "0"]
+    )  # should nothing be refused
+    refused(cli, here, ["train", *defaults, *arguments.split()], said)
 
 
 def test_the_sizes_of_a_many_seeded_run_are_of_tasks(cli, here):
@@ -139,7 +145,10 @@ FILES = [
     ("--text p.jsonl", "p.jsonl, line 1: no column 'completion'"),
     ("--pretrain-steps 10", "--pretrain-steps 10 has nothing to imitate: give --text"),
     ("--held-out 12", "--held-out 12 leaves nothing of 12 prompts"),
-    ("--context 70 --prompts long.jsonl", "long.jsonl, line 2: the prompt has 31 tokens, which with 64 new ones exceeds"),
+    (
+        "--context 70 --prompts long.jsonl --reward length:3",
+        "long.jsonl, line 2: the prompt has 31 tokens, which with 64 new ones exceeds",
+    ),
     ("--reward bleu", "--reward bleu: not a reward"),
     ("--reward missing.py:f", "missing.py does not exist"),
     ("--reward r.py:nothing", "has no function 'nothing'"),
@@ -243,12 +252,24 @@ def test_falling_back_to_the_checkpoint_before(cli, here, run, task_run):
     truncate_state(run)
     shutil.rmtree(newest(run))
     assert cli("train", "--resume", run).code == 0
-    assert (run / "model/model.safetensors").read_bytes() == (task_run / "model/model.safetensors").read_bytes()
+    assert (run / "model/model.safetensors").read_bytes() == (
+        task_run / "model/model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", "{}", '{"world": 3}', "\x00", "replace updates many", "replace updates 1.5", "replace kl k9"],
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"world": 3}',
+        "\x00",
+        "replace updates many",
+        "replace updates 1.5",
+        "replace kl k9",
+    ],
 )
 def test_a_config_that_is_damaged(cli, here, run, content):
     if content.startswith("replace"):
@@ -280,7 +301,10 @@ OTHERS = [
     ("generate . --prompt a", "config.json is missing"),
     ("generate run", "there is nothing to complete"),
     ("generate run --prompt 1+2", None),
-    ("generate run --prompt 1x2=", "--prompt, line 1: '1x2=' has characters that the model's tokenizer does not know"),
+    (
+        "generate run --prompt 1x2=",
+        "--prompt, line 1: '1x2=' has characters that the model's tokenizer does not know",
+    ),
     ("generate run --prompt 1+1=1+1=1+1=", "the prompt has 12 tokens"),
     ("generate run --prompt 1+1= --max-new-tokens 70", "exceeds the context"),
     ("generate run --prompt 1+1= --max-new-tokens 0", "--max-new-tokens must be at least 1, not 0"),
@@ -290,7 +314,7 @@ OTHERS = [
     ("generate run --prompt 1+1= --seed -1", "--seed must lie in"),
     ("generate run --prompts missing.jsonl", "missing.jsonl does not exist"),
     ("generate run --prompts empty.jsonl", "empty.jsonl is empty"),
-    ("generate unfinished --prompt a", "unfinished has no model yet"),
+    ("generate unfinished --prompt a", "unfinished has no model, which is written when"),
     ("generate torn --prompt a", "torn/model"),
 ]
 

@@ -84,7 +84,7 @@ def test_killed_at_any_moment(kind, spawn, task_options, prompt_options, tmp_pat
     )
 
 
-UNSTEADY = '''
+UNSTEADY = """
 import os, pathlib, signal
 TROUBLE = pathlib.Path(__file__).with_name("trouble")
 calls = 0
@@ -100,7 +100,7 @@ def reward(prompts, completions, letter, **columns):
         for name in what.split("+") if what != "none" else []:
             os.kill(os.getpid(), getattr(signal, name))
     return [c.count(l) / (1 + len(c)) for c, l in zip(completions, letter)]
-'''
+"""
 
 
 @pytest.fixture(scope="module")

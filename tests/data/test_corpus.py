@@ -33,7 +33,9 @@ def test_documents_of_each_form(tmp_path):
         read_documents(rows, "q", "completion", "line")
 
 
-@pytest.mark.parametrize("tokenizer", [BYTES, CharacterTokenizer("abc é"), BARE], ids=["bytes", "begin", "bare"])
+@pytest.mark.parametrize(
+    "tokenizer", [BYTES, CharacterTokenizer("abc é"), BARE], ids=["bytes", "begin", "bare"]
+)
 def test_rows_begin_end_and_are_masked(tokenizer):
     documents = [Document("a", "bc"), Document("", "abcabc"), Document("abcabcabc", "a")]
     corpus = encode_documents(documents, tokenizer, longest=9)
@@ -60,14 +62,16 @@ def test_one_long_document_is_a_stream():
 @pytest.mark.parametrize("left", [True, False])
 def test_padding(left):
     tokens, mask = pad([[5], [], [6, 7, 8]], 3, 0, left=left)
-    assert tokens.tolist() == ([[0, 0, 5], [0, 0, 0], [6, 7, 8]] if left else [[5, 0, 0], [0, 0, 0], [6, 7, 8]])
+    assert tokens.tolist() == (
+        [[0, 0, 5], [0, 0, 0], [6, 7, 8]] if left else [[5, 0, 0], [0, 0, 0], [6, 7, 8]]
+    )
     assert (mask == (tokens > 0)).all()
 
 
 def test_buckets_are_few_and_at_most_a_third_empty():
     sizes = [bucket(n) for n in range(1, 5000)]
     assert sizes == sorted(sizes)
-    assert len(set(sizes)) <= 17
+    assert len(set(sizes)) <= 18
     assert all(size >= n and (n <= 32 or 3 * n > 2 * size) for n, size in enumerate(sizes, start=1))
 
 
@@ -89,7 +93,11 @@ def test_prompts_are_padded_on_the_left():
 @pytest.mark.parametrize(
     "texts, options, said",
     [
-        (["a", "b" * 12], {}, "line 2: the prompt has 13 tokens, which with 4 new ones exceeds the context of 16"),
+        (
+            ["a", "b" * 12],
+            {},
+            "line 2: the prompt has 13 tokens, which with 4 new ones exceeds the context of 16",
+        ),
         (["a", "axb"], {"tokenizer": BARE}, "line 2: the character 'x' is not in the vocabulary"),
         (["a", ""], {"tokenizer": BARE}, "line 2: the prompt is empty"),
     ],
@@ -100,8 +108,13 @@ def test_prompts_that_cannot_be_completed(texts, options, said):
     assert f"file.jsonl, {said}" in str(error.value)
 
 
-def test_the_longest_prompt_that_fits():
-    assert len(prompts_of("b" * 11).ids[0]) == 12
+def test_prompts_are_never_padded_beyond_the_context():
+    prompts = prompts_of("b" * 11, "b" * 8)
+    assert bucket(12) > 12
+    for some in (prompts, prompts.select([1, 0])):
+        tokens, mask = some.batch([0, 1], BYTES.pad_id)
+        assert tokens.shape == (2, 12)  # and 4 new ones make 16
+        assert sorted(mask.sum(1)) == [9, 12]
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])

@@ -53,7 +53,8 @@ def test_what_is_wrong_is_said(tmp_path, content, said):
 
 
 @pytest.mark.parametrize(
-    "name, said", [("missing", "does not exist"), ("", "is a folder"), ("file/below", "cannot be read (Not a dir")]
+    "name, said",
+    [("missing", "does not exist"), ("", "is a folder"), ("file/below", "cannot be read (Not a dir")],
 )
 def test_what_cannot_be_opened(tmp_path, name, said):
     (tmp_path / "file").touch()

@@ -115,7 +115,9 @@ def test_what_a_reward_raises_is_told_on_one_line():
     def reward(**columns):
         raise KeyError("first\nsecond")
 
-    with pytest.raises(InputError, match=r"f raised KeyError at test_rewards.py:\d+: .*\(first prompt .* 'p'\)") as error:
+    with pytest.raises(
+        InputError, match=r"f raised KeyError at test_rewards.py:\d+: .*\(first prompt .* 'p'\)"
+    ) as error:
         rewards.call(reward, "f", ["p"], ["a"], {})
     assert "\n" not in str(error.value)
 
@@ -125,7 +127,9 @@ def test_columns_reach_the_reward_without_names_that_clash():
         assert (prompts, completions, columns) == (["p"], ["c"], {"answer": [3]})
         return [0]
 
-    assert rewards.call(reward, "f", ["p"], ["c"], {"answer": [3], "prompts": ["x"], "completions": ["y"]}) == [0.0]
+    assert rewards.call(
+        reward, "f", ["p"], ["c"], {"answer": [3], "prompts": ["x"], "completions": ["y"]}
+    ) == [0.0]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,9 @@ def test_texts_survive_their_characters(a, b):
     assert CharacterTokenizer.from_texts([b, a]) == tokenizer
 
 
-@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharacterTokenizer("abc")], ids=["bytes", "characters"])
+@pytest.mark.parametrize(
+    "tokenizer", [ByteTokenizer(), CharacterTokenizer("abc")], ids=["bytes", "characters"]
+)
 def test_special_tokens_are_no_text(tokenizer):
     special = [tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id]
     assert len(set(special)) == 3
