@@ -1,6 +1,5 @@
 """Whole training states on disk through orbax: atomic, restored bit for bit."""
 
-import json
 import logging
 import pathlib
 from typing import Any
@@ -14,19 +13,39 @@ from jaxrl4lm.types import InputError
 class Checkpoints:
     """The checkpoints of one run, the last two kept. A save that is cut off leaves the one before it whole."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, *, write: bool = True):
+        """Opens the folder.
+
+        Args:
+          write: make it where it is missing, and clear away what saves that were cut off have left. False: only read.
+        Raises:
+          InputError: if it cannot be opened.
+        """
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        if not write and not self.folder.is_dir():
+            raise self._none()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, create=write, cleanup_tmp_directories=write, read_only=not write
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be opened ({error.strerror}): check the folder") from None
 
     def save(self, number: int, state: Any, notes: dict[str, Any]) -> None:
         """Writes a state (a pytree of arrays, typed keys too) and its notes (JSON), in the background.
 
         The state is copied off the device before this returns, so it may be donated afterwards.
+
+        Raises:
+          InputError: if this or the save before it cannot be written.
         """
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
-        self._manager.save(number, args=args)
+        try:
+            self._manager.save(number, args=args)
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from error
 
     def latest(self) -> int | None:
         """The number of the newest whole checkpoint."""
@@ -40,30 +59,41 @@ class Checkpoints:
         """
         number = self.latest()
         if number is None:
-            raise InputError(
-                f"{self.folder} holds no checkpoint: the run has not saved one yet, start it again"
-            )
+            raise self._none()
         try:
             args = ocp.args.Composite(notes=ocp.args.JsonRestore())
-            return self._manager.restore(number, args=args)["notes"]
-        except (ValueError, KeyError, OSError, json.JSONDecodeError) as error:
+            notes = self._manager.restore(number, args=args)["notes"]
+        except Exception as error:  # orbax raises many kinds
             raise self._corrupt(number, error) from None
+        if not isinstance(notes, dict):
+            raise self._corrupt(number, ValueError("its notes are missing"))
+        return notes
 
     def restore(self, like: Any) -> Any:
         """The newest state.
 
         Args:
-          like: a state, or its `jax.eval_shape`, of the structure that was saved.
+          like: a state, or its `jax.eval_shape`, of the structure that was saved; it comes back on the first device,
+            wherever it was saved from.
         Raises:
           InputError: if it cannot be read, or is of another run.
         """
         number = self.latest()
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
             return self._manager.restore(number, args=args)["state"]
         except Exception as error:  # orbax and tensorstore raise many kinds
             raise self._corrupt(number, error) from None
+
+    def _none(self) -> InputError:
+        return InputError(
+            f"{self.folder} holds no checkpoint: the run has not saved one yet, go on with it first"
+        )
+
+    def _unwritable(self, error: Exception) -> InputError:
+        return InputError(f"a checkpoint in {self.folder} cannot be written ({error}): make room there")
 
     def _corrupt(self, number: int | None, error: Exception) -> InputError:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -73,6 +103,14 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits for the saves under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the saves under way.
+
+        Raises:
+          InputError: if one cannot be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from error
+        finally:
+            self._manager.close()

@@ -4,11 +4,11 @@ import importlib
 import json
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -27,11 +27,19 @@ class JsonLines:
     """One JSON object a line, flushed at every write."""
 
     def __init__(self, path: pathlib.Path, keep: int):
-        """Opens the file, keeping its first `keep` lines: those that the state to go on from knows of."""
-        lines = path.read_text().splitlines(keepends=True)[:keep] if path.exists() else []
-        self.records: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        path.write_text("".join(lines))
+        """Opens the file, keeping its first `keep` lines: those that the state to go on from knows of.
+
+        Raises:
+          InputError: if one of those is damaged.
+        """
+        lines = path.read_bytes().splitlines(keepends=True)[:keep] if path.exists() else []
+        try:
+            self.records: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        except ValueError:
+            raise InputError(f"{path} is damaged: remove its broken lines") from None
+        # Cut in place: a process that is killed here has lost nothing.
         self._file = path.open("a")
+        self._file.truncate(sum(map(len, lines)))
 
     def write(self, record: Mapping[str, Any]) -> None:
         self.records.append(dict(record))
@@ -43,14 +51,17 @@ class JsonLines:
 
 
 def _scalars(record: Mapping[str, Any]) -> dict[str, float]:
-    return {k: float(np.mean(v)) for k, v in record.items() if k not in ("phase", "update", "seconds")}
+    others = ("phase", "update", "seconds")
+    return {k: float(np.mean(v)) for k, v in record.items() if k not in others}
 
 
 class TensorBoard:
     """Event files, through tensorboardX."""
 
     def __init__(self, folder: pathlib.Path):
-        self._writer = _import("tensorboardX", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
+        self._writer = _import(PACKAGES["tensorboard"], "tensorboard").SummaryWriter(
+            str(folder / "tensorboard")
+        )
 
     def write(self, record: Mapping[str, Any]) -> None:
         for name, value in _scalars(record).items():
@@ -64,7 +75,9 @@ class WeightsAndBiases:
     """A run of Weights & Biases; offline where `WANDB_MODE` says so."""
 
     def __init__(self, folder: pathlib.Path):
-        self._run = _import("wandb", "wandb").init(project="jaxrl4lm", name=folder.name, dir=str(folder))
+        self._run = _import(PACKAGES["wandb"], "wandb").init(
+            project="jaxrl4lm", name=folder.name, dir=str(folder)
+        )
 
     def write(self, record: Mapping[str, Any]) -> None:
         prefix = record["phase"]
@@ -83,6 +96,15 @@ def _import(module: str, extra: str) -> Any:
         raise InputError(
             f"--log {extra} needs the package {module}: pip install 'jaxrl4lm[{extra}]'"
         ) from None
+
+
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+
+
+def check_sinks(names: Sequence[str]) -> None:
+    """Raises InputError if a sink's package is not installed."""
+    for name in names:
+        _import(PACKAGES[name], name)
 
 
 def sinks(names: Sequence[str], folder: pathlib.Path) -> list[Sink]:
@@ -104,20 +126,29 @@ class _TimeLeft(ProgressColumn):
         return Text(f"{int(seconds) // 60}:{int(seconds) % 60:02d} left")
 
 
+class _TwoRows(Progress):
+    """The bar, and below it how it goes, cut where the terminal is narrower: nothing wraps."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (
+            Text(t.fields["text"], no_wrap=True, overflow="ellipsis") for t in self.tasks if t.visible
+        )
+
+
 class ProgressLine:
-    """A live line on a terminal; elsewhere a plain line at most every few seconds."""
+    """A live display on a terminal; elsewhere a plain line at most every few seconds. The end of a phase leaves a line."""
 
     def __init__(self, console: Console, every: float = 5.0):
         self._console, self._every, self._last = console, every, 0.0
-        self._progress = Progress(
+        self._progress = _TwoRows(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[text]}"),
             TimeElapsedColumn(),
             _TimeLeft(),
             console=console,
-            transient=False,
+            transient=True,
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("", visible=False, text="", started=None, first=0)
@@ -144,6 +175,6 @@ class ProgressLine:
             self._progress.update(self._task, started=time.monotonic(), first=done)
         self._progress.update(self._task, completed=done, text=text)
         now = time.monotonic()
-        if not self._console.is_terminal and (now - self._last >= self._every or done == self._total):
+        if done == self._total or (not self._console.is_terminal and now - self._last >= self._every):
             self._last = now
             self._console.print(f"{self._name} {done}/{self._total}  {text}", highlight=False, soft_wrap=True)

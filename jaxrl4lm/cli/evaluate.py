@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxrl4lm.checkpoint import Checkpoints
@@ -20,7 +21,7 @@ from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 class EvaluateArguments:
     """Score a run's newest checkpoint on its held-out prompts, and show samples."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
     json: bool = False
     """Print one JSON object instead of tables."""
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
     parsed = tyro.cli(EvaluateArguments, args=arguments, prog="jaxrl4lm evaluate")
     enable_compilation_cache()
     session = train.build(run_folder.read_arguments(parsed.run))
-    checkpoints = Checkpoints(parsed.run / run_folder.CHECKPOINTS)
+    checkpoints = Checkpoints(parsed.run / run_folder.CHECKPOINTS, write=False)
     notes = checkpoints.notes()
     phase = session.phases[notes["phase"]]
     shapes = jax.eval_shape(phase.init, jax.eval_shape(session.start))
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(record | {"samples": [s._asdict() for s in samples]}))
         return 0
     console = Console()
-    table = Table("prompt", "completion", "score", title=session.title, title_justify="left")
+    table = Table("prompt", "completion", "score", title=escape(session.title), title_justify="left")
     for s in samples:
         table.add_row(train.cell(s.prompt), train.cell(s.completion), f"{s.score:g}")
     console.print(table)

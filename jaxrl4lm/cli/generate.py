@@ -1,6 +1,7 @@
 """`jaxrl4lm generate`: completions from a run's model, or from any Hugging Face folder."""
 
 import json
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 from jaxrl4lm.cli.prompt_session import decode
 from jaxrl4lm.cli.session import load_model
-from jaxrl4lm.cli.train_arguments import Model
+from jaxrl4lm.cli.train_arguments import LARGEST_SEED, Model
 from jaxrl4lm.data.corpus import PromptSet, encode_prompts
 from jaxrl4lm.data.files import Row, read_jsonl
 from jaxrl4lm.decoding import generate
@@ -28,14 +29,14 @@ AT_ONCE = 32
 class GenerateArguments:
     """Complete prompts with the model of a run, or of a Hugging Face folder."""
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Folder of a run that has finished, or one with config.json, model.safetensors and tokenizer.json."""
     prompt: tuple[str, ...] = ()
     """Prompts, one after another."""
     prompts: Path | None = None
     """JSONL with a column `prompt`."""
     n: int = 1
-    """Completions of each prompt."""
+    """How many completions of each prompt."""
     max_new_tokens: int | None = None
     """Longest completion: 64, or what the model's context leaves, if not given."""
     temperature: float = 1.0
@@ -48,11 +49,13 @@ class GenerateArguments:
 def main(arguments: list[str]) -> int:
     """Runs the command."""
     parsed = tyro.cli(GenerateArguments, args=arguments, prog="jaxrl4lm generate")
-    for option, value in {"-n": parsed.n, "--max-new-tokens": parsed.max_new_tokens}.items():
+    for option, value in {"--n": parsed.n, "--max-new-tokens": parsed.max_new_tokens}.items():
         if value is not None and value < 1:
             raise InputError(f"{option} must be at least 1, not {value}")
-    if parsed.temperature < 0:
-        raise InputError(f"--temperature must not be negative, not {parsed.temperature}")
+    if not 0 <= parsed.temperature < math.inf:
+        raise InputError(f"--temperature must be 0 or a positive number, not {parsed.temperature}")
+    if not 0 <= parsed.seed < LARGEST_SEED:
+        raise InputError(f"--seed must lie in 0..{LARGEST_SEED - 1}, not {parsed.seed}")
     enable_compilation_cache()
     policy, params, tokenizer = load_model(Model(model=_model_folder(parsed.model)))
     rows = [Row(i, {"prompt": text}) for i, text in enumerate(parsed.prompt, start=1)]
@@ -64,11 +67,6 @@ def main(arguments: list[str]) -> int:
     context = policy.config.context
     prompts = encode_prompts(rows, "prompt", tokenizer, source, parsed.max_new_tokens or 1, context)
     length = parsed.max_new_tokens or min(64, context - max(map(len, prompts.ids)))
-    for row, ids, text in zip(prompts.rows, prompts.ids, prompts.texts, strict=True):
-        if tokenizer.pad_id in ids:
-            raise InputError(
-                f"{source}, line {row.line}: {text!r} has characters that the model's tokenizer does not know"
-            )
 
     @jax.jit
     def complete(params, tokens, mask, key, temperature, first):
@@ -120,8 +118,8 @@ def _model_folder(path: Path) -> Path:
         return exported
     if (path / run_folder.CHECKPOINTS).is_dir():
         raise InputError(
-            f"{path} has no {run_folder.MODEL} yet, it is written when a run of one seed ends: go on with "
-            f"jaxrl4lm train --resume {path}"
+            f"{path} has no {run_folder.MODEL}, which is written when a run of one seed ends (several seeds write none): "
+            f"go on with jaxrl4lm train --resume {path}"
         )
     if not path.is_dir():
         raise InputError(f"{path} does not exist: name the folder of a run or of a Hugging Face model")

@@ -1,13 +1,13 @@
 """Your prompts and your reward: a Python function is called between two compiled halves of each update."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
 import numpy as np
 
 from jaxrl4lm.cli import session
-from jaxrl4lm.cli.session import Phase, Sample, Session
+from jaxrl4lm.cli.session import Phase, Sample, Session, StepFailed
 from jaxrl4lm.cli.train_arguments import TrainArguments
 from jaxrl4lm.data import ByteTokenizer, CharacterTokenizer, Tokenizer, rewards
 from jaxrl4lm.data.corpus import (
@@ -51,6 +51,10 @@ def build(arguments: TrainArguments) -> Session:
         if pre.text
         else []
     )
+    names = dict.fromkeys(name for row in rows for name in row.columns)
+    # Every row has every column, None where the file has none, so that the reward is always called with the same.
+    rows = [Row(row.line, dict.fromkeys(names) | row.columns) for row in rows]
+    rewards.check_columns(reward, world.reward or "", [n for n in names if n != world.prompt_column])
     prompt_texts = [row.columns[world.prompt_column] for row in rows]
     loaded = session.load_model(arguments.model) if arguments.model.model else None
     tokenizer = loaded[2] if loaded else _tokenizer(arguments, documents, prompt_texts)
@@ -105,7 +109,7 @@ def build(arguments: TrainArguments) -> Session:
 
     def evaluate(params: Params) -> np.ndarray:
         everything = list(range(len(held_out.rows)))
-        return np.mean(score(held_out, everything, complete(params, held_out), 1))
+        return np.asarray(np.mean(score(held_out, everything, complete(params, held_out), 1)))
 
     return Session(
         title=f"{(world.prompts or pre.text).name}, {world.reward.split('/')[-1]}, {rl.algorithm.upper()}",  # pyright: ignore
@@ -215,14 +219,21 @@ def _reinforcement(
     def run(state, done: int, count: int):
         rows = []
         for update in range(done, done + count):
-            state, metrics = one(state, update)
+            try:
+                state, metrics = one(state, update)
+            except InputError as error:
+                raise StepFailed(str(error), state, _stack(rows)) from error
             rows.append(session.host(metrics))
-        return state, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return state, _stack(rows)
 
     def init(params: Params) -> reinforcement.State:
         return reinforcement.init(key, config, learner, params)
 
     return Phase("reinforcement", rl.updates, arguments.run.evaluate_every, jax.jit(init), run)
+
+
+def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
 def decode(tokenizer: Tokenizer, tokens: Array, mask: Array) -> list[str]:

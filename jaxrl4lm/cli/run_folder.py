@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from jaxrl4lm import __version__
-from jaxrl4lm.cli.train_arguments import TrainArguments, from_json, to_json
+from jaxrl4lm.cli.train_arguments import TrainArguments, check, from_json, to_json
 from jaxrl4lm.types import InputError
 
 CONFIG, METRICS, SAMPLES, CURVE = "config.json", "metrics.jsonl", "samples.txt", "learning_curve.png"
@@ -21,7 +21,7 @@ def create(arguments: TrainArguments) -> pathlib.Path:
     """
     out = arguments.run.out
     if out is None:
-        name = f"{arguments.world.task if arguments.world.reward is None else _stem(arguments)}"
+        name = arguments.world.task if arguments.world.reward is None else _stem(arguments)
         base = pathlib.Path("runs") / f"{name}-{arguments.reinforcement.algorithm}-seed{arguments.run.seed}"
         candidates = itertools.chain([base], (base.with_name(f"{base.name}-{i}") for i in itertools.count(2)))
         out = next(path for path in candidates if not path.exists())
@@ -56,6 +56,16 @@ def read_arguments(folder: pathlib.Path) -> TrainArguments:
     try:
         data: dict[str, Any] = json.loads(path.read_text())
         data.pop("version", None)
-        return from_json(data)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{path} is damaged or of another version: start the run anew") from None
+        arguments = from_json(data)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise InputError(
+            f"{path} is damaged or of another version ({type(error).__name__}: {error}): start the run anew"
+        ) from None
+    check(arguments)
+    return arguments
+
+
+def has_checkpoint(folder: pathlib.Path) -> bool:
+    """Whether the run has anything to go on from."""
+    saved = folder / CHECKPOINTS
+    return saved.is_dir() and any(path.name.isdecimal() for path in saved.iterdir())

@@ -27,7 +27,15 @@ class Phase(NamedTuple):
     """Steps between evaluations."""
     init: Callable[[Params], Any]
     run: Callable[[Any, int, int], tuple[Any, Mapping[str, np.ndarray]]]
-    """(state, steps done, steps to do) → state, metrics with a leading axis of steps."""
+    """(state, steps done, steps to do) → state, metrics with a leading axis of steps. May raise `StepFailed`."""
+
+
+class StepFailed(InputError):
+    """A step failed, as a user's reward may; the state and the metrics `[steps]` of those before it are whole."""
+
+    def __init__(self, reason: str, state: Any, metrics: Mapping[str, np.ndarray]):
+        super().__init__(reason)
+        self.state, self.metrics = state, metrics
 
 
 class Sample(NamedTuple):
@@ -80,6 +88,11 @@ def load_model(model: Model) -> tuple[LanguagePolicy, Params, Tokenizer]:
         policy, params, tokenizer = models.load(model.model, compute_dtype=model.dtype)  # pyright: ignore
     except models.CheckpointError as error:
         raise InputError(str(error)) from None
+    except Exception as error:  # the readers of JSON, tensors and tokenizers raise many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"{model.model} cannot be loaded ({reason}): mend or replace the folder's files"
+        ) from error
     if tokenizer is None:
         raise InputError(f"{model.model} has no tokenizer.json: save the tokenizer beside the model")
     return policy, params, tokenizer
@@ -131,9 +144,7 @@ def reinforcement_config(rl: Reinforcement) -> ReinforcementConfig:
     try:
         config.check()
     except ValueError as error:
-        raise InputError(
-            f"{error} (options --prompts-per-update, --completions-per-prompt, and so on)"
-        ) from None
+        raise InputError(str(error)) from None
     return config
 
 

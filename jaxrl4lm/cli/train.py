@@ -1,6 +1,8 @@
 """`jaxrl4lm train`: pre-train, then reinforce; everything on disk, every moment resumable."""
 
+import os
 import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -11,15 +13,17 @@ import jax
 import numpy as np
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from jaxrl4lm import models
 from jaxrl4lm.checkpoint import Checkpoints
 from jaxrl4lm.cli import prompt_session, run_folder, task_session
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
-from jaxrl4lm.cli.session import Phase, Sample, Session
+from jaxrl4lm.cli.session import Phase, Sample, Session, StepFailed
 from jaxrl4lm.cli.train_arguments import Run, TrainArguments, resolve
-from jaxrl4lm.metrics import JsonLines, ProgressLine, Sink, sinks
+from jaxrl4lm.metrics import JsonLines, ProgressLine, Sink, check_sinks, sinks
 from jaxrl4lm.plots.learning_curve import learning_curve
 from jaxrl4lm.types import InputError, Params
 
@@ -30,8 +34,10 @@ def main(arguments: list[str]) -> int:
     enable_compilation_cache()
     console = Console()
     folder = parsed.run.resume
+    fresh = folder is None
     if folder is None:
         parsed = resolve(parsed)
+        check_sinks(parsed.run.log)
         session = build(parsed)
         folder = run_folder.create(parsed)
     else:
@@ -39,7 +45,24 @@ def main(arguments: list[str]) -> int:
             raise InputError(f"--resume {folder} takes the options of that run: give no other option")
         parsed = run_folder.read_arguments(folder)
         session = build(parsed)
-    return Driver(parsed, session, folder, console).drive()
+    try:
+        return Driver(parsed, session, folder, console).drive()
+    except InputError as error:
+        raise InputError(f"{error}; {_aftermath(folder, fresh)}") from error
+    except KeyboardInterrupt:
+        print(_aftermath(folder, False), file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception:
+        print(_aftermath(folder, False), file=sys.stderr)
+        raise
+
+
+def _aftermath(folder: pathlib.Path, fresh: bool) -> str:
+    """What is left of a run that failed, after taking away the folder of one that never got anywhere."""
+    if fresh and not run_folder.has_checkpoint(folder):
+        shutil.rmtree(folder)
+        return f"the run had not come to a checkpoint, so {folder} is removed"
+    return f"go on from the last checkpoint with: jaxrl4lm train --resume {folder}"
 
 
 def build(arguments: TrainArguments) -> Session:
@@ -65,7 +88,8 @@ class _Interrupt:
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
-        print("\nfinishing the current updates and saving ... (again to stop at once)", file=sys.stderr)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nfinishing the current updates and saving ... (again to stop at once)\n")
 
 
 class Driver:
@@ -94,13 +118,14 @@ class Driver:
         seeds = f", {self.session.seeds} seeds at once" if self.session.seeds > 1 else ""
         out = self.console.print
         out(
-            f"[bold]{self.session.title}[/]: {size:,} parameters on {device.device_kind} ({device.platform}){seeds}"
+            f"[bold]{escape(self.session.title)}[/]: {size:,} parameters on {device.device_kind} ({device.platform}){seeds}"
         )
         for note in self.session.notes:
-            out(note, highlight=False)
+            out(note, highlight=False, markup=False, soft_wrap=True)
         out(
             f"{plan}; seed {self.arguments.run.seed}; run folder {self.folder}",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
         if resuming and self.notes["phase"] < len(self.session.phases):
@@ -109,17 +134,30 @@ class Driver:
 
     def drive(self) -> int:
         """Runs to the end, or until interrupted; the exit code."""
+        try:
+            return self._drive()
+        finally:
+            self.checkpoints.close()
+            for sink in self.sinks:
+                sink.close()
+
+    def _drive(self) -> int:
         with _Interrupt() as interrupt, ProgressLine(self.console) as progress:
             params = self._phases(progress, interrupt)
         if params is None:
-            self._finish_files()
-            self.console.print(f"stopped; go on with: jaxrl4lm train --resume {self.folder}", soft_wrap=True)
+            self._draw()
+            self.console.print(
+                f"stopped; go on with: jaxrl4lm train --resume {self.folder}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
             return 128 + (interrupt.signal or 0)
         samples = self.session.samples(params)
         self._write_samples(samples)
         if self.session.seeds == 1:
             self._export(params)
-        self._finish_files()
+        self._draw()
         self._report(samples)
         return 0
 
@@ -160,7 +198,7 @@ class Driver:
         while self.notes["done"] < phase.total and interrupt.signal is None:
             count = min(phase.chunk - self.notes["done"] % phase.chunk, phase.total - self.notes["done"])
             began = time.monotonic()
-            state, metrics = phase.run(state, self.notes["done"], count)
+            state, metrics = self._steps(phase, state, count)
             seconds = time.monotonic() - began
             score = self.session.evaluate(state.params)
             self.notes["done"] += count
@@ -174,13 +212,25 @@ class Driver:
             self._save(state)
         return state
 
-    def _record(self, phase: Phase, count: int, metrics: Mapping[str, np.ndarray], score: Any) -> None:
-        """Writes a record a step; the evaluation belongs to the last one."""
+    def _steps(self, phase: Phase, state: Any, count: int) -> tuple[Any, Mapping[str, np.ndarray]]:
+        """A chunk; where a step of it fails, those before it are recorded and saved."""
+        try:
+            return phase.run(state, self.notes["done"], count)
+        except StepFailed as failed:
+            done = len(next(iter(failed.metrics.values()), ()))
+            self.notes["done"] += done
+            if done:
+                self._record(phase, done, failed.metrics)
+            self._save(failed.state)
+            raise
+
+    def _record(self, phase: Phase, count: int, metrics: Mapping[str, np.ndarray], score: Any = None) -> None:
+        """Writes a record a step; the evaluation, if there is one, belongs to the last."""
         done = self.notes["done"]
         for i in range(max(count, 1)):
             record = {"phase": phase.name, "update": done - count + i + 1 if count else 0}
             record |= {name: values[i].tolist() for name, values in metrics.items()}
-            if i == max(count, 1) - 1:
+            if i == max(count, 1) - 1 and score is not None:
                 record |= {"held_out": score, "seconds": round(time.monotonic() - self.started, 3)}
             for sink in self.sinks:
                 sink.write(record)
@@ -191,11 +241,8 @@ class Driver:
         self.checkpoints.save(number, {"state": state}, self.notes)
         self.saved = time.monotonic()
 
-    def _finish_files(self) -> None:
-        self.checkpoints.close()
+    def _draw(self) -> None:
         learning_curve(self.jsonl.records, self.session.title, self.folder / run_folder.CURVE)
-        for sink in self.sinks:
-            sink.close()
 
     def _export(self, params: Params) -> None:
         models.save(self.folder / run_folder.MODEL, self.session.policy, params, self.session.tokenizer)
@@ -205,7 +252,7 @@ class Driver:
         for title, samples in (("before reinforcement learning", self._before()), ("after", after)):
             rows = [f"{s.score:g}\t{s.prompt!r} -> {s.completion!r}" for s in samples]
             parts.append("\n".join([f"# {title}: score, prompt -> completion", *rows]))
-        (self.folder / run_folder.SAMPLES).write_text("\n\n".join(parts) + "\n")
+        (self.folder / run_folder.SAMPLES).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
     def _before(self) -> list[Sample]:
         return [Sample(*s) for s in self.notes["before"] or []]
@@ -222,7 +269,11 @@ class Driver:
             if key in self.notes["scores"]:
                 table.add_row(name, spread(self.notes["scores"][key]))
         self.console.print(table)
-        skipped = sum(np.sum(r.get("skipped_updates", 0)) for r in self.jsonl.records[-1:])
+        # Each phase counts its own; the last record holds the count.
+        counts = {
+            r["phase"]: np.sum(r["skipped_updates"]) for r in self.jsonl.records if "skipped_updates" in r
+        }
+        skipped = sum(counts.values())
         if skipped:
             self.console.print(
                 f"{skipped:g} optimizer steps were not applied, because their gradient was not finite"
@@ -232,6 +283,7 @@ class Driver:
             f"{minutes} min {seconds} s; look at {self.folder / run_folder.CURVE}",
             soft_wrap=True,
             highlight=False,
+            markup=False,
         )
 
 
@@ -244,15 +296,15 @@ def _summary(phase: Phase, metrics: Mapping[str, np.ndarray], score: Any, second
     clip = mean["policy/clip_frac_low"] + mean["policy/clip_frac_high"]
     tokens = float(metrics["completion/tokens"].sum()) / seconds
     return (
-        f"reward {mean['reward/mean']:.3f}  {held_out}  KL {mean['kl/ref_sequence']:.2f}  "
-        f"entropy {mean['policy/entropy']:.2f}  clip {clip:.3f}  {tokens:,.0f} tokens/s"
+        f"reward {mean['reward/mean']:.3f}  {held_out}  KL {mean['kl/ref_sequence']:z.2f}  "
+        f"entropy {mean['policy/entropy']:.2f}  clip {clip:.2f}  {tokens:,.0f} tokens/s"
     )
 
 
-def cell(text: str) -> str:
-    """Text on one line of a table, without markup."""
-    flat = text.encode("unicode_escape").decode() if not text.isprintable() else text
-    return (flat if len(flat) <= 60 else flat[:57] + "...").replace("[", r"\[")
+def cell(text: str) -> Text:
+    """Text on one line of a table, where nothing in it is markup."""
+    flat = text if text.isprintable() else repr(text)[1:-1]
+    return Text(flat if len(flat) <= 60 else flat[:57] + "...")
 
 
 def spread(score: Any) -> str:

@@ -1,6 +1,8 @@
 """The options of `jaxrl4lm train`: these dataclasses are the parser, the help and the run's `config.json`."""
 
 import dataclasses
+import math
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +10,23 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxrl4lm.types import InputError
+
+LARGEST = 1e30
+"""Numbers beyond it overflow in float32 arithmetic."""
+LARGEST_SEED = 2**31
+MAY_BE_ZERO = {
+    "held_out",
+    "pretrain_steps",
+    "updates",
+    "final_learning_rate",
+    "kl_coef",
+    "entropy_coef",
+    "discount",
+    "gae_lambda",
+    "seed",
+    "save_interval",
+}
+AT_MOST_ONE = {"discount", "gae_lambda", "final_learning_rate"}
 
 
 @dataclass(frozen=True)
@@ -17,7 +36,7 @@ class World:
     task: Literal["addition", "sort", "reverse", "copy"] = "addition"
     """Built-in task with a verifiable reward, used where no --reward is given."""
     digits: int | None = None
-    """Digits of each number (addition: 2) or of the string (other tasks: 5)."""
+    """Digits of each number (addition; 2 if not given) or of the string (other tasks; 5 if not given)."""
     prompts: Path | None = None
     """JSONL with a text column `prompt`; other columns go to the reward. Left out: every prompt is empty."""
     reward: str | None = None
@@ -38,9 +57,13 @@ class Model:
     model: Path | None = None
     """Folder with config.json, model.safetensors and tokenizer.json to start from; the sizes below are then its own."""
     style: Literal["llama", "gpt2"] = "gpt2"
+    """Of a new model: gpt2 (learned positions, GELU), or llama (rotary positions, gated SiLU, RMS norms)."""
     layers: int = 2
+    """Blocks of attention and MLP."""
     width: int = 96
+    """Of the residual stream; a multiple of --heads."""
     heads: int = 4
+    """Attention heads of a block."""
     context: int | None = None
     """Longest prompt and completion together, in tokens; what the data need (texts: at most 512), if not given."""
     tokenizer: Literal["character", "byte"] | None = None
@@ -58,10 +81,13 @@ class Pretraining:
     text_unit: Literal["line", "file"] = "line"
     """What a document of a plain file is."""
     completion_column: str = "completion"
+    """Column of a JSONL --text that holds what is to be imitated after the prompt."""
     pretrain_steps: int | None = None
-    """0 where there is nothing to imitate; 360 on a task, on purpose too few to master it; else 1000."""
+    """Optimizer steps. If not given: 0 where there is nothing to imitate; 360 on a task, on purpose too few to master it; else 1000."""
     pretrain_batch: int = 128
+    """Texts of a step."""
     pretrain_learning_rate: float = 2e-3
+    """Of Adam, at its highest; it rises over 20 steps and falls to a tenth along a cosine."""
 
 
 @dataclass(frozen=True)
@@ -69,23 +95,30 @@ class Reinforcement:
     """The algorithm. One update completes and scores prompts-per-update x completions-per-prompt texts."""
 
     algorithm: Literal["ppo", "reinforce", "grpo", "rloo"] = "ppo"
+    """ppo: clipped ratio, GAE and a value head. reinforce: returns, their mean as baseline. grpo: clipped ratio, scores
+    normalised within a group. rloo: scores less the mean of the rest of the group."""
     updates: int = 500
+    """Rounds of generating and learning; 0: only teacher forcing."""
     prompts_per_update: int = 256
+    """Prompts of an update."""
     completions_per_prompt: int = 4
-    """The group of GRPO and RLOO."""
+    """Completions of each prompt of an update: the group of grpo and rloo."""
     epochs: int = 1
     """Passes over the completions of an update."""
     minibatches: int | None = None
-    """Optimizer steps a pass: 4 for ppo and grpo, 1 for reinforce and rloo."""
+    """Optimizer steps a pass. If not given: 4 for ppo and grpo, 1 for reinforce and rloo."""
     micro_batches: int = 1
     """Parts of a minibatch, to save memory; the result is the same."""
     learning_rate: float = 5e-4
+    """Of Adam, at the start."""
     final_learning_rate: float = 0.2
     """Share of the learning rate that is left at the end; it falls linearly."""
     max_new_tokens: int | None = None
-    """Longest completion: what the task needs, or 64."""
+    """Longest completion, in tokens. If not given: what the task needs, or 64."""
     temperature: float = 1.0
+    """Of sampling, and of every probability that is learned from."""
     clip_eps: float = 0.2
+    """How far the ratio of new to old probability may move from 1 before its gradient is cut (ppo, grpo)."""
     kl_coef: float = 0.02
     """Price of a nat of divergence from the reference, which is the model before reinforcement learning."""
     kl: Literal["reward", "k2", "k3", "sequence_k2", "sequence_ratio"] = "reward"
@@ -93,8 +126,11 @@ class Reinforcement:
     kl_target: float | None = None
     """Adapt the price so that a completion diverges by this many nats."""
     entropy_coef: float = 0.01
+    """Price that is paid for a nat of entropy of a token, against early certainty."""
     discount: float = 1.0
+    """Of later rewards, a token (ppo, reinforce)."""
     gae_lambda: float = 0.95
+    """Between one-step values (0) and whole returns (1) in the advantages (ppo)."""
     truncation: Literal["bootstrap", "terminal"] | None = None
     """A completion cut by the length limit: its return continues with the value estimate (ppo), or ends there. Terminal for
     built-in tasks, whose verdict on a completion that ran out of room is final; else bootstrap."""
@@ -146,17 +182,16 @@ def resolve(arguments: TrainArguments) -> TrainArguments:
       InputError: where options contradict each other or a number is out of range.
     """
     world, model, pre, rl, run = (getattr(arguments, f.name) for f in dataclasses.fields(arguments))
-    _check(world, model, pre, rl, run)
+    check(arguments)
     on_task = world.reward is None
     if world.digits is None:
         world = dataclasses.replace(world, digits=2 if world.task == "addition" else 5)
     steps = 360 if on_task else 1000 if pre.text else 0
     if pre.pretrain_steps is None:
         pre = dataclasses.replace(pre, pretrain_steps=steps)
-    reuse = rl.algorithm in ("ppo", "grpo")
     rl = dataclasses.replace(
         rl,
-        minibatches=rl.minibatches or (4 if reuse else 1),
+        minibatches=_minibatches(rl),
         truncation=rl.truncation or ("terminal" if on_task else "bootstrap"),
         max_new_tokens=rl.max_new_tokens or (None if on_task else 64),
     )
@@ -173,7 +208,9 @@ def resolve(arguments: TrainArguments) -> TrainArguments:
     return TrainArguments(world, model, pre, rl, run)
 
 
-def _check(world: World, model: Model, pre: Pretraining, rl: Reinforcement, run: Run) -> None:
+def check(arguments: TrainArguments) -> None:
+    """Raises InputError where options contradict each other or a number is out of range."""
+    world, model, pre, rl, run = (getattr(arguments, f.name) for f in dataclasses.fields(arguments))
     if world.reward is None:
         given = [
             f"--{name}"
@@ -184,46 +221,54 @@ def _check(world: World, model: Model, pre: Pretraining, rl: Reinforcement, run:
             raise InputError(f"{given[0]} needs a --reward: name a built-in one or FILE.py:function")
     elif world.prompts is None and pre.text is None:
         raise InputError("--reward needs --prompts (or --text, to complete empty prompts): name a JSONL file")
+    if pre.pretrain_steps and world.reward is not None and pre.text is None:
+        raise InputError(f"--pretrain-steps {pre.pretrain_steps} has nothing to imitate: give --text FILE")
     if run.seeds > 1 and world.reward is not None:
         raise InputError(
             f"--seeds {run.seeds} needs a built-in task (a Python reward cannot be compiled): drop --seeds"
         )
-    positive = {
-        "--layers": model.layers,
-        "--width": model.width,
-        "--heads": model.heads,
-        "--context": model.context,
-        "--pretrain-batch": pre.pretrain_batch,
-        "--pretrain-learning-rate": pre.pretrain_learning_rate,
-        "--max-new-tokens": rl.max_new_tokens,
-        "--epochs": rl.epochs,
-        "--minibatches": rl.minibatches,
-        "--digits": world.digits,
-        "--seeds": run.seeds,
-        "--evaluate-every": run.evaluate_every,
-        "--clip-eps": rl.clip_eps,
-        "--kl-target": rl.kl_target,
-    }
-    for option, value in positive.items():
-        if value is not None and not value > 0:
-            raise InputError(f"{option} must be positive, not {value}")
-    for option, value in {
-        "--held-out": world.held_out,
-        "--pretrain-steps": pre.pretrain_steps,
-        "--kl-coef": rl.kl_coef,
-        "--seed": run.seed,
-        "--save-interval": run.save_interval,
-    }.items():
-        if value is not None and not value >= 0:
-            raise InputError(f"{option} must not be negative, not {value}")
-    for option, value in {"--discount": rl.discount, "--gae-lambda": rl.gae_lambda}.items():
-        if not 0 <= value <= 1:
-            raise InputError(f"{option} must lie in 0..1, not {value}")
+    _check_numbers(arguments)
     if rl.algorithm in ("grpo", "rloo") and rl.completions_per_prompt < 2:
         raise InputError(
             f"--algorithm {rl.algorithm} compares completions of one prompt: --completions-per-prompt must be at least 2, "
             f"not {rl.completions_per_prompt}"
         )
+    parts = _minibatches(rl) * rl.micro_batches
+    if rl.prompts_per_update % parts:
+        raise InputError(
+            f"--prompts-per-update {rl.prompts_per_update} must be a multiple of --minibatches x --micro-batches "
+            f"({_minibatches(rl)} x {rl.micro_batches}): every part takes as many whole prompts"
+        )
+
+
+def _check_numbers(arguments: TrainArguments) -> None:
+    """Every number in its range, each named by its option."""
+    for group in dataclasses.asdict(arguments).values():
+        for name, value in group.items():
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                continue
+            option = f"--{name.replace('_', '-')}"
+            if (
+                isinstance(value, float)
+                and not math.isfinite(value)
+                and (name, value) != ("save_interval", math.inf)
+            ):
+                raise InputError(f"{option} must be a finite number, not {value}")
+            if name not in MAY_BE_ZERO and value <= 0:
+                raise InputError(f"{option} must be positive, not {value}")
+            if value < 0:
+                raise InputError(f"{option} must not be negative, not {value}")
+            if name in AT_MOST_ONE and value > 1:
+                raise InputError(f"{option} must lie in 0..1, not {value}")
+            if abs(value) > LARGEST:
+                raise InputError(f"{option} must be at most {LARGEST:g}, not {value}")
+    run = arguments.run
+    if run.seed + run.seeds > LARGEST_SEED:
+        raise InputError(f"--seed must lie in 0..{LARGEST_SEED - run.seeds}, not {run.seed}")
+
+
+def _minibatches(rl: Reinforcement) -> int:
+    return rl.minibatches or (4 if rl.algorithm in ("ppo", "grpo") else 1)
 
 
 def to_json(arguments: TrainArguments) -> dict[str, Any]:
@@ -243,12 +288,29 @@ def from_json(data: dict[str, Any]) -> TrainArguments:
     Raises:
       KeyError, TypeError: if it did not.
     """
-    paths = {"prompts", "model", "text", "out", "resume"}
 
     def group(kind: type, values: dict[str, Any]) -> Any:
-        kept = {k: Path(v) if k in paths and v is not None else v for k, v in values.items()}
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()})
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: _revive(name, value, hints[name]) for name, value in values.items()})
 
     kinds = {f.name: f.type for f in dataclasses.fields(TrainArguments)}
     classes = dict(zip(kinds, (World, Model, Pretraining, Reinforcement, Run), strict=True))
     return TrainArguments(**{name: group(kind, data[name]) for name, kind in classes.items()})
+
+
+def _revive(name: str, value: Any, hint: Any) -> Any:
+    """The value of a field with that annotation, from JSON; raises TypeError if it is of another type."""
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return tuple(_revive(name, v, options[0]) for v in value)
+    if typing.get_origin(hint) is Literal:
+        fits = value in options
+    elif options:  # X | None
+        return None if value is None else _revive(name, value, options[0])
+    elif hint is Path:
+        return Path(value)
+    else:
+        fits = isinstance(value, int | float if hint is float else hint) and not isinstance(value, bool)
+    if not fits:
+        raise TypeError(f"{name} is {value!r}")
+    return value

@@ -107,15 +107,22 @@ class PromptSet(NamedTuple):
     rows: list[Row]
     texts: list[str]
     ids: list[list[int]]
+    longest: int
+    """The most tokens for which there is room beside a completion."""
 
     def batch(self, indices: Sequence[int], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and mask `[n, P]` of some prompts, padded on the left to a bucket."""
         rows = [self.ids[i] for i in indices]
-        return pad(rows, bucket(max(map(len, rows))), pad_id, left=True)
+        return pad(rows, min(bucket(max(map(len, rows))), self.longest), pad_id, left=True)
 
     def select(self, indices: Sequence[int]) -> "PromptSet":
         """Some of the prompts."""
-        return PromptSet(*([column[i] for i in indices] for column in self))
+        return PromptSet(
+            [self.rows[i] for i in indices],
+            [self.texts[i] for i in indices],
+            [self.ids[i] for i in indices],
+            self.longest,
+        )
 
     def columns(self, indices: Sequence[int], copies: int) -> dict[str, list]:
         """The other columns of some prompts, each value repeated for its copies; None where a row lacks one."""
@@ -136,7 +143,7 @@ def encode_prompts(
       room: tokens of the longest completion.
       context: tokens that prompt and completion may have together.
     Raises:
-      InputError: naming the line, if a prompt is empty to the tokenizer or leaves no room for a completion.
+      InputError: naming the line, if a prompt is empty or unknown to the tokenizer, or leaves no room for a completion.
     """
     texts = [row.columns[column] for row in rows]
     encoded = []
@@ -149,13 +156,18 @@ def encode_prompts(
             raise InputError(
                 f"{source}, line {row.line}: the prompt is empty, and the tokenizer has no begin token"
             )
+        # Left out of texts by the decoder, so nothing that a prompt means to say.
+        if tokenizer.pad_id in ids and not tokenizer.decode([tokenizer.pad_id]):
+            raise InputError(
+                f"{source}, line {row.line}: {text!r} has characters that the model's tokenizer does not know"
+            )
         if len(ids) + room > context:
             raise InputError(
-                f"{source}, line {row.line}: the prompt has {len(ids)} tokens, which with --max-new-tokens {room} exceeds "
-                f"the context of {context}: shorten the prompt, or raise --context (lower --max-new-tokens)"
+                f"{source}, line {row.line}: the prompt has {len(ids)} tokens, which with {room} new ones exceeds "
+                f"the context of {context}: shorten the prompt, lower --max-new-tokens, or use a longer context"
             )
         encoded.append(ids)
-    return PromptSet(list(rows), texts, encoded)
+    return PromptSet(list(rows), texts, encoded, context - room)
 
 
 def epoch_rows(seed: int, first: int, count: int, size: int) -> np.ndarray:

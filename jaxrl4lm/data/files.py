@@ -22,16 +22,18 @@ def read_text(path: pathlib.Path) -> str:
     Raises:
       InputError: if it is missing, unreadable, not UTF-8 or empty.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: name a file")
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder: name a file") from None
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: check the path") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}): convert it") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): check the path and its permissions"
+        ) from None
     if not text.strip():
         raise InputError(f"{path} is empty: give it at least one line")
     return text
@@ -54,18 +56,29 @@ def read_jsonl(path: pathlib.Path, required: Sequence[str]) -> list[Row]:
             columns = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(
-                f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})"
+                f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}), mend the line"
             ) from None
+        except (ValueError, RecursionError) as error:  # numbers of thousands of digits, nesting without end
+            raise InputError(f"{path}, line {number}: unreadable JSON ({error}), mend the line") from None
         if not isinstance(columns, dict):
-            raise InputError(f"{path}, line {number}: a {type(columns).__name__} where an object is expected")
+            raise InputError(
+                f"{path}, line {number}: a {type(columns).__name__} where an object is expected, as in "
+                '{"prompt": "..."}'
+            )
         for name in required:
-            if name not in columns:
-                found = ", ".join(map(repr, columns)) or "none"
-                raise InputError(f"{path}, line {number}: no column {name!r}; its columns are {found}")
-            if not isinstance(columns[name], str):
-                kind = type(columns[name]).__name__
-                raise InputError(
-                    f"{path}, line {number}: column {name!r} holds a {kind} where text is expected"
-                )
+            _check_text(columns, name, f"{path}, line {number}")
         rows.append(Row(number, columns))
     return rows
+
+
+def _check_text(columns: dict[str, Any], name: str, where: str) -> None:
+    if name not in columns:
+        found = ", ".join(map(repr, columns)) or "none"
+        raise InputError(f"{where}: no column {name!r}; its columns are {found}")
+    value = columns[name]
+    if not isinstance(value, str):
+        raise InputError(f"{where}: column {name!r} holds a {type(value).__name__} where text is expected")
+    if any("\ud800" <= c <= "\udfff" for c in value):
+        raise InputError(
+            f"{where}: column {name!r} holds half of a surrogate pair, which is not text: mend it"
+        )

@@ -1,15 +1,21 @@
 """Rewards as Python functions with the signature `reward(prompts, completions, **columns) -> list[float]`."""
 
 import importlib.util
-import math
+import inspect
 import pathlib
 import re
+import sys
+import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxrl4lm.types import InputError
 
-Reward = Callable[..., Sequence[float]]
+Reward = Callable[..., Any]
+"""Returns a list of floats, or whatever a user returns: `call` checks it."""
 
+LARGEST = 3.4e38
+"""Scores become float32."""
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 
@@ -78,18 +84,42 @@ def parse(text: str) -> Reward:
 def _load(path: pathlib.Path, function: str) -> Reward:
     if not path.is_file():
         raise InputError(f"--reward: {path} does not exist: check the path")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"--reward: {path} cannot be imported")
+    spec = importlib.util.spec_from_file_location(f"_reward_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None  # the name ends in .py
     module = importlib.util.module_from_spec(spec)
+    # Dataclasses and pickles look their module up by its name; files beside this one may be imported by it.
+    sys.modules[spec.name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file does wrong
-        raise InputError(f"--reward: importing {path} raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's file does wrong
+        raise InputError(f"--reward: importing {path} raised {_told(error)}: mend the file") from error
     reward = getattr(module, function, None)
     if not callable(reward):
-        raise InputError(f"--reward: {path} has no function {function!r}")
+        raise InputError(f"--reward: {path} has no function {function!r}: name one that it defines")
     return reward
+
+
+def check_columns(reward: Reward, name: str, columns: Sequence[str]) -> None:
+    """Refuses a reward that cannot be called with these columns.
+
+    Raises:
+      InputError: naming the parameter.
+    """
+    try:
+        signature = inspect.signature(reward)
+    except (TypeError, ValueError):  # not every callable tells
+        return
+    others = {c: [] for c in columns if c not in ("prompts", "completions")}
+    try:
+        signature.bind(prompts=[], completions=[], **others)
+    except TypeError as error:
+        raise InputError(
+            f"the reward {name} cannot be called with {', '.join(map(repr, others)) or 'no columns'} ({error}): "
+            "its signature must be reward(prompts, completions, **columns)"
+        ) from None
 
 
 def call(
@@ -102,33 +132,44 @@ def call(
         finite number.
     """
     columns = {k: v for k, v in columns.items() if k not in ("prompts", "completions")}
+    first = f"first prompt of the batch: {_short(prompts[0])}"
     try:
         scores = reward(prompts=list(prompts), completions=list(completions), **columns)
-    except Exception as error:  # whatever the user's function does wrong
-        raise InputError(
-            f"the reward {name} raised {type(error).__name__}: {error} (first prompt of the batch: {_short(prompts[0])})"
-        ) from error
+    except (Exception, SystemExit) as error:  # whatever the user's function does wrong
+        raise InputError(f"the reward {name} raised {_told(error)} ({first}): mend the function") from error
     try:
+        if isinstance(scores, str | bytes | dict):
+            raise TypeError
         scores = list(scores)
     except TypeError:
         raise InputError(
-            f"the reward {name} returned a {type(scores).__name__}: return a list of floats"
+            f"the reward {name} returned a {type(scores).__name__} ({first}): return a list of floats"
         ) from None
     if len(scores) != len(completions):
         raise InputError(
             f"the reward {name} returned {len(scores)} scores for {len(completions)} completions "
-            f"(first prompt of the batch: {_short(prompts[0])}): return one for each"
+            f"({first}): return one for each"
         )
     for score, prompt in zip(scores, prompts, strict=True):
         try:
-            finite = math.isfinite(float(score))
-        except (TypeError, ValueError):
+            finite = not isinstance(score, str) and abs(float(score)) <= LARGEST
+        except (TypeError, ValueError, OverflowError):
             finite = False
         if not finite:
             raise InputError(
                 f"the reward {name} returned {score!r} for the prompt {_short(prompt)}: return a finite number"
             )
     return [float(score) for score in scores]
+
+
+_MACHINERY = (__file__, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
+
+
+def _told(error: BaseException) -> str:
+    """An exception on one line, with the line of code that raised it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in _MACHINERY]
+    where = f" at {pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{where}: {' '.join(str(error).split()) or 'no message'}"
 
 
 def _short(text: str) -> str:

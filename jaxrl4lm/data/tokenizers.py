@@ -12,10 +12,17 @@ SPECIAL = 3
 class Tokenizer(Protocol):
     """What the library asks of a tokenizer. `pad_id` and `eos_id` differ; a `bos_id` of None means prompts begin bare."""
 
-    pad_id: int
-    eos_id: int
-    bos_id: int | None
-    vocab_size: int
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    @property
+    def vocab_size(self) -> int: ...
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text, without special tokens."""

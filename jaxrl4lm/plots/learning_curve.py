@@ -36,7 +36,7 @@ def learning_curve(records: Sequence[Mapping[str, Any]], title: str, path: pathl
         ax.set_xlabel("update")
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=120)
     temporary.replace(path)

@@ -1,0 +1,131 @@
+"""Tiny runs, made once; compiled programs are kept between them."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxrl4lm.cli import main
+
+SIZES = "--layers 1 --width 16 --heads 2 --prompts-per-update 4 --completions-per-prompt 2 --minibatches 2".split()
+SHORT = "--updates 4 --evaluate-every 2 --held-out 8 --save-interval 0".split()
+TASK = [*SIZES, *SHORT, "--digits", "1", "--pretrain-steps", "4", "--pretrain-batch", "4"]
+
+REWARD = '''
+"""Pays for the letter that a row asks for."""
+from dataclasses import dataclass
+
+
+@dataclass
+class Wanted:
+    letter: "str"
+
+
+def reward(prompts, completions, letter, **columns):
+    wanted = [Wanted(each) for each in letter]
+    return [c.count(w.letter) / (1 + len(c)) for c, w in zip(completions, wanted)]
+'''
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs(tmp_path_factory):
+    """A folder of compiled programs, for this process and for those that it starts."""
+    folder = str(tmp_path_factory.mktemp("programs"))
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", folder)
+    compilation_cache.reset_cache()
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def cli(capsys):
+    """The command, in this process: its exit code and what it wrote."""
+
+    def run(*arguments) -> Result:
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as stopped:  # the parser's
+            code = stopped.code
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def spawn(programs):
+    """The command as a process of its own."""
+    running = []
+
+    def start(*arguments, **environment) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jaxrl4lm.cli", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{programs}-alone"} | environment,
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> pathlib.Path:
+    """A folder with prompts (ragged, not only ASCII), a text to imitate and a reward."""
+    folder = tmp_path_factory.mktemp("files")
+    words = ["ab", "bab", "a", "bbba", "ba" * 9, "é→a", "abba", "aab", "b\nb", "bb"]
+    rows = [{"prompt": w, "letter": "ab"[i % 2], "line": i} for i, w in enumerate(words)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "text.txt").write_text("".join(f"{w}{w}\n".replace("b\nb", "bb") for w in words))
+    (folder / "reward.py").write_text(REWARD)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prompt_options(files) -> list[str]:
+    return [
+        *SIZES,
+        *SHORT,
+        *("--prompts", f"{files}/prompts.jsonl", "--reward", f"{files}/reward.py:reward"),
+        *("--text", f"{files}/text.txt", "--pretrain-steps", "4", "--pretrain-batch", "4"),
+        *("--max-new-tokens", "6", "--held-out", "3"),
+    ]
+
+
+@pytest.fixture(scope="session")
+def task_run(tmp_path_factory, programs) -> pathlib.Path:
+    """A finished run on a task; not to be changed."""
+    folder = tmp_path_factory.mktemp("task") / "run"
+    assert main(["train", *TASK, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prompt_run(tmp_path_factory, programs, prompt_options) -> pathlib.Path:
+    """A finished run on prompts; not to be changed."""
+    folder = tmp_path_factory.mktemp("prompts") / "run"
+    assert main(["train", *prompt_options, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def task_options() -> list[str]:
+    return TASK

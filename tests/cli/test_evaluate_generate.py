@@ -1,0 +1,128 @@
+"""`jaxrl4lm evaluate` and `generate`; models of transformers in, and out again with the same logits."""
+
+import json
+
+import numpy as np
+import pytest
+
+
+def lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("name", ["task_run", "prompt_run"])
+def test_evaluate_gives_what_training_saw(cli, request, name):
+    run = request.getfixturevalue(name)
+    before = sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*"))
+    result = cli("evaluate", run, "--json")
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
+    last = lines((run / "metrics.jsonl").read_text())[-1]
+    assert (record["phase"], record["update"]) == ("reinforcement", 4)
+    assert record["held_out"] == last["held_out"]
+    samples = (run / "samples.txt").read_text(encoding="utf-8").split("# after")[1]
+    for sample in record["samples"]:
+        assert f"{sample['prompt']!r} -> {sample['completion']!r}" in samples
+    shown = cli("evaluate", run)
+    assert shown.code == 0
+    assert f"{last['held_out']:.3f}, reinforcement 4/4" in shown.out
+    assert sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*")) == before
+
+
+def test_generate_repeats_its_prompts_and_its_seed(cli, prompt_run, files):
+    options = ["--prompt", "ab", "é→a", "--n", "3", "--json", "--max-new-tokens", "5"]
+    first, again, other = (cli("generate", prompt_run, *options, "--seed", s) for s in (0, 0, 1))
+    assert first.code == 0, first.err
+    assert [row["prompt"] for row in lines(first.out)] == ["ab"] * 3 + ["é→a"] * 3
+    assert all(len(row["completion"]) <= 5 for row in lines(first.out))
+    assert first.out == again.out != other.out
+    assert "tokens in" in first.err
+    greedy = lines(cli("generate", prompt_run, *options, "--temperature", "0").out)
+    assert len({(row["prompt"], row["completion"]) for row in greedy}) == 2
+    plain = cli("generate", prompt_run, "--prompts", files / "prompts.jsonl", "--temperature", "0")
+    assert plain.out.count("\n") >= 10
+
+
+def test_greedy_completions_are_those_of_the_evaluation(cli, task_run):
+    record = json.loads(cli("evaluate", task_run, "--json").out)
+    prompts = [sample["prompt"] for sample in record["samples"]]
+    generated = lines(cli("generate", task_run, "--temperature", "0", "--json", "--prompt", *prompts).out)
+    assert [row["completion"] for row in generated] == [sample["completion"] for sample in record["samples"]]
+
+
+def texts():
+    return ["a bab", "the cat — é", "ab ba ab"]
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def pretrained(request, tmp_path_factory):
+    """A random model of transformers, with a byte-pair tokenizer.json of its own."""
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    torch = pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp(request.param)
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet
+    )
+    backend.train_from_iterator(texts() * 3, trainer)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    if request.param == "gpt2":
+        config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=48, **sizes)
+    else:
+        widths = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 48}
+        config = transformers.LlamaConfig(**widths, **heads, **sizes)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch and transformers
+def test_a_model_of_transformers_in_and_out(cli, pretrained, tmp_path, files):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    from jaxrl4lm import models
+    from jaxrl4lm.models import positions_of
+
+    options = "--prompts-per-update 4 --completions-per-prompt 2 --minibatches 2 --updates 2 --evaluate-every 2".split()
+    data = [
+        "--prompts",
+        files / "prompts.jsonl",
+        "--reward",
+        "regex:a",
+        "--held-out",
+        "3",
+        "--max-new-tokens",
+        "6",
+    ]
+    run = tmp_path / "run"
+    result = cli("train", "--model", pretrained, *data, *options, "--learning-rate", "0.01", "--out", run)
+    assert result.code == 0, result.err
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(run / "model").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(run / "model")
+    policy, params, ours = models.load(run / "model")
+    before = transformers.AutoModelForCausalLM.from_pretrained(pretrained).eval()
+    for text in texts():
+        ids = tokenizer(text)["input_ids"]
+        assert ours.encode(text) == ids
+        tokens = np.array([ids], np.int32)
+        hidden, _ = policy.encode(params, tokens, positions_of(np.ones_like(tokens, bool)))
+        with torch.no_grad():
+            expected, start = (m(torch.tensor([ids])).logits.numpy() for m in (theirs, before))
+        np.testing.assert_allclose(policy.logits(params, hidden), expected, atol=1e-4, rtol=1e-4)
+        assert np.abs(expected - start).max() > 1e-3  # it was trained
+    generated = cli(
+        "generate", run, "--prompt", *texts(), "!", "--temperature", "0", "--json", "--max-new-tokens", "4"
+    )
+    assert generated.code == 0, generated.err
+    for row in lines(generated.out):
+        ids = torch.tensor([tokenizer(row["prompt"])["input_ids"]])
+        with torch.no_grad():
+            whole = theirs.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+        assert row["completion"] == tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)

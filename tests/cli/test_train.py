@@ -1,0 +1,263 @@
+"""`jaxrl4lm train`, end to end and tiny: what it leaves behind, what decides it, and its options."""
+
+import dataclasses
+import json
+import pathlib
+import struct
+import zlib
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxrl4lm import tasks
+from jaxrl4lm.cli import session, task_session
+from jaxrl4lm.cli.session import ALGORITHMS, KL_PLACEMENTS
+from jaxrl4lm.cli.train_arguments import (
+    Model,
+    Pretraining,
+    Reinforcement,
+    Run,
+    TrainArguments,
+    World,
+    from_json,
+    resolve,
+    to_json,
+)
+from jaxrl4lm.lm import reinforcement
+from jaxrl4lm.models import LanguagePolicy, TransformerConfig
+
+
+def bits(run: pathlib.Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def records(run: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def png_size(path: pathlib.Path) -> tuple[int, int]:
+    """Width and height of a PNG whose image data are whole."""
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    at, image = 8, b""
+    while at < len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        image += data[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
+        at += 12 + length
+    assert zlib.decompress(image)
+    return struct.unpack(">II", data[16:24])
+
+
+@pytest.mark.parametrize("name", ["task_run", "prompt_run"])
+def test_the_run_folder(name, request):
+    run = request.getfixturevalue(name)
+    assert {p.name for p in run.iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "samples.txt",
+        "learning_curve.png",
+        "checkpoints",
+        "model",
+    }
+    seen = records(run)
+    assert [(r["phase"], r["update"]) for r in seen] == [("supervised", i) for i in range(1, 5)] + [
+        ("reinforcement", i) for i in range(5)
+    ]
+    evaluated = [(r["phase"], r["update"]) for r in seen if "held_out" in r]
+    assert evaluated == [("supervised", 4), *(("reinforcement", i) for i in (0, 2, 4))]
+    assert all("seconds" in r for r in seen if "held_out" in r)
+    assert all(np.isfinite(v) for r in seen for k, v in r.items() if k != "phase")
+    assert {"reward/mean", "kl/ref_sequence", "policy/entropy", "policy/clip_frac_low"} <= set(seen[-1])
+    width, height = png_size(run / "learning_curve.png")
+    assert width > 1000
+    assert height > 300
+    samples = (run / "samples.txt").read_text(encoding="utf-8")
+    assert samples.startswith("# before reinforcement learning")
+    assert "\n# after" in samples
+    config = json.loads((run / "config.json").read_text())
+    del config["version"]
+    assert json.loads(json.dumps(to_json(from_json(config)))) == config
+
+
+def test_a_seed_decides_everything(cli, task_run, task_options, tmp_path):
+    shown = cli("train", *task_options, "--out", tmp_path / "same")
+    assert shown.code == 0, shown.err
+    assert bits(tmp_path / "same") == bits(task_run)
+    without = [{k: v for k, v in r.items() if k != "seconds"} for r in records(task_run)]
+    assert [{k: v for k, v in r.items() if k != "seconds"} for r in records(tmp_path / "same")] == without
+    for piece in ("parameters on", "supervised 4/4", "reinforcement 4/4", "tokens/s", "after RL", "before"):
+        assert piece in shown.out
+    assert cli("train", *task_options, "--seed", 1, "--out", tmp_path / "other").code == 0
+    assert bits(tmp_path / "other") != bits(task_run)
+
+
+def test_a_member_of_many_seeds_is_that_seed_alone(cli, task_run, task_options, tmp_path):
+    result = cli("train", *task_options, "--seeds", 2, "--out", tmp_path / "two")
+    assert result.code == 0, result.err
+    assert "2 seeds" in result.out
+    assert cli("train", *task_options, "--seed", 1, "--out", tmp_path / "one").code == 0
+    together, alone = records(tmp_path / "two"), [records(task_run), records(tmp_path / "one")]
+    for i, record in enumerate(together):
+        for name in set(record) - {"phase", "update", "seconds"}:
+            expected = [seed[i][name] for seed in alone]
+            np.testing.assert_allclose(record[name], expected, rtol=1e-4, atol=1e-4, err_msg=name)
+    evaluated = cli("evaluate", tmp_path / "two", "--json")
+    assert json.loads(evaluated.out)["held_out"] == together[-1]["held_out"]
+    refused = cli("generate", tmp_path / "two", "--prompt", "1+1=")
+    assert refused.code == 2
+    assert "one seed" in refused.err
+
+
+ALL = [(a, k) for a in ALGORITHMS for k in KL_PLACEMENTS]
+RUN = [
+    *((a, "reward") for a in ALGORITHMS if a != "ppo"),
+    *(("grpo", k) for k in KL_PLACEMENTS if k != "reward"),
+]
+
+
+def composed(algorithm, kl):
+    options = Reinforcement(
+        algorithm=algorithm,
+        kl=kl,
+        updates=2,
+        prompts_per_update=4,
+        completions_per_prompt=2,
+        learning_rate=0.01,
+    )
+    model = Model(layers=1, width=16, heads=2)
+    run = Run(evaluate_every=2)
+    return resolve(TrainArguments(World(digits=1, held_out=4), model, reinforcement=options, run=run))
+
+
+@pytest.mark.parametrize("algorithm, kl", ALL)
+def test_every_algorithm_takes_every_kl(algorithm, kl):
+    """The parts fit: one update gives a state of the same shapes."""
+    options = composed(algorithm, kl).reinforcement
+    task, config = tasks.addition(1), session.reinforcement_config(options)
+    policy = LanguagePolicy(
+        TransformerConfig.gpt2(task.tokenizer.vocab_size, layers=1, width=16, heads=2, context=7)
+    )
+    parts = session.algorithm(options), task.completion_length, task.tokenizer.eos_id, task.tokenizer.pad_id
+    learner = reinforcement.Learner(policy, *parts)
+    key = jax.random.key(0)
+    state = jax.eval_shape(lambda: reinforcement.init(key, config, learner, policy.init(key)))
+    after, metrics = jax.eval_shape(lambda s: reinforcement.iterate(s, config, learner, task), state)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert all(m.shape == () for m in metrics.values())
+
+
+@pytest.mark.parametrize("algorithm, kl", RUN)
+def test_algorithms_and_kls_run(algorithm, kl):
+    *_, phase = (built := task_session.build(composed(algorithm, kl))).phases
+    start = built.start()
+    before = jax.device_get(start)
+    state, metrics = phase.run(phase.init(start), 0, 2)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, jax.device_get(state.params))
+    assert max(jax.tree.leaves(moved)) > 0
+    assert all(np.isfinite(v).all() and v.shape == (2,) for v in metrics.values())
+    assert not metrics["skipped_updates"].any()
+
+
+def test_rewards_see_the_columns_of_their_rows(cli, prompt_options, tmp_path, files):
+    """Each completion comes with its own row's columns; rows that lack one have None."""
+    (tmp_path / "spy.py").write_text(
+        "import json\nseen = []\n"
+        "def reward(prompts, completions, letter, line, **columns):\n"
+        "    assert len(prompts) == len(completions) == len(letter) == len(line) == len(columns['extra'])\n"
+        f"    rows = [json.loads(row) for row in open({str(files / 'prompts.jsonl')!r})]\n"
+        "    for p, l, i, e in zip(prompts, letter, line, columns['extra']):\n"
+        "        assert (p, l) == (rows[i]['prompt'], rows[i]['letter']) and e == ('x' if i == 3 else None)\n"
+        "    return [float(i) for i in line]\n"
+    )
+    rows = [json.loads(row) for row in (files / "prompts.jsonl").read_text().splitlines()]
+    rows[3]["extra"] = "x"
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    options = [
+        *prompt_options,
+        "--reward",
+        f"{tmp_path}/spy.py:reward",
+        "--prompts",
+        tmp_path / "prompts.jsonl",
+    ]
+    result = cli("train", *options, "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert 0 < records(tmp_path / "run")[-1]["reward/mean"] < 9
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        # Built-in rewards; names that look like markup or mathematics in titles; documents of other forms.
+        ["--reward", "regex:[/b]$a$", "--algorithm", "rloo", "--kl-target", "2"],
+        ["--reward", "length:3", "--text-unit", "file", "--tokenizer", "byte", "--evaluate-by", "sampling"],
+        ["--reward", "exact_match", "--style", "llama", "--algorithm", "grpo", "--micro-batches", "2"],
+        ["--reward", "numeric_answer", "--pretrain-steps", "0", "--held-out", "0", "--dtype", "bfloat16"],
+    ],
+    ids=lambda options: options[1],
+)
+def test_options_of_prompt_runs(cli, prompt_options, tmp_path, options):
+    rows = [{"prompt": "2+2 — " * i + "ü", "answer": str(i), "completion": f" {i}."} for i in range(1, 11)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(r, ensure_ascii=False) for r in rows))
+    data = ["--prompts", tmp_path / "rows.jsonl"]
+    if "--text-unit" not in options:
+        data += ["--text", tmp_path / "rows.jsonl"]
+    result = cli("train", *prompt_options, *data, *options, "--updates", "2", "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert [r["update"] for r in records(tmp_path / "run") if r["phase"] == "reinforcement"] == [0, 1, 2]
+
+
+def test_empty_prompts_are_completed(cli, prompt_options, tmp_path, files):
+    options = list(prompt_options)
+    del options[(at := options.index("--prompts")) : at + 2]
+    result = cli("train", *options, "--reward", "regex:^a", "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert "'' -> " in (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("score", ["1e30", "-1e30"])
+def test_a_score_that_overflows_is_never_applied(cli, prompt_options, tmp_path, score):
+    """Whatever float32 makes of it: parameters stay finite, and steps that were left out are counted and told."""
+    (tmp_path / "huge.py").write_text(
+        f"def reward(prompts, completions, **columns):\n    return [{score} * (i % 2) for i in range(len(prompts))]\n"
+    )
+    options = [*prompt_options, "--reward", f"{tmp_path}/huge.py:reward", "--pretrain-steps", "0"]
+    result = cli("train", *options, "--updates", "2", "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert all(
+        np.isfinite(x).all() for x in load_file(tmp_path / "run" / "model" / "model.safetensors").values()
+    )
+    skipped = records(tmp_path / "run")[-1]["skipped_updates"]
+    assert (f"{skipped} optimizer steps were not applied" in result.out) == (skipped > 0)
+
+
+def test_a_learning_rate_that_explodes_is_reported(cli, task_options, tmp_path):
+    result = cli(
+        "train", *task_options, "--learning-rate", "1e25", "--updates", "4", "--out", tmp_path / "run"
+    )
+    assert result.code == 0, result.err
+    assert all(
+        np.isfinite(x).all() for x in load_file(tmp_path / "run" / "model" / "model.safetensors").values()
+    )
+    skipped = records(tmp_path / "run")[-1]["skipped_updates"]
+    assert skipped > 0
+    assert f"{skipped} optimizer steps were not applied" in result.out
+
+
+def test_tensorboard(cli, task_options, tmp_path):
+    pytest.importorskip("tensorboardX")
+    assert cli("train", *task_options, "--log", "tensorboard", "--out", tmp_path / "run").code == 0
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"reinforcement/held_out" in events.read_bytes()
+
+
+def test_help_says_what_every_option_does(cli):
+    shown = cli("train", "--help")
+    assert shown.code == 0
+    text = " ".join(shown.out.split())
+    for group in (World, Model, Pretraining, Reinforcement, Run):
+        for field in dataclasses.fields(group):
+            assert f"--{field.name.replace('_', '-')}" in text
