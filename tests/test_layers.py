@@ -35,7 +35,6 @@ HEAVY = {
     "rich": {"metrics", "cli"},
     "tyro": {"cli"},
     "tokenizers": {"data"},
-    "safetensors": {"models"},
 }
 
 

@@ -1,5 +1,5 @@
 """Text in: tokenizers, files, batches."""
 
-from jaxrl4lm.data.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
+from jaxrl4lm.data.tokenizer import ByteTokenizer, CharacterTokenizer, Tokenizer
 
 __all__ = ["ByteTokenizer", "CharacterTokenizer", "Tokenizer"]

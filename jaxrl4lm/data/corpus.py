@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxrl4lm.data.files import Row, read_jsonl, read_text
-from jaxrl4lm.data.tokenizers import Tokenizer
+from jaxrl4lm.data.tokenizer import Tokenizer
 from jaxrl4lm.types import InputError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from jaxrl4lm.data.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
+from jaxrl4lm.data.tokenizer import ByteTokenizer, CharacterTokenizer, Tokenizer
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
-from jaxrl4lm.data.tokenizers import Tokenizer
+from jaxrl4lm.data.tokenizer import Tokenizer
 from jaxrl4lm.models import names
 from jaxrl4lm.models.families import FAMILIES, read_config, write_config
 from jaxrl4lm.models.policy import LanguagePolicy

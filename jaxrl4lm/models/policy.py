@@ -54,7 +54,14 @@ class LanguagePolicy:
           tokens: int `[B, T]`.
           mask: bool `[B, T]`, False at padding, which may stand on either side and contain anything. None:
             no padding.
+        Raises:
+          ValueError: if there is no padding and the text is longer than the table of learned positions.
         """
+        context = self.config.context
+        if mask is None and self.config.rope_theta is None and tokens.shape[1] > context:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens do not fit the table of context {context}: shorten the text"
+            )
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         return self._call(params, tokens, positions_of(mask), method="__call__")
 

@@ -201,16 +201,8 @@ class Transformer(nn.Module):
           slot: first slot of the cache to write, one for the whole batch.
         Returns:
           The hidden states; the updated cache, or a new one of length T.
-        Raises:
-          ValueError: if positions are a learned table and the sequence is longer than it.
         """
         c = self.config
-        room = positions_BT.shape[1] if cache is None else cache.positions.shape[1]
-        room += 0 if prefix is None else prefix.positions.shape[1]
-        if c.rope_theta is None and room > c.context:
-            raise ValueError(
-                f"{room} tokens do not fit the table of context {c.context} positions: shorten the text"
-            )
         x_BTD = self._embed(tokens_BT, positions_BT)
         positions = positions_BT
         if cache is not None:

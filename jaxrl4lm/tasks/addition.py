@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.data.tokenizers import SPECIAL, CharacterTokenizer
+from jaxrl4lm.data.tokenizer import SPECIAL, CharacterTokenizer
 from jaxrl4lm.tasks.task import Prompts, Task, exact_match, finish, mix, split_by_residue
 from jaxrl4lm.types import Array, Key
 

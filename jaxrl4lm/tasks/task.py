@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxrl4lm.data.tokenizers import CharacterTokenizer
+from jaxrl4lm.data.tokenizer import CharacterTokenizer
 from jaxrl4lm.types import Array, Key
 
 

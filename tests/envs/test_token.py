@@ -17,7 +17,9 @@ ROWS, TEMPERATURE = 12, 0.9
 @pytest.fixture(scope="module", params=["sparse", "dense"])
 def both(request):
     """The same texts twice: the rollout's, and those of an agent in the environment with the same uniforms."""
-    any_even = tasks.addition(1)._replace(reward=lambda prompts, completions, mask: (completions % 2 * mask).sum(-1) / 2)
+    any_even = tasks.addition(1)._replace(
+        reward=lambda prompts, completions, mask: (completions % 2 * mask).sum(-1) / 2
+    )
     task = {"sparse": any_even, "dense": tasks.copy(2)}[request.param]
     tokenizer = task.tokenizer
     policy = LanguagePolicy(TransformerConfig(tokenizer.vocab_size, layers=1, width=16, heads=2, context=16))
