@@ -6,15 +6,24 @@ import re
 import pytest
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
-HEADING = "Use the losses in your own JAX code"
 
 
-def test_losses_example():
-    text = README.read_text()
-    if HEADING not in text:
-        pytest.skip("the section is not in the README yet")
-    code = re.search(r"```python\n(.*?)```", text.split(HEADING, 1)[1], re.DOTALL)
-    assert code, "the section has no Python block"
+def learned(scope):
+    return scope["after"] < scope["before"]
+
+
+def population(scope):
+    return scope["metrics"]["reward/mean"].shape == (4, 3, 20)
+
+
+@pytest.mark.parametrize(
+    "heading, holds",
+    [("## Use the losses in your own JAX code", learned), ("### A population in Python", population)],
+    ids=["losses", "population"],
+)
+def test_example(heading, holds):
+    code = re.search(r"```python\n(.*?)```", README.read_text().split(heading, 1)[1], re.DOTALL)
+    assert code, f"{heading} has no Python block"
     scope = {}
     exec(compile(code.group(1), str(README), "exec"), scope)
-    assert scope["after"] < scope["before"]
+    assert holds(scope)

@@ -69,7 +69,7 @@ TRUNCATIONS = [
 ]
 
 
-@pytest.mark.parametrize("name, setting, oracle", TRUNCATIONS, ids=str)
+@pytest.mark.parametrize("name, setting, oracle", TRUNCATIONS, ids=lambda x: getattr(x, "__name__", str(x)))
 def test_truncations_keep_the_promised_set_and_its_logits(name, setting, oracle, logits):
     ours = np.asarray(jax.jit(getattr(decoding, name)(setting))(logits))
     if isinstance(oracle, str):
