@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxrl4lm.types import InputError
@@ -36,11 +37,13 @@ class Checkpoints:
     def save(self, number: int, state: Any, notes: dict[str, Any]) -> None:
         """Writes a state (a pytree of arrays, typed keys too) and its notes (JSON), in the background.
 
-        The state is copied off the device before this returns, so it may be donated afterwards.
+        The state may be donated afterwards: what is written is a copy. (On a CPU the writer would otherwise share memory
+        with the state, and write what later steps have made of it.)
 
         Raises:
           InputError: if this or the save before it cannot be written.
         """
+        state = jax.tree.map(jnp.copy, state)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
         try:
             self._manager.save(number, args=args)

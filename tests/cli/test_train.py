@@ -212,7 +212,8 @@ def test_options_of_prompt_runs(cli, prompt_options, tmp_path, options):
 
 def test_empty_prompts_are_completed(cli, prompt_options, tmp_path, files):
     options = list(prompt_options)
-    del options[(at := options.index("--prompts")) : at + 2]
+    for option in ("--prompts", "--held-out"):
+        del options[(at := options.index(option)) : at + 2]
     result = cli("train", *options, "--reward", "regex:^a", "--out", tmp_path / "run")
     assert result.code == 0, result.err
     assert "'' -> " in (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8")
