@@ -1,5 +1,6 @@
 """Whole training states on disk through orbax: atomic, restored bit for bit."""
 
+import copy
 import logging
 import pathlib
 from typing import Any
@@ -37,14 +38,14 @@ class Checkpoints:
     def save(self, number: int, state: Any, notes: dict[str, Any]) -> None:
         """Writes a state (a pytree of arrays, typed keys too) and its notes (JSON), in the background.
 
-        The state may be donated afterwards: what is written is a copy. (On a CPU the writer would otherwise share memory
+        The notes may be changed and the state may be donated afterwards: what is written is a copy. (On a CPU the writer would otherwise share memory
         with the state, and write what later steps have made of it.)
 
         Raises:
           InputError: if this or the save before it cannot be written.
         """
         state = jax.tree.map(jnp.copy, state)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(copy.deepcopy(notes)))
         try:
             self._manager.save(number, args=args)
         except (OSError, ValueError) as error:

@@ -78,6 +78,17 @@ def test_what_was_saved_may_be_donated(tmp_path):
     assert all((x == 21.5).all() for x in jax.tree.leaves(restored))
 
 
+def test_notes_are_those_of_the_moment(tmp_path):
+    """The caller goes on to change them while they are still being written."""
+    checkpoints, notes = Checkpoints(tmp_path / "saved"), {"done": 0, "scores": {"a": 0}}
+    for i in range(3):
+        notes["done"] = notes["scores"]["a"] = i
+        checkpoints.save(i, {"x": jnp.zeros((1000, 1000))}, notes)
+        notes["done"] = notes["scores"]["a"] = -1
+    checkpoints.close()
+    assert Checkpoints(tmp_path / "saved", write=False).notes() == {"done": 2, "scores": {"a": 2}}
+
+
 def test_reading_makes_nothing(tmp_path):
     with pytest.raises(InputError, match="holds no checkpoint"):
         Checkpoints(tmp_path / "missing", write=False)
@@ -87,6 +98,7 @@ def test_reading_makes_nothing(tmp_path):
         Checkpoints(tmp_path / "empty", write=False).notes()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves a coroutine behind
 @pytest.mark.parametrize(
     "like",
     [
