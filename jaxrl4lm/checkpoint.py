@@ -6,7 +6,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxrl4lm.types import InputError
@@ -38,14 +37,15 @@ class Checkpoints:
     def save(self, number: int, state: Any, notes: dict[str, Any]) -> None:
         """Writes a state (a pytree of arrays, typed keys too) and its notes (JSON), in the background.
 
-        The notes may be changed and the state may be donated afterwards: what is written is a copy. (On a CPU the writer would otherwise share memory
-        with the state, and write what later steps have made of it.)
+        Both are taken as they are now: afterwards the notes may be changed, and the state donated.
 
         Raises:
           InputError: if this or the save before it cannot be written.
         """
-        state = jax.tree.map(jnp.copy, state)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(copy.deepcopy(notes)))
+        # A copy of the notes: orbax turns them into text in the background.
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(copy.deepcopy(notes))
+        )
         try:
             self._manager.save(number, args=args)
         except (OSError, ValueError) as error:

@@ -1,8 +1,11 @@
 """Checkpoints: every leaf comes back bit for bit, whatever its type; the newest whole one counts."""
 
+import asyncio
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxrl4lm.checkpoint import Checkpoints
@@ -78,8 +81,15 @@ def test_what_was_saved_may_be_donated(tmp_path):
     assert all((x == 21.5).all() for x in jax.tree.leaves(restored))
 
 
-def test_notes_are_those_of_the_moment(tmp_path):
-    """The caller goes on to change them while they are still being written."""
+def test_notes_are_those_of_the_moment(tmp_path, monkeypatch):
+    """The caller goes on to change them before a slow disk has got to them."""
+    write = ocp.JsonCheckpointHandler._save_fn
+
+    async def late(*arguments):
+        await asyncio.sleep(0.2)
+        await write(*arguments)
+
+    monkeypatch.setattr(ocp.JsonCheckpointHandler, "_save_fn", late)
     checkpoints, notes = Checkpoints(tmp_path / "saved"), {"done": 0, "scores": {"a": 0}}
     for i in range(3):
         notes["done"] = notes["scores"]["a"] = i
@@ -98,7 +108,9 @@ def test_reading_makes_nothing(tmp_path):
         Checkpoints(tmp_path / "empty", write=False).notes()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves a coroutine behind
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # orbax leaves a coroutine behind
 @pytest.mark.parametrize(
     "like",
     [

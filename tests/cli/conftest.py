@@ -45,7 +45,9 @@ def programs(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("programs"))
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_disable_most_optimizations", True)  # these programs take longer to compile than to run
+    jax.config.update(
+        "jax_disable_most_optimizations", True
+    )  # these programs take longer to compile than to run
     compilation_cache.reset_cache()
     yield folder
     jax.config.update("jax_compilation_cache_dir", before)
@@ -78,7 +80,8 @@ def spawn(programs):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{programs}-alone", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+            env=os.environ
+            | {"JAX_COMPILATION_CACHE_DIR": f"{programs}-alone", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         )
         running.append(process)
         return process
