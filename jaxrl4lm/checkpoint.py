@@ -1,5 +1,6 @@
 """Whole training states on disk through orbax: atomic, restored bit for bit."""
 
+import copy
 import logging
 import pathlib
 from typing import Any
@@ -36,12 +37,15 @@ class Checkpoints:
     def save(self, number: int, state: Any, notes: dict[str, Any]) -> None:
         """Writes a state (a pytree of arrays, typed keys too) and its notes (JSON), in the background.
 
-        The state is copied off the device before this returns, so it may be donated afterwards.
+        Both are taken as they are now: afterwards the notes may be changed, and the state donated.
 
         Raises:
           InputError: if this or the save before it cannot be written.
         """
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
+        # A copy of the notes: orbax turns them into text in the background.
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(copy.deepcopy(notes))
+        )
         try:
             self._manager.save(number, args=args)
         except (OSError, ValueError) as error:

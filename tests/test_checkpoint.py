@@ -1,8 +1,11 @@
 """Checkpoints: every leaf comes back bit for bit, whatever its type; the newest whole one counts."""
 
+import asyncio
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxrl4lm.checkpoint import Checkpoints
@@ -58,20 +61,42 @@ def test_a_save_that_was_cut_off_does_not_count(folder):
     assert (folder / "7.orbax-checkpoint-tmp").exists()  # perhaps of a run that is under way
     writer = Checkpoints(folder)
     assert writer.latest() == 2
-    assert not (folder / "7.orbax-checkpoint-tmp").exists()
     writer.save(7, state(7), {})
     writer.close()
     assert Checkpoints(folder, write=False).latest() == 7
 
 
 def test_what_was_saved_may_be_donated(tmp_path):
-    checkpoints, first = Checkpoints(tmp_path / "saved"), state(1)
-    expected = raw(first)
-    checkpoints.save(1, first, {})
-    overwrite = jax.jit(lambda w: w * 0, donate_argnums=0)
-    overwrite(first["weights"])
+    """The steps that follow overwrite the memory of the state while it is still being written."""
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    current = {f"{i}": jnp.full((1000, 100), 0.5) for i in range(40)}
+    current = step(current)
+    checkpoints = Checkpoints(tmp_path / "saved")
+    for i in range(3):
+        checkpoints.save(i, current, {})
+        for _ in range(10):
+            current = jax.block_until_ready(step(current))
     checkpoints.close()
-    assert raw(Checkpoints(tmp_path / "saved").restore(state(0))) == expected
+    restored = Checkpoints(tmp_path / "saved", write=False).restore(jax.eval_shape(lambda: current))
+    assert all((x == 21.5).all() for x in jax.tree.leaves(restored))
+
+
+def test_notes_are_those_of_the_moment(tmp_path, monkeypatch):
+    """The caller goes on to change them before a slow disk has got to them."""
+    write = ocp.JsonCheckpointHandler._save_fn
+
+    async def late(*arguments):
+        await asyncio.sleep(0.2)
+        await write(*arguments)
+
+    monkeypatch.setattr(ocp.JsonCheckpointHandler, "_save_fn", late)
+    checkpoints, notes = Checkpoints(tmp_path / "saved"), {"done": 0, "scores": {"a": 0}}
+    for i in range(3):
+        notes["done"] = notes["scores"]["a"] = i
+        checkpoints.save(i, {"x": jnp.zeros((1000, 1000))}, notes)
+        notes["done"] = notes["scores"]["a"] = -1
+    checkpoints.close()
+    assert Checkpoints(tmp_path / "saved", write=False).notes() == {"done": 2, "scores": {"a": 2}}
 
 
 def test_reading_makes_nothing(tmp_path):
@@ -83,6 +108,9 @@ def test_reading_makes_nothing(tmp_path):
         Checkpoints(tmp_path / "empty", write=False).notes()
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # orbax leaves a coroutine behind
 @pytest.mark.parametrize(
     "like",
     [

@@ -67,6 +67,7 @@ def main(arguments: list[str]) -> int:
     context = policy.config.context
     prompts = encode_prompts(rows, "prompt", tokenizer, source, parsed.max_new_tokens or 1, context)
     length = parsed.max_new_tokens or min(64, context - max(map(len, prompts.ids)))
+    prompts = prompts._replace(longest=context - length)
 
     @jax.jit
     def complete(params, tokens, mask, key, temperature, first):

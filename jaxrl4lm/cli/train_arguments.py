@@ -248,11 +248,9 @@ def _check_numbers(arguments: TrainArguments) -> None:
             if not isinstance(value, int | float) or isinstance(value, bool):
                 continue
             option = f"--{name.replace('_', '-')}"
-            if (
-                isinstance(value, float)
-                and not math.isfinite(value)
-                and (name, value) != ("save_interval", math.inf)
-            ):
+            if (name, value) == ("save_interval", math.inf):  # save at the end only
+                continue
+            if not math.isfinite(value):
                 raise InputError(f"{option} must be a finite number, not {value}")
             if name not in MAY_BE_ZERO and value <= 0:
                 raise InputError(f"{option} must be positive, not {value}")

@@ -29,13 +29,20 @@ def learning_curve(records: Sequence[Mapping[str, Any]], title: str, path: pathl
         _curve(ax, [r["update"] for r in chosen], [r[name] for r in chosen], "C0")
         if name == "held_out" and supervised:
             level = float(np.mean(supervised[-1][name]))
-            ax.axhline(level, color="C1", linestyle="--", label=f"after teacher forcing: {level:.2f}")
-        if ax.get_legend_handles_labels()[1]:
-            ax.legend(loc="lower right" if name != "kl/ref_sequence" else "upper left", frameon=False)
+            ax.axhline(
+                level, color="C1", linestyle="--", label=f"held-out score after teacher forcing: {level:.2f}"
+            )
         ax.set_title(label, fontsize=10)
         ax.set_xlabel("update")
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
+    # One legend below the panels: inside one it would lie on a curve.
+    entries = {
+        label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    if entries:
+        where = "outside lower center"
+        figure.legend(entries.values(), entries.keys(), loc=where, ncols=len(entries), frameon=False)
     figure.suptitle(title, parse_math=False)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=120)
@@ -47,19 +54,15 @@ def _curve(ax: Any, updates: Sequence[int], values: Sequence[Any], color: str) -
         ax.text(0.5, 0.5, "nothing yet", ha="center", transform=ax.transAxes)
         return
     table = np.array([np.atleast_1d(v) for v in values], float)
-    seeds = table.shape[1]
-    mean = table.mean(1)
-    if seeds > 1:
-        ax.fill_between(
-            updates, table.min(1), table.max(1), color=color, alpha=0.2, label=f"range of {seeds} seeds"
-        )
-        ax.plot(updates, mean, color=color, label="mean")
-        return
-    window = max(1, len(mean) // 40)
-    if window == 1:
-        ax.plot(updates, mean, color=color, marker="o" if len(mean) < 15 else None, markersize=3)
-        return
-    # A noisy curve is drawn pale, with its running mean over it.
-    ax.plot(updates, mean, color=color, alpha=0.25, linewidth=0.8)
-    smooth = np.array([mean[max(0, i - window + 1) : i + 1].mean() for i in range(len(mean))])
-    ax.plot(updates, smooth, color=color)
+    window = max(1, len(table) // 40)
+    # A noisy curve is drawn as its running mean; that of one seed with itself, pale, behind it.
+    smooth = np.array([table[max(0, i - window + 1) : i + 1].mean(0) for i in range(len(table))])
+    if (seeds := table.shape[1]) > 1:
+        low, high = smooth.min(1), smooth.max(1)
+        ax.fill_between(updates, low, high, color=color, alpha=0.2, label=f"range of {seeds} seeds")
+    elif window > 1:
+        ax.plot(updates, table[:, 0], color=color, alpha=0.25, linewidth=0.8)
+    marker = "o" if len(table) < 15 else None
+    ax.plot(
+        updates, smooth.mean(1), color=color, marker=marker, markersize=3, label="mean" if seeds > 1 else None
+    )

@@ -58,9 +58,13 @@ def programs(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("programs"))
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update(
+        "jax_disable_most_optimizations", True
+    )  # these programs take longer to compile than to run
     compilation_cache.reset_cache()
     yield folder
     jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_disable_most_optimizations", False)
     compilation_cache.reset_cache()
 
 
@@ -83,13 +87,14 @@ def spawn(programs):
     """The command as a process of its own."""
     running = []
 
-    def start(*arguments, **environment) -> subprocess.Popen:
+    def start(*arguments) -> subprocess.Popen:
         process = subprocess.Popen(
             [sys.executable, "-m", "jaxrl4lm.cli", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{programs}-alone"} | environment,
+            env=os.environ
+            | {"JAX_COMPILATION_CACHE_DIR": f"{programs}-alone", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         )
         running.append(process)
         return process
@@ -97,7 +102,8 @@ def spawn(programs):
     yield start
     for process in running:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 @pytest.fixture(scope="session")

@@ -155,7 +155,7 @@ FILES = [
     ("--reward broken.py:f", "broken.py raised ModuleNotFoundError"),
     ("--reward numeric_answer --prompts long.jsonl", "missing a required argument: 'answer'"),
     ("--reward r.py:raises", "r.py:raises raised ValueError at r.py:1: no (first prompt of the batch: 'ab'"),
-    ("--reward r.py:few", "r.py:few returned 1 scores for 3 completions"),
+    ("--reward r.py:few", "r.py:few returned 1 scores for"),
     ("--reward r.py:nan", "r.py:nan returned nan for the prompt 'ab'"),
     ("--reward r.py:nothing_at_all", "returned a NoneType"),
     ("--reward r.py:bare", "unexpected keyword argument 'answer'"),
@@ -235,6 +235,9 @@ def of_another_size(run):
     (run / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # orbax leaves coroutines behind
 @pytest.mark.parametrize("damage", [truncate_state, remove_data, remove_notes, damage_notes, of_another_size])
 @pytest.mark.parametrize("command", [["train", "--resume"], ["evaluate"]], ids=["resume", "evaluate"])
 def test_checkpoints_that_are_damaged(cli, here, run, command, damage):

@@ -165,10 +165,11 @@ def test_algorithms_and_kls_run(algorithm, kl):
 def test_rewards_see_the_columns_of_their_rows(cli, prompt_options, tmp_path, files):
     """Each completion comes with its own row's columns; rows that lack one have None."""
     (tmp_path / "spy.py").write_text(
-        "import json\nseen = []\n"
+        "import json, pathlib\n"
         "def reward(prompts, completions, letter, line, **columns):\n"
         "    assert len(prompts) == len(completions) == len(letter) == len(line) == len(columns['extra'])\n"
-        f"    rows = [json.loads(row) for row in open({str(files / 'prompts.jsonl')!r})]\n"
+        f"    text = pathlib.Path({str(files / 'prompts.jsonl')!r}).read_text()\n"
+        "    rows = [json.loads(row) for row in text.splitlines()]\n"
         "    for p, l, i, e in zip(prompts, letter, line, columns['extra']):\n"
         "        assert (p, l) == (rows[i]['prompt'], rows[i]['letter']) and e == ('x' if i == 3 else None)\n"
         "    return [float(i) for i in line]\n"
@@ -212,7 +213,8 @@ def test_options_of_prompt_runs(cli, prompt_options, tmp_path, options):
 
 def test_empty_prompts_are_completed(cli, prompt_options, tmp_path, files):
     options = list(prompt_options)
-    del options[(at := options.index("--prompts")) : at + 2]
+    for option in ("--prompts", "--held-out"):
+        del options[(at := options.index(option)) : at + 2]
     result = cli("train", *options, "--reward", "regex:^a", "--out", tmp_path / "run")
     assert result.code == 0, result.err
     assert "'' -> " in (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8")
