@@ -78,7 +78,9 @@ def measure(command: list[str], core: int) -> dict:
 
 def versions(python: str, packages: tuple[str, ...]) -> dict[str, str]:
     """Versions of packages in another environment."""
-    code = f"import importlib.metadata as m, json; print(json.dumps({{p: m.version(p) for p in {packages!r}}}))"
+    code = (
+        f"import importlib.metadata as m, json; print(json.dumps({{p: m.version(p) for p in {packages!r}}}))"
+    )
     return json.loads(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
@@ -100,7 +102,8 @@ def main() -> None:
     ours = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
     record = {
         "processor": platform.processor() or platform.machine(),
-        "versions": {"jaxrl4lm": ours} | {name: versions(python, packages[name]) for name, python in pythons.items()},
+        "versions": {"jaxrl4lm": ours}
+        | {name: versions(python, packages[name]) for name, python in pythons.items()},
         "sizes": {},
     }
     for size in args.sizes:
@@ -111,7 +114,9 @@ def main() -> None:
             row = {"jaxrl4lm": here["seconds_per_step"], "compile": here["compile_seconds"]}
             for name, python in pythons.items():
                 options = ["--layers", layers, "--width", width, "--batch", batch, "--completion", tokens]
-                row[name] = measure([python, str(args.peers / f"{name}_grpo.py"), *options], args.core)["seconds_per_step"]
+                row[name] = measure([python, str(args.peers / f"{name}_grpo.py"), *options], args.core)[
+                    "seconds_per_step"
+                ]
             rounds.append(row)
         record["sizes"][size] = {"rounds": rounds, "device": here["device"], "parameters": here["parameters"]}
         text = f"{size}: {1e3 * statistics.median(r['jaxrl4lm'] for r in rounds):.1f} ms"

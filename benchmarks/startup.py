@@ -1,6 +1,6 @@
 """How long from the command to the first update, with nothing compiled before and with the compilation cache warm?
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 import importlib.metadata
@@ -42,7 +42,13 @@ def main() -> None:
     for name, seconds in (("cold", cold), ("warm", warm)):
         print(f"{name}: {statistics.median(seconds):.1f} s [{min(seconds):.1f}, {max(seconds):.1f}]")
     versions = {p: importlib.metadata.version(p) for p in ("jax", "jaxlib", "flax", "optax")}
-    record = {"cold": cold, "warm": warm, "versions": versions, "cores": os.cpu_count(), "machine": platform.machine()}
+    record = {
+        "cold": cold,
+        "warm": warm,
+        "versions": versions,
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+    }
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
 
 

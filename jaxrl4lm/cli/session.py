@@ -134,6 +134,7 @@ def reinforcement_config(rl: Reinforcement) -> ReinforcementConfig:
         temperature=rl.temperature,
         entropy_coef=rl.entropy_coef,
         updates=rl.updates,
+        warmup=rl.warmup,
         prompts=rl.prompts_per_update,
         completions=rl.completions_per_prompt,
         epochs=rl.epochs,

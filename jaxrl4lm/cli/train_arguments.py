@@ -83,7 +83,8 @@ class Pretraining:
     completion_column: str = "completion"
     """Column of a JSONL --text that holds what is to be imitated after the prompt."""
     pretrain_steps: int | None = None
-    """Optimizer steps. If not given: 0 where there is nothing to imitate; 360 on a task, on purpose too few to master it; else 1000."""
+    """Optimizer steps. If not given: 0 where there is nothing to imitate; 360 on a task, on purpose too few to master
+    it; else 1000."""
     pretrain_batch: int = 128
     """Texts of a step."""
     pretrain_learning_rate: float = 2e-3
@@ -113,6 +114,8 @@ class Reinforcement:
     """Of Adam, at the start."""
     final_learning_rate: float = 0.2
     """Share of the learning rate that is left at the end; it falls linearly."""
+    warmup: int = 10
+    """Updates over which the learning rate rises."""
     max_new_tokens: int | None = None
     """Longest completion, in tokens. If not given: what the task needs, or 64."""
     temperature: float = 1.0

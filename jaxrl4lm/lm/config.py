@@ -48,6 +48,8 @@ class ReinforcementConfig(_Config):
     """Global norm above which a gradient is scaled down."""
 
     updates: int = static(100)
+    warmup: int = static(0)
+    """Updates over which the learning rate rises: Adam's first steps are as long as any, on little evidence."""
     prompts: int = static(64)
     """Prompts of one update."""
     completions: int = static(1)

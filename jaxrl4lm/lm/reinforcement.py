@@ -75,7 +75,8 @@ def init(key: Key, config: ReinforcementConfig, learner: Learner, params: Params
 def _optimizer(config: ReinforcementConfig, update: Array) -> optax.GradientTransformation:
     progress = jnp.minimum(update / max(config.updates - 1, 1), 1.0)
     share = 1 + (config.final_learning_rate - 1) * progress
-    return adam(config.learning_rate * share, config.max_grad_norm)
+    rising = jnp.minimum((update + 1) / (config.warmup + 1), 1.0)
+    return adam(config.learning_rate * share * rising, config.max_grad_norm)
 
 
 def sample(
