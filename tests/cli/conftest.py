@@ -13,8 +13,21 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxrl4lm.cli import main
 
-SIZES = "--layers 1 --width 16 --heads 2 --prompts-per-update 4 --completions-per-prompt 2 --minibatches 2".split()
-SHORT = "--updates 4 --evaluate-every 2 --held-out 8 --save-interval 0".split()
+SIZES = [
+    "--layers",
+    "1",
+    "--width",
+    "16",
+    "--heads",
+    "2",
+    "--prompts-per-update",
+    "4",
+    "--completions-per-prompt",
+    "2",
+    "--minibatches",
+    "2",
+]
+SHORT = ["--updates", "4", "--evaluate-every", "2", "--held-out", "8", "--save-interval", "0"]
 TASK = [*SIZES, *SHORT, "--digits", "1", "--pretrain-steps", "4", "--pretrain-batch", "4"]
 
 REWARD = '''

@@ -90,7 +90,18 @@ def test_a_model_of_transformers_in_and_out(cli, pretrained, tmp_path, files):
     from jaxrl4lm import models
     from jaxrl4lm.models import positions_of
 
-    options = "--prompts-per-update 4 --completions-per-prompt 2 --minibatches 2 --updates 2 --evaluate-every 2".split()
+    options = [
+        "--prompts-per-update",
+        "4",
+        "--completions-per-prompt",
+        "2",
+        "--minibatches",
+        "2",
+        "--updates",
+        "2",
+        "--evaluate-every",
+        "2",
+    ]
     data = [
         "--prompts",
         files / "prompts.jsonl",

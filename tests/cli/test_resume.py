@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-LONG = "--updates 10 --evaluate-every 2 --save-interval 0".split()
+LONG = ["--updates", "10", "--evaluate-every", "2", "--save-interval", "0"]
 TASK_STEPS, PROMPT_STEPS = 120, 150
 """Three chunks of teacher forcing each."""
 
