@@ -73,6 +73,7 @@ def cli(capsys):
     """The command, in this process: its exit code and what it wrote."""
 
     def run(*arguments) -> Result:
+        capsys.readouterr()  # what fixtures have written
         try:
             code = main([str(a) for a in arguments])
         except SystemExit as stopped:  # the parser's

@@ -111,9 +111,13 @@ def test_a_member_of_many_seeds_is_that_seed_alone(cli, task_run, task_options, 
 
 
 ALL = [(a, k) for a in ALGORITHMS for k in KL_PLACEMENTS]
+# Each algorithm and each KL once (ppo with the KL in the reward is every other test's).
 RUN = [
-    *((a, "reward") for a in ALGORITHMS if a != "ppo"),
-    *(("grpo", k) for k in KL_PLACEMENTS if k != "reward"),
+    ("reinforce", "reward"),
+    ("reinforce", "sequence_k2"),
+    ("rloo", "k2"),
+    ("grpo", "k3"),
+    ("grpo", "sequence_ratio"),
 ]
 
 
@@ -213,14 +217,13 @@ def test_options_of_prompt_runs(cli, prompt_options, tmp_path, options):
 
 def test_empty_prompts_are_completed(cli, prompt_options, tmp_path, files):
     options = list(prompt_options)
-    for option in ("--prompts", "--held-out"):
-        del options[(at := options.index(option)) : at + 2]
-    result = cli("train", *options, "--reward", "regex:^a", "--out", tmp_path / "run")
+    del options[(at := options.index("--prompts")) : at + 2]
+    result = cli("train", *options, "--held-out", "0", "--reward", "regex:^a", "--out", tmp_path / "run")
     assert result.code == 0, result.err
     assert "'' -> " in (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("score", ["1e30", "-1e30"])
+@pytest.mark.parametrize("score", ["1e30"])
 def test_a_score_that_overflows_is_never_applied(cli, prompt_options, tmp_path, score):
     """Whatever float32 makes of it: parameters stay finite, and steps that were left out are counted and told."""
     (tmp_path / "huge.py").write_text(
