@@ -40,6 +40,11 @@ def _check_group(rewards: Array, least: int = 2) -> Array:
     return rewards
 
 
+def _check_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
+    if jnp.shape(array) != shape:
+        raise ValueError(f"{name} has shape {jnp.shape(array)}; the other arguments ask for {shape}.")
+
+
 def group_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
     """GRPO: A_i = (R_i − mean_g) / (std_g + ε), with the sample standard deviation (n − 1).
 
@@ -102,9 +107,9 @@ def informative_fraction(rewards: Array) -> Array:
     Args:
       rewards: [..., groups, n].
     Returns:
-      A scalar in [0, 1].
+      A scalar in [0, 1]; 0 without groups.
     """
-    return spread(_check_group(rewards), axis=-1).astype(jnp.float32).mean()
+    return masked_mean(spread(_check_group(rewards), axis=-1))
 
 
 def remax(rewards: Array, greedy_rewards: Array) -> Array:
@@ -113,8 +118,11 @@ def remax(rewards: Array, greedy_rewards: Array) -> Array:
     Args:
       rewards: [..., groups, n].
       greedy_rewards: [..., groups], one greedy completion per prompt.
+    Raises:
+      ValueError: if the shapes do not fit.
     Reference: Li et al. 2023, arXiv:2310.10505, alg. 1.
     """
+    _check_shape("greedy_rewards", greedy_rewards, jnp.shape(rewards)[:-1])
     return as_float(rewards) - as_float(greedy_rewards)[..., None]
 
 
@@ -129,6 +137,7 @@ def opo(rewards: Array, lengths: Array) -> Array:
     Reference: Hao et al. 2025, arXiv:2505.23585, eq. 8.
     """
     rewards = _check_group(rewards)
+    _check_shape("lengths", lengths, rewards.shape)
     lengths = as_float(lengths)
     baseline = (lengths * rewards).sum(-1, keepdims=True) / jnp.maximum(lengths.sum(-1, keepdims=True), 1)
     return jnp.where(spread(rewards, axis=-1), rewards - baseline, 0)
@@ -194,6 +203,7 @@ def gdpo(rewards: Array, weights: Array, *, eps: ScalarLike = 1e-4) -> Array:
       [groups, n].
     Reference: Liu et al. 2026, arXiv:2601.05242.
     """
+    _check_shape("weights", weights, jnp.shape(rewards)[:1])
     normalized = group_normalized(rewards, eps=eps)
     return whiten((as_float(weights)[:, None, None] * normalized).sum(0))
 
@@ -214,6 +224,7 @@ def reinforce_plus_plus(
     Reference: Hu 2025, arXiv:2501.03262, eq. 4 to 6.
     """
     keep, kl = mask_inputs(mask, kl=kl)
+    _check_shape("rewards", rewards, kl.shape[:-1])
     steps = jnp.arange(kl.shape[-1])[None]
     last = keep & (steps == jnp.max(jnp.where(keep, steps, -1), axis=-1, keepdims=True))
     token_rewards = jnp.where(last, as_float(rewards)[:, None], 0) - kl_coef * kl
@@ -231,6 +242,7 @@ def reinforce_plus_plus_baseline(rewards: Array, mask: Array) -> Array:
     Reference: Hu et al. 2025, arXiv:2501.03262v3, sec. 3.3.
     """
     keep = jnp.asarray(mask) != 0
+    _check_shape("rewards", rewards, keep.shape[:-1])
     return whiten(jnp.broadcast_to(centered(rewards)[..., None], keep.shape), keep)
 
 

@@ -114,11 +114,11 @@ def policy(
     high = clip_eps if clip_eps_high is None else clip_eps_high
     metrics: Diagnostics = {
         "policy/ratio_mean": token_fraction(ratios, keep),
-        "policy/ratio_max": Maximum(jnp.max(jnp.where(keep, ratios, 0))),
+        "policy/ratio_max": Maximum(jnp.max(jnp.where(keep, ratios, 0), initial=0)),
         "policy/clip_frac_low": token_fraction((ratios < 1 - jnp.asarray(clip_eps)) & (advantages < 0), keep),
         "policy/clip_frac_high": token_fraction((ratios > 1 + jnp.asarray(high)) & (advantages > 0), keep),
         "policy/approx_kl": token_fraction(kl_estimators.k3(old_log_probs, log_probs, mask=keep), keep),
-        "mismatch/logprob_diff_max": Maximum(jnp.max(jnp.abs(log_probs - old_log_probs))),
+        "mismatch/logprob_diff_max": Maximum(jnp.max(jnp.abs(log_probs - old_log_probs), initial=0)),
         **_mean_and_std("advantage", advantages, keep),
     }
     extra = {"policy/entropy": entropies, "policy/loss": loss}

@@ -47,6 +47,8 @@ def categorical_entropy(logits: Array) -> Array:
     1.3862943649291992
     """
     logits = as_float(logits)
+    # H does not depend on the level of the logits; its digits do.
+    logits = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     probs = jax.nn.softmax(logits, axis=-1)
     finite = jnp.where(jnp.isneginf(logits), 0, logits)
     return jax.nn.logsumexp(logits, axis=-1) - (probs * finite).sum(-1)

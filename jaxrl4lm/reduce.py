@@ -68,11 +68,16 @@ def mask_inputs(mask: ScalarLike | None, **arrays: ScalarLike) -> tuple[Array, .
     Raises:
       ValueError: if a later array does not broadcast to the shape of the first (equal rank, or a scalar).
     """
-    shape = jnp.shape(next(iter(arrays.values())))
+    first = as_float(next(iter(arrays.values())))
+    shape = first.shape
     selected = []
     for name, array in arrays.items():
         check_broadcastable(name, jnp.shape(array), shape)
-        selected.append(jnp.broadcast_to(as_float(array), shape))
+        # A Python number has no precision of its own.
+        number = isinstance(array, int | float)
+        selected.append(
+            jnp.broadcast_to(jnp.asarray(array, first.dtype) if number else as_float(array), shape)
+        )
     if mask is None:
         return jnp.ones(shape, bool), *selected
     keep = as_mask(mask, shape)

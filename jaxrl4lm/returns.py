@@ -34,7 +34,7 @@ def sequential_recurrence(x: Array, decay: Array) -> Array:
         y = at[0] + at[1] * following
         return y, y
 
-    return jax.lax.scan(step, jnp.zeros_like(x[0]), (x, decay), reverse=True)[1]
+    return jax.lax.scan(step, jnp.zeros(x.shape[1:], x.dtype), (x, decay), reverse=True)[1]
 
 
 def associative_recurrence(x: Array, decay: Array) -> Array:
@@ -99,8 +99,8 @@ def _steps(
 def _shifted(array: Array, axis: int) -> Array:
     """array[t + 1]; at the end the last element again."""
     length = array.shape[axis]
-    later = jax.lax.slice_in_dim(array, 1, length, axis=axis)
-    return jnp.concatenate([later, jax.lax.slice_in_dim(array, length - 1, length, axis=axis)], axis)
+    later = jax.lax.slice_in_dim(array, min(1, length), length, axis=axis)
+    return jnp.concatenate([later, jax.lax.slice_in_dim(array, max(length - 1, 0), length, axis=axis)], axis)
 
 
 def _at_following(array: Array, following: Array | None, axis: int) -> Array:
@@ -157,10 +157,11 @@ def discounted_returns(
     >>> discounted_returns(jnp.array([1.0, 0.0, 4.0]), discount=0.5)
     Array([2., 2., 4.], dtype=float32)
     """
-    return lambda_returns(
-        rewards, 0.0, next_values, terminated, truncated,
-        discount=discount, lambda_=1.0, mask=mask, axis=axis, recurrence=recurrence,
-    )  # fmt: skip
+    steps = _steps(rewards, 0.0, next_values, terminated, truncated, mask, axis)
+    discount = _coefficient("discount", discount, steps)
+    bootstrap = jnp.where(steps.last, steps.next_values, 0)
+    returns = _solve(recurrence, steps, steps.rewards + discount * bootstrap, discount, axis)
+    return jnp.where(steps.keep, returns, 0)
 
 
 def lambda_returns(

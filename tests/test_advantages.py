@@ -95,6 +95,11 @@ def test_informative_fraction():
     assert advantages.informative_fraction(rewards) == 0.75
 
 
+def test_no_groups():
+    assert advantages.informative_fraction(np.ones((0, 4))) == 0
+    assert advantages.group_normalized(np.ones((0, 4))).shape == (0, 4)
+
+
 def test_gdpo_gives_each_objective_its_weight():
     """An objective a thousand times larger counts no more."""
     objectives = np.stack([REWARDS, REWARDS[::-1]])
@@ -149,6 +154,17 @@ def test_overlong_penalty(length, penalty):
         (lambda: advantages.leave_one_out(np.float32(1)), "2 or more"),
         (lambda: advantages.pass_at_k(REWARDS, k=5), "k is 5 in groups of 5"),
         (lambda: advantages.pass_at_k(REWARDS, k=0), "k is 0"),
+        (lambda: advantages.remax(np.ones((3, 4)), np.ones((3, 1))), "greedy_rewards has shape"),
+        (lambda: advantages.opo(np.ones((3, 4)), np.ones(4)), "lengths has shape"),
+        (lambda: advantages.gdpo(np.ones((2, 3, 4)), np.ones(1)), "weights has shape"),
+        (
+            lambda: advantages.reinforce_plus_plus(np.ones(1), np.ones((4, 5)), np.ones((4, 5)), kl_coef=0.1),
+            "rewards has shape",
+        ),
+        (
+            lambda: advantages.reinforce_plus_plus_baseline(np.ones((2, 4)), np.ones((2, 3, 5))),
+            "rewards has shape",
+        ),
     ],
 )
 def test_errors(call, message):

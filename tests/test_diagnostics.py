@@ -110,3 +110,9 @@ def test_diagnostics_have_no_gradient():
         return sum(diagnostics.finish(entries).values())
 
     assert (jax.grad(total)(LOG_PROBS.astype(np.float32)) == 0).all()
+
+
+def test_nothing_at_all():
+    empty = np.zeros((0, 4), np.float32)
+    row = diagnostics.finish(diagnostics.policy(empty, empty, empty))
+    assert all(value == 0 for value in row.values())

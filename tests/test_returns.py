@@ -212,3 +212,25 @@ def test_errors_name_the_argument(bad, message):
 def test_n_must_be_positive():
     with pytest.raises(ValueError, match="n is 0"):
         returns.n_step_returns(*consistent(), n=0, discount=0.9)
+
+
+def test_returns_read_the_next_value_only_where_cut():
+    """With λ = 1 the weight of the others is 0, and 0 · nan would be nan."""
+    result = returns.discounted_returns(
+        np.ones(4), False, np.array([0, 1, 0, 0]), np.array([np.nan, 2.0, np.inf, 4.0]), discount=0.5
+    )
+    np.testing.assert_allclose(result, [2.0, 2.0, 2.5, 3.0])
+
+
+@pytest.mark.parametrize("recurrence", [returns.sequential_recurrence, returns.associative_recurrence])
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_no_steps(recurrence, shape, masked):
+    x = np.zeros(shape, np.float32)
+    options = {"discount": 0.9, "mask": np.ones(shape, bool) if masked else None}
+    chosen = {"recurrence": recurrence}
+    gae = returns.generalized_advantage_estimation(x, x, x, False, gae_lambda=0.9, **options, **chosen)
+    vtrace = returns.vtrace(x, x, x, False, log_ratios=x, **options, **chosen)
+    plain = returns.discounted_returns(x, **options, **chosen)
+    n_step = returns.n_step_returns(x, x, x, False, n=2, **options)
+    assert all(y.shape == shape for y in (*gae, *vtrace, plain, n_step))

@@ -69,7 +69,7 @@ from jaxrl4lm.losses.preference import (
     sppo,
 )
 from jaxrl4lm.losses.sequence_ratio import gmpo, gspo, gspo_token
-from jaxrl4lm.losses.trpo import conjugate_gradient, fisher_vector_product, line_search, surrogate
+from jaxrl4lm.losses.trpo import conjugate_gradient, fisher_vector_product, line_search, step, surrogate
 from jaxrl4lm.losses.value import (
     clipped_value,
     double_q_learning_error,
@@ -145,6 +145,7 @@ __all__ = [
     "simpo",
     "sppo",
     "squared_value",
+    "step",
     "surrogate",
     "td_error",
     "trpo",

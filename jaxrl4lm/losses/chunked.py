@@ -31,7 +31,7 @@ def chunked_token_log_probs(
     Args:
       hidden: h, states that predict `tokens` [..., D]. Gradients flow.
       unembedding: W [D, V], of the type of `hidden`. Gradients flow.
-      tokens: ids [...]; any value where masked.
+      tokens: ids [...]; any value where masked. An id that is not in 0 … V−1 has the log-prob nan.
       chunk_size: columns of W at a time, static.
       temperature: τ, the one used to sample; a constant.
       mask: the tokens that count [...].
@@ -43,21 +43,23 @@ def chunked_token_log_probs(
       arXiv:2411.09009.
     """
     shape = jnp.shape(tokens)
-    width, vocabulary = unembedding.shape
-    if hidden.shape != (*shape, width):
+    if unembedding.ndim != 2 or hidden.shape != (*shape, unembedding.shape[0]):
         raise ValueError(
             f"hidden has shape {hidden.shape}, tokens {shape}, unembedding {unembedding.shape}: hidden must "
             "have the shape of tokens and then the first axis of unembedding."
         )
+    width, vocabulary = unembedding.shape
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}: a chunk needs at least one column.")
     keep = as_mask(mask, shape)
     flat_hidden = jnp.where(keep[..., None], hidden, 0).reshape(-1, width)
     flat_tokens = jnp.where(keep, tokens, 0).reshape(-1)
-    scale = 1 / jax.lax.stop_gradient(jnp.asarray(temperature, jnp.float32))
+    precise = jnp.promote_types(hidden.dtype, jnp.float32)
+    scale = 1 / jax.lax.stop_gradient(jnp.asarray(temperature, precise))
     outputs = _token_statistics(min(chunk_size, vocabulary), flat_hidden, unembedding, flat_tokens, scale)
     log_probs, entropies = (jnp.where(keep, x.reshape(shape), 0) for x in outputs)
-    return log_probs, entropies
+    known = ~keep | ((jnp.asarray(tokens) >= 0) & (jnp.asarray(tokens) < vocabulary))
+    return jnp.where(known, log_probs, jnp.nan), entropies
 
 
 def _logits(hidden: Array, unembedding: Array, scale: Array, start: Array, chunk: int) -> tuple[Array, Array]:

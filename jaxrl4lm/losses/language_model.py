@@ -22,6 +22,14 @@ __all__ = [
 ]
 
 
+def _check_aligned(name: str, ids: Array, logits: Array, least: int = 0) -> None:
+    if jnp.ndim(ids) < least or jnp.shape(logits)[:-1] != jnp.shape(ids) or jnp.ndim(logits) == 0:
+        raise ValueError(
+            f"{name} has shape {jnp.shape(ids)}, logits {jnp.shape(logits)}: logits must have the shape of "
+            f"{name} and then the vocabulary."
+        )
+
+
 def cross_entropy(
     logits: Array, targets: Array, *, label_smoothing: ScalarLike = 0.0, mask: Array | None = None
 ) -> Array:
@@ -37,12 +45,16 @@ def cross_entropy(
     Raises:
       ValueError: if the shapes do not fit.
     """
+    _check_aligned("targets", targets, logits)
     keep = as_mask(mask, jnp.shape(targets))
     logits = jnp.where(keep[..., None], as_float(logits), 0)
     log_probs = categorical_log_prob(logits, jnp.where(keep, targets, 0))
     # log p(v) = z_v − logsumexp(z), so the uniform part differs by the chosen logit and the mean one.
     chosen = jnp.take_along_axis(logits, jnp.where(keep, targets, 0)[..., None], axis=-1)[..., 0]
-    loss = -log_probs + label_smoothing * (chosen - logits.mean(-1))
+    smoothing = label_smoothing * (chosen - logits.mean(-1))
+    # A forbidden token (−inf) makes the uniform part infinite; without smoothing there is none (not 0 · inf).
+    off = (jnp.asarray(label_smoothing) == 0) & ~jnp.isfinite(smoothing)
+    loss = -log_probs + jnp.where(off, 0, smoothing)
     return jnp.where(keep, loss, 0)
 
 
@@ -62,6 +74,7 @@ def next_token_cross_entropy(
     Raises:
       ValueError: if the shapes do not fit.
     """
+    _check_aligned("tokens", tokens, logits, least=1)
     if mask is not None:
         mask = as_mask(mask, jnp.shape(tokens))[..., 1:]
     return cross_entropy(logits[..., :-1, :], tokens[..., 1:], label_smoothing=label_smoothing, mask=mask)
@@ -146,6 +159,9 @@ def generalized_jsd(
     log_s, log_t = jax.nn.log_softmax(student, axis=-1), jax.nn.log_softmax(teacher, axis=-1)
     beta = jnp.asarray(beta, student.dtype)
     # The log of a probability is also its logits, so the divergences can be those of distributions.
-    log_m = jnp.logaddexp(log_t + jnp.log(beta), log_s + jnp.log1p(-beta))
+    from_t, from_s = log_t + jnp.log(beta), log_s + jnp.log1p(-beta)
+    forbidden = jnp.isneginf(from_t) & jnp.isneginf(from_s)  # logaddexp has a nan gradient there
+    log_m = jnp.logaddexp(jnp.where(forbidden, 0, from_t), jnp.where(forbidden, 0, from_s))
+    log_m = jnp.where(forbidden, -jnp.inf, log_m)
     divergence = beta * categorical_kl(log_t, log_m) + (1 - beta) * categorical_kl(log_s, log_m)
     return jnp.where(keep, divergence, 0)

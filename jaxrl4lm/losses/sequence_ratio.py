@@ -73,7 +73,7 @@ def gspo_token(
     """
     keep, log_ratios, advantages = _log_ratios(log_probs, old_log_probs, advantages, mask)
     mean = jax.lax.stop_gradient(_sequence_mean(log_ratios, keep))
-    ratios = probability_ratio(mean + log_ratios - jax.lax.stop_gradient(log_ratios))
+    ratios = probability_ratio(mean + (log_ratios - jax.lax.stop_gradient(log_ratios)))
     return jnp.where(keep, clipped_surrogate(ratios, advantages, clip_eps, clip_eps_high), 0)
 
 

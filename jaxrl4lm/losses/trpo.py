@@ -143,7 +143,7 @@ def line_search(
         candidate = _axpy(fraction, direction, params)
         divergence, improvement = kl(candidate), before - loss(candidate)
         accepted = (divergence <= max_kl) & (improvement > 0)
-        return candidate, StepInfo(accepted, fraction, divergence, improvement)
+        return candidate, StepInfo(accepted, fraction, divergence.astype(before.dtype), improvement)
 
     def unfinished(state: tuple[Array, Params, StepInfo]) -> Array:
         power, _, info = state

@@ -91,6 +91,7 @@ def td_error(
     keep, values, rewards, next_values = mask_inputs(
         mask, values=values, rewards=rewards, next_values=next_values
     )
+    check_broadcastable("discount", jnp.shape(discount), values.shape)
     ended = as_mask(terminated, values.shape, "terminated")
     targets = rewards + discount * jnp.where(ended, 0, next_values)
     return jnp.where(keep, jax.lax.stop_gradient(targets) - values, 0)
@@ -108,6 +109,14 @@ def _action_values(q_values: Array, actions: Array, mask: Array | None, name: st
     rows = jnp.where(keep[..., None], as_float(q_values), 0)
     chosen = jnp.where(keep, jnp.asarray(actions), 0)
     return keep, jnp.take_along_axis(rows, chosen[..., None], axis=-1)[..., 0]
+
+
+def _check_rows(name: str, array: Array, like: Array) -> None:
+    """Raise a ValueError unless both hold one value per action of the same states."""
+    if jnp.shape(array) != jnp.shape(like):
+        raise ValueError(
+            f"{name} has shape {jnp.shape(array)}, which is not {jnp.shape(like)}: one value per action [..., A]."
+        )
 
 
 def sarsa_error(
@@ -139,6 +148,7 @@ def sarsa_error(
     Reference: Sutton & Barto 2018, eq. 6.7.
     """
     keep, chosen = _action_values(q_values, actions, mask, "actions")
+    _check_rows("next_q_values", next_q_values, q_values)
     _, following = _action_values(next_q_values, next_actions, keep, "next_actions")
     return td_error(chosen, rewards, following, terminated, discount=discount, mask=keep)
 
@@ -161,8 +171,11 @@ def expected_sarsa_error(
     Reference: Sutton & Barto 2018, eq. 6.9.
     """
     keep, chosen = _action_values(q_values, actions, mask, "actions")
-    check_broadcastable("next_probs", jnp.shape(next_probs), jnp.shape(next_q_values))
-    following = (as_float(next_probs) * as_float(next_q_values)).sum(-1)
+    _check_rows("next_q_values", next_q_values, q_values)
+    _check_rows("next_probs", next_probs, next_q_values)
+    # An action that is never taken counts for nothing, also where its value is −inf.
+    next_probs = as_float(next_probs)
+    following = jnp.where(next_probs == 0, 0, next_probs * as_float(next_q_values)).sum(-1)
     return td_error(chosen, rewards, following, terminated, discount=discount, mask=keep)
 
 
@@ -196,6 +209,7 @@ def q_learning_error(
     Array(1.5, dtype=float32)
     """
     keep, chosen = _action_values(q_values, actions, mask, "actions")
+    _check_rows("next_q_values", next_q_values, q_values)
     return td_error(
         chosen, rewards, as_float(next_q_values).max(-1), terminated, discount=discount, mask=keep
     )
@@ -219,6 +233,7 @@ def double_q_learning_error(
 
     Reference: van Hasselt et al. 2016, arXiv:1509.06461, eq. 4.
     """
+    _check_rows("next_q_selector", next_q_selector, next_q_values)
     best = jnp.argmax(as_float(next_q_selector), axis=-1)
     return sarsa_error(
         q_values, actions, rewards, next_q_values, best, terminated, discount=discount, mask=mask

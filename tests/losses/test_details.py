@@ -153,7 +153,17 @@ def test_forbidden_tokens_have_no_share():
     allowed = jnp.array([1.0, 0.5])
     np.testing.assert_allclose(losses.entropy(logits), losses.entropy(allowed), rtol=1e-6)
     np.testing.assert_allclose(losses.kl.exact(logits, logits + 0), 0, atol=1e-7)
-    for f in (losses.entropy, lambda z: losses.kl.exact(z, jnp.zeros(3))):
+    np.testing.assert_allclose(
+        losses.cross_entropy(logits, jnp.array(0)), losses.cross_entropy(allowed, jnp.array(0)), rtol=1e-6
+    )
+    assert losses.cross_entropy(logits, jnp.array(0), label_smoothing=0.1) == jnp.inf
+    for f in (
+        losses.entropy,
+        lambda z: losses.kl.exact(z, jnp.zeros(3)),
+        lambda z: losses.cross_entropy(z, jnp.array(0)),
+        lambda z: losses.generalized_jsd(z, 0.5 * logits),
+        lambda z: losses.generalized_jsd(z, jnp.zeros(3)),
+    ):
         grad = jax.grad(f)(logits)
         assert np.isfinite(grad).all()
         assert grad[1] == 0
@@ -211,6 +221,59 @@ def test_chunked_memory_is_a_fraction():
     assert 8 * needed(chunked) < needed(naive)
 
 
+def test_an_action_that_is_never_taken_has_no_value():
+    error = losses.expected_sarsa_error(
+        jnp.zeros(2),
+        jnp.array(0),
+        0.5,
+        jnp.array([-jnp.inf, 1.0]),
+        jnp.array([0.0, 1.0]),
+        False,
+        discount=0.5,
+    )
+    assert error == 1.0
+
+
+def test_entropy_does_not_depend_on_the_level_of_the_logits():
+    logits = jnp.array([0.0, 1.0, 2.0])
+    np.testing.assert_allclose(losses.entropy(logits + 1e6), losses.entropy(logits), rtol=1e-6)
+
+
+@pytest.mark.parametrize("token", [-100, -1, 11])
+def test_a_token_outside_the_vocabulary_has_no_log_prob(token):
+    hidden, unembedding = jnp.ones((2, 3)), jnp.ones((3, 11))
+    tokens = jnp.array([token, 1])
+    log_probs, _ = losses.chunked_token_log_probs(hidden, unembedding, tokens, chunk_size=4)
+    np.testing.assert_allclose(log_probs, [np.nan, -np.log(11)], rtol=1e-6)
+    log_probs, _ = losses.chunked_token_log_probs(hidden, unembedding, tokens, mask=jnp.array([False, True]))
+    assert log_probs[0] == 0
+
+
+def test_chunked_temperature_is_as_precise_as_the_states(x64):
+    hidden, unembedding = jnp.asarray(rng.normal(size=(2, 3))), jnp.asarray(rng.normal(size=(3, 11)))
+    tokens = jnp.array([1, 10])
+    ours, _ = losses.chunked_token_log_probs(hidden, unembedding, tokens, temperature=0.7, chunk_size=4)
+    expected = jax.nn.log_softmax(hidden @ unembedding / 0.7)[jnp.arange(2), tokens]
+    np.testing.assert_allclose(ours, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: losses.bradley_terry(x, x),
+        lambda x: losses.bradley_terry(x, x, margin=0.3),
+        lambda x: losses.sppo(x, x, x, x),
+        lambda x: losses.cpo(x, x),
+        lambda x: losses.kto(x, x, x > 0, 0.3),
+    ],
+)
+def test_numbers_do_not_widen_the_result(call, x64):
+    """In double-precision mode a Python number is no float64 input."""
+    assert call(jnp.ones(3, jnp.float32)).dtype == jnp.float32
+    assert call(jnp.ones(3, jnp.bfloat16)).dtype == jnp.float32
+    assert call(jnp.ones(3, jnp.float64)).dtype == jnp.float64
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -218,6 +281,23 @@ def test_chunked_memory_is_a_fraction():
         (lambda: losses.ipo(*[OLD] * 4, chosen_lengths=OLD), "give both"),
         (lambda: losses.chunked_token_log_probs(OLD, OLD.T, jnp.zeros(2, int)), "hidden has shape"),
         (lambda: losses.chunked_token_log_probs(OLD, OLD.T, jnp.zeros(3, int), chunk_size=0), "chunk_size"),
+        (lambda: losses.chunked_token_log_probs(OLD, OLD.T[None], jnp.zeros(3, int)), "unembedding"),
+        (lambda: losses.cross_entropy(OLD, jnp.zeros(2, int)), r"targets has shape \(2,\)"),
+        (lambda: losses.next_token_cross_entropy(OLD[0], jnp.array(0)), r"tokens has shape \(\)"),
+        (
+            lambda: losses.q_learning_error(OLD, jnp.zeros(3, int), 0, OLD[0], 0, discount=1),
+            "next_q_values has shape",
+        ),
+        (
+            lambda: losses.double_q_learning_error(
+                OLD, jnp.zeros(3, int), 0, OLD, jnp.zeros((3, 9)), 0, discount=1
+            ),
+            "next_q_selector has shape",
+        ),
+        (
+            lambda: losses.td_error(OLD[0], OLD[0], OLD[0], False, discount=jnp.ones((2, 1))),
+            "discount has shape",
+        ),
         (lambda: losses.q_learning_error(OLD, jnp.zeros(2, int), 0, OLD, 0, discount=1), "actions has shape"),
     ],
 )

@@ -131,3 +131,8 @@ def test_steps_map_over_hyper_parameters():
     for i in range(2):
         single, _ = trpo.step(loss, kl, PARAMS, max_kl=deltas[i])
         np.testing.assert_allclose(flat(single), flat(jax.tree.map(lambda x, i=i: x[i], mapped)), atol=1e-4)
+
+
+def test_loss_and_divergence_may_differ_in_precision():
+    _, info = trpo.step(lambda p: loss(p).astype(jnp.bfloat16), kl, PARAMS)
+    assert info.kl.dtype == info.improvement.dtype == jnp.bfloat16
