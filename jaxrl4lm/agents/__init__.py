@@ -1,0 +1,1 @@
+"""Algorithms on gymnax environments, one file each."""
