@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
-from jax.typing import ArrayLike
 
 Array: TypeAlias = jax.Array
 Key: TypeAlias = jax.Array
 """A typed PRNG key, from `jax.random.key`."""
 Params: TypeAlias = Any
 """A pytree of arrays: plain nested dicts for the networks of this library."""
-ScalarLike: TypeAlias = ArrayLike
+ScalarLike: TypeAlias = float | jax.Array
 """A Python number or a traced scalar; every hyper-parameter takes either."""
 Metrics: TypeAlias = Mapping[str, Array]
 

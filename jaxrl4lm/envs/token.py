@@ -63,7 +63,7 @@ class TokenEnvironment(environment.Environment[EnvState, EnvParams]):
         """Appends a token. A score of the whole completion is paid when the episode ends, either way."""
         del key
         completion = state.completion.at[state.time].set(action)
-        state = state.replace(completion=completion, time=state.time + 1)
+        state = EnvState(prompts=state.prompts, completion=completion, time=state.time + 1)
         terminated = self.is_terminated(state, params)
         done = terminated | self.is_truncated(state, params)
         mask = (jnp.arange(completion.shape[0]) < state.time)[None]
