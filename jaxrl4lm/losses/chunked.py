@@ -56,7 +56,9 @@ def chunked_token_log_probs(
     flat_tokens = jnp.where(keep, tokens, 0).reshape(-1)
     precise = jnp.promote_types(hidden.dtype, jnp.float32)
     scale = 1 / jax.lax.stop_gradient(jnp.asarray(temperature, precise))
-    outputs: tuple[Array, Array] = _token_statistics(min(chunk_size, vocabulary), flat_hidden, unembedding, flat_tokens, scale)
+    outputs: tuple[Array, Array] = _token_statistics(
+        min(chunk_size, vocabulary), flat_hidden, unembedding, flat_tokens, scale
+    )
     log_probs, entropies = (jnp.where(keep, x.reshape(shape), 0) for x in outputs)
     known = ~keep | ((jnp.asarray(tokens) >= 0) & (jnp.asarray(tokens) < vocabulary))
     return jnp.where(known, log_probs, jnp.nan), entropies
