@@ -308,6 +308,7 @@ def cell(text: str) -> Text:
 
 
 def spread(score: Any) -> str:
+    """A score as text; the scores of several seeds as mean, standard deviation and range."""
     values = np.atleast_1d(score)
     if len(values) == 1:
         return f"{values[0]:.3f}"

@@ -5,8 +5,6 @@ Shapes: `G` prompts, `B` completions, `P` prompt tokens, `T` completion tokens.
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
-
 from jaxrl4lm import distributions
 from jaxrl4lm.decoding import generate
 from jaxrl4lm.models import LanguagePolicy
@@ -32,11 +30,6 @@ class Rollout(NamedTuple):
     """float32 `[B]`: V of the state after the last token of a truncated completion, else 0."""
     truncated: Array
     """bool `[B]`: reached the length limit without an end token."""
-
-
-def last_token(mask: Array) -> Array:
-    """True at the last real token of each row `[B, T]`."""
-    return mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
 
 
 def rollout(

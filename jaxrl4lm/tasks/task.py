@@ -49,11 +49,16 @@ def exact_match(prompts: Prompts, completions: Array, mask: Array) -> Array:
     return (same.all(-1) & (mask == prompts.answer_mask).all(-1)).astype(jnp.float32)
 
 
+def last_token(mask: Array) -> Array:
+    """True at the last real token of each row `[n, T]`."""
+    return mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+
+
 def token_rewards(rewards: Array, mask: Array) -> Array:
     """Rewards a token `[n, T]`: a score a completion `[n]` goes onto its last real token, where mask last is True."""
     if rewards.ndim == mask.ndim:
         return jnp.where(mask, rewards, 0.0)
-    last = mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
+    last = last_token(mask)
     return jnp.where(last, rewards[:, None], 0.0)
 
 
