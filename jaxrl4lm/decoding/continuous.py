@@ -60,7 +60,7 @@ def generate_queue(
     M = G * copies
     params = policy.for_decoding(params)
     uniforms = jnp.zeros((M, T)) if temperature is None else row_uniforms(key, jnp.arange(M), T)
-    hidden_GPD, prefixes = policy.encode(params, prompts, positions_of(prompt_mask))
+    hidden_GPD, prefixes = policy.encode(params, prompts, positions_of(prompt_mask), room=T)
     first_GD, lengths = hidden_GPD[:, -1], prompt_mask.sum(-1, dtype=jnp.int32)
 
     def refill(q: _Queue) -> _Queue:

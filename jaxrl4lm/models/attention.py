@@ -15,10 +15,15 @@ EMPTY = 2**30
 """The position of a key that nobody may read: padding, or a cache slot not yet written."""
 
 
-def rotary_table(positions_BT: Array, rope: Rope, channels: int) -> tuple[Array, Array]:
-    """Cosines and sines `[B, T, 1, channels / 2]` of the rotary embedding."""
+def rotary_table(positions_BT: Array, rope: Rope, channels: int, lengths_B: Array) -> tuple[Array, Array]:
+    """Cosines and sines `[B, T, 1, channels / 2]` of the rotary embedding; `lengths_B`: of the texts, by which
+    LongRoPE chooses its factors."""
     positions = jnp.where(positions_BT == EMPTY, 0, positions_BT)
-    angles = positions[:, :, None, None].astype(jnp.float32) * rope.frequencies(channels)[None, None, None]
+    frequencies = rope.frequencies(channels)[None, None, None]
+    if rope.kind == "longrope":
+        long = (lengths_B > rope.original_context)[:, None, None, None]
+        frequencies = jnp.where(long, rope.frequencies(channels, long=True)[None, None, None], frequencies)
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     if rope.amplitude != 1.0:
         cos, sin = cos * rope.amplitude, sin * rope.amplitude

@@ -14,11 +14,11 @@ class Rope:
 
     theta: float = 10_000.0
     """Base of the frequencies."""
-    kind: Literal["default", "linear", "llama3", "yarn"] = "default"
+    kind: Literal["default", "linear", "llama3", "yarn", "longrope"] = "default"
     factor: float = 1.0
     """By how much the context is stretched."""
     original_context: int = 8192
-    """Context before stretching (llama3, yarn)."""
+    """Context before stretching (llama3, yarn, longrope)."""
     low_frequency: float = 1.0
     high_frequency: float = 4.0
     """Llama 3: turns within the original context below which frequencies are divided, above which they are
@@ -27,27 +27,39 @@ class Rope:
     beta_fast: float = 32.0
     """YaRN: the same two limits."""
     attention_factor: float | None = None
-    """YaRN: scale of cosines and sines. None: 0.1 log(factor) + 1."""
+    """YaRN, LongRoPE: scale of cosines and sines. None: 0.1 log(factor) + 1, √(1 + log(factor) / log(original
+    context))."""
     truncate: bool = True
     """YaRN: limits are rounded to whole channels."""
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    """LongRoPE: what each frequency is divided by, in texts within the original context and in longer ones."""
 
     @property
     def amplitude(self) -> float:
         """Scale of cosines and sines."""
-        if self.kind != "yarn":
+        if self.kind not in ("yarn", "longrope"):
             return 1.0
         if self.attention_factor is not None:
             return self.attention_factor
-        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+        if self.factor <= 1:
+            return 1.0
+        if self.kind == "yarn":
+            return 0.1 * math.log(self.factor) + 1.0
+        return math.sqrt(1 + math.log(self.factor) / math.log(self.original_context))
 
-    def frequencies(self, channels: int) -> np.ndarray:
-        """Radians a position `[channels / 2]`, float32.
+    def frequencies(self, channels: int, long: bool = False) -> np.ndarray:
+        """Radians a position `[channels / 2]`, float32; `long`: of texts beyond the original context
+        (LongRoPE).
 
         Reference: linear: Chen et al. 2023, arXiv:2306.15595; yarn: Peng et al. 2023, arXiv:2309.00071, eq.
           23;
-        llama3: Grattafiori et al. 2024, arXiv:2407.21783, and the published reference code.
+        llama3: Grattafiori et al. 2024, arXiv:2407.21783, and the published reference code;
+        longrope: Ding et al. 2024, arXiv:2402.13753.
         """
         plain = self.theta ** (-np.arange(0, channels, 2, dtype=np.float64) / channels)
+        if self.kind == "longrope":
+            return (plain / np.array(self.long_factors if long else self.short_factors)).astype(np.float32)
         turns = self.original_context * plain / (2 * math.pi)
         if self.kind == "linear":
             kept = np.zeros_like(plain)
@@ -150,6 +162,13 @@ class TransformerConfig:
             raise ValueError(
                 f"rotary positions need an even head_dim, not {self.rotated}: change width or heads"
             )
+        for rope in self.layer_ropes:
+            counts = {len(rope.short_factors), len(rope.long_factors)} if rope else set()
+            if rope and rope.kind == "longrope" and counts != {self.rotated // 2}:
+                raise ValueError(
+                    f"longrope has {len(rope.short_factors)} short and {len(rope.long_factors)} long factors: "
+                    f"give one a pair of channels, {self.rotated // 2}"
+                )
         for name in ("ropes", "windows"):
             given = getattr(self, name)
             if given is not None and len(given) != self.layers:

@@ -41,6 +41,13 @@ STRETCHES: dict[str, dict[str, str]] = {
         "attention_factor": "attention_factor",
         "truncate": "truncate",
     },
+    "longrope": {
+        "factor": "factor",
+        "original_context": "original_max_position_embeddings",
+        "attention_factor": "attention_factor",
+        "short_factors": "short_factor",
+        "long_factors": "long_factor",
+    },
 }
 NO_BIAS = {"qkv_bias": False, "output_bias": False, "mlp_bias": False}
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -132,9 +139,16 @@ def _rope(hf: Json, theta: float) -> tuple[Rope, float]:
     if kind not in STRETCHES or p.get("mscale"):
         kind = f"{kind} with mscale" if p.get("mscale") else kind
         raise ValueError(f"the rope type {kind!r} is not one of {', '.join(STRETCHES)}")
-    context = {"original_max_position_embeddings": hf.get("max_position_embeddings")}
+    name = "original_max_position_embeddings"
+    context = {name: hf.get(name, hf.get("max_position_embeddings"))}
     given = {k: v for k, v in {**context, **p}.items() if v is not None}
+    if kind == "longrope":
+        missing = {"short_factor", "long_factor", name, "max_position_embeddings"} - {*given, *hf}
+        if missing:
+            raise ValueError(f"the rope type 'longrope' needs {', '.join(sorted(missing))}")
+        given.setdefault("factor", hf["max_position_embeddings"] / given[name])
     stretch = {ours: given[name] for ours, name in STRETCHES[kind].items() if name in given}
+    stretch = {ours: tuple(x) if isinstance(x, list) else x for ours, x in stretch.items()}
     rope = Rope(float(p.get("rope_theta", theta)), kind, **stretch)
     return rope, p.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
 
@@ -144,7 +158,8 @@ def _write_rope(rope: Rope) -> Json | None:
     if rope.kind == "default":
         return None
     given = {name: getattr(rope, ours) for ours, name in STRETCHES[rope.kind].items()}
-    return {"rope_type": rope.kind, **{k: v for k, v in given.items() if v is not None}}
+    given = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v is not None}
+    return {"rope_type": rope.kind, **given}
 
 
 def _first(xs: tuple, default: Any = None) -> Any:
@@ -376,11 +391,24 @@ def write_smollm3(c: TransformerConfig) -> Json:
 
 
 def read_phi3(hf: Json) -> Json:
-    scaling = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    key = "rope_parameters" if hf.get("rope_parameters") else "rope_scaling"
+    scaling = dict(hf.get(key) or {})
     if scaling.get("rope_type", scaling.get("type", "default")) != "default":
-        raise ValueError("the rope type 'longrope' of Phi-3's long-context models is not supported")
-    fields = {**read_llama({"rms_norm_eps": 1e-5, **hf, "head_dim": None}), **NO_BIAS}
+        scaling["rope_type"] = "longrope"  # early files call it "su" or "yarn"
+    fields = {**read_llama({"rms_norm_eps": 1e-5, **hf, key: scaling, "head_dim": None}), **NO_BIAS}
     return {**fields, "windows": _windows({**hf, "layer_types": None}, [True] * fields["layers"])}
+
+
+def write_phi3(c: TransformerConfig) -> Json:
+    """As Llama, but that the stretch stands in the sizes; transformers 4 wants just these three keys."""
+    rope = _first(c.layer_ropes, Rope())
+    hf = {**write_llama(c), "original_max_position_embeddings": c.context}
+    if rope.kind == "longrope":
+        scaling: Json = {"type": "longrope", "short_factor": list(rope.short_factors)}
+        scaling["long_factor"] = list(rope.long_factors)
+        scaling |= {} if rope.attention_factor is None else {"attention_factor": rope.attention_factor}
+        hf |= {"rope_scaling": scaling, "original_max_position_embeddings": rope.original_context}
+    return hf
 
 
 def read_olmo2(hf: Json) -> Json:
@@ -400,6 +428,6 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family("Gemma2ForCausalLM", SANDWICH, read_gemma2, write_gemma),
     "gemma3_text": Family("Gemma3ForCausalLM", SANDWICH, read_gemma3, write_gemma3),
     "smollm3": Family("SmolLM3ForCausalLM", LLAMA, read_smollm3, write_smollm3),
-    "phi3": Family("Phi3ForCausalLM", names.llama(fused=True), read_phi3, write_llama),
+    "phi3": Family("Phi3ForCausalLM", names.llama(fused=True), read_phi3, write_phi3),
     "olmo2": Family("Olmo2ForCausalLM", SANDWICH, read_olmo2, write_llama),
 }

@@ -93,7 +93,7 @@ class LanguagePolicy:
         Returns:
           Hidden states `[G * copies, D]` from which the first token is chosen; the carry.
         """
-        hidden, prefix = self.encode(params, tokens, positions_of(mask))
+        hidden, prefix = self.encode(params, tokens, positions_of(mask), room=length)
         batch = tokens.shape[0] * copies
         carry = Carry(
             prefix=prefix,
@@ -124,11 +124,11 @@ class LanguagePolicy:
         return self.encode(params, tokens, positions_of(mask))[0]
 
     def encode(
-        self, params: Params, tokens: Array, positions: Array, prefix: Cache | None = None
+        self, params: Params, tokens: Array, positions: Array, prefix: Cache | None = None, room: int = 0
     ) -> tuple[Array, Cache]:
         """Hidden states `[B, T, D]` and the keys and values of the tokens, read after the prefix if there is
-        one."""
-        return self._call(params, tokens, positions, prefix, method="hidden")
+        one; `room`: how many tokens may follow (only LongRoPE asks)."""
+        return self._call(params, tokens, positions, prefix, None, 0, room, method="hidden")
 
     def completion_hidden(
         self, params: Params, prompts: Array, prompt_mask: Array, completions: Array
@@ -141,11 +141,12 @@ class LanguagePolicy:
           completions: int `[B, T]`, `B` a multiple of `G`; the completions of a prompt are consecutive.
         """
         copies = completions.shape[0] // prompts.shape[0]
-        hidden, prefix = self.encode(params, prompts, positions_of(prompt_mask))
+        T = completions.shape[1]
+        hidden, prefix = self.encode(params, prompts, positions_of(prompt_mask), room=T)
         first = jnp.repeat(hidden[:, -1:], copies, axis=0)
         start = jnp.repeat(prompt_mask.sum(-1, dtype=jnp.int32), copies)
-        positions = start[:, None] + jnp.arange(completions.shape[1] - 1, dtype=jnp.int32)[None]
-        rest, _ = self.encode(params, completions[:, :-1], positions, prefix)
+        positions = start[:, None] + jnp.arange(T - 1, dtype=jnp.int32)[None]
+        rest, _ = self.encode(params, completions[:, :-1], positions, prefix, room=1)
         return jnp.concatenate([first, rest], axis=1)
 
     def logits(self, params: Params, hidden: Array, part: tuple[Array | int, int] | None = None) -> Array:

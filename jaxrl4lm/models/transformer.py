@@ -44,6 +44,21 @@ class Cache(NamedTuple):
     """int32 `[B, S]`, `EMPTY` where there is no key."""
 
 
+def _lengths(positions_BT: Array, prefix: Cache | None, cache: Cache | None) -> Array:
+    """Tokens `[B]` of each text: of its prefix, and those of the call or as many as the cache holds."""
+
+    def count(positions: Array) -> Array:
+        return jnp.where(positions == EMPTY, -1, positions).max(-1) + 1
+
+    B, T = positions_BT.shape
+    if prefix is None and cache is None:
+        return count(positions_BT)
+    own = T if cache is None else cache.positions.shape[1]
+    if prefix is None:
+        return jnp.full((B,), own)
+    return jnp.repeat(count(prefix.positions), B // prefix.positions.shape[0]) + own
+
+
 def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
     """A cache of `length` empty slots for `batch` sequences."""
     K, C, dtype = config.num_kv_heads, config.channels, jnp.dtype(config.dtype)
@@ -189,6 +204,7 @@ class Transformer(nn.Module):
         prefix: Cache | None = None,
         cache: Cache | None = None,
         slot: Array | int = 0,
+        room: int = 0,
     ) -> tuple[Array, Cache]:
         """Final hidden states `[B, T, D]`, and the keys and values that this call made.
 
@@ -199,6 +215,8 @@ class Transformer(nn.Module):
             multiple of `G`.
           cache: where to store keys and values, from `slot` on. None: the call's own tokens are all there is.
           slot: first slot of the cache to write, one for the whole batch.
+          room: how many tokens may follow. LongRoPE chooses a text's factors by the length that it may come to
+            have: no state depends on a later token, and a cached key is never rotated anew.
         Returns:
           The hidden states; the updated cache, or a new one of length T.
         """
@@ -207,7 +225,11 @@ class Transformer(nn.Module):
         positions = positions_BT
         if cache is not None:
             positions = jax.lax.dynamic_update_slice(cache.positions, positions_BT, (0, slot))
-        tables = {rope: self._table(rope, positions_BT) for rope in dict.fromkeys(c.layer_ropes)}
+        lengths_B = _lengths(positions_BT, prefix, cache) + room
+        tables = {
+            rope: rope and rotary_table(positions_BT, rope, c.rotated, lengths_B)
+            for rope in dict.fromkeys(c.layer_ropes)
+        }
         if c.scan and cache is None and not self.is_initializing():
             x_BTD, keys, values = self._scan(x_BTD, positions_BT, tables, prefix)
         else:
@@ -274,9 +296,6 @@ class Transformer(nn.Module):
         if c.rope_theta is None:
             x_BTD = x_BTD + self.position_embedding[jnp.minimum(positions_BT, c.context - 1)].astype(c.dtype)
         return x_BTD
-
-    def _table(self, rope: Rope | None, positions_BT: Array) -> tuple[Array, Array] | None:
-        return None if rope is None else rotary_table(positions_BT, rope, self.config.rotated)
 
     def logits(self, hidden: Array, part: tuple[Array | int, int] | None = None) -> Array:
         """Float32 logits `[..., V]`, or of the `part` (first id, how many) of the vocabulary."""

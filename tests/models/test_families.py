@@ -27,6 +27,9 @@ SCALES = {"query_pre_attn_scalar": 7, "attn_logit_softcapping": 2.0, "final_logi
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 12}
 LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+LONGROPE = {"rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0, 3.0, 4.0]}}
+LONGROPE["rope_scaling"]["long_factor"] = [2.0, 3.0, 6.0, 11.0]
+LONGROPE |= {"max_position_embeddings": 64, "original_max_position_embeddings": 12}
 # Configurations as transformers 4 writes them.
 OLDER = {
     "llama": {"rope_scaling": LLAMA3},
@@ -37,6 +40,7 @@ OLDER = {
     "qwen2": {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1},
     "smollm3": {"no_rope_layers": [1, 0]},
     "phi3": {"partial_rotary_factor": 0.5, "sliding_window": 5},
+    "phi3_longrope": {"model_type": "phi3", **LONGROPE},
     "olmo2": {},
 }
 
@@ -77,6 +81,7 @@ MUTATIONS = [
     ("qwen2", {"windows": (None, 4)}),
     ("smollm3", {"ropes": (Rope(100.0),) * 2}),
     ("phi3", {"rope_dim": None}),
+    ("phi3_longrope", {"ropes": (Rope(100.0),) * 2}),
     ("olmo2", {"qk_norm": "none"}),
 ]
 
@@ -102,7 +107,11 @@ def test_the_newer_format_of_transformers_means_the_same(case):
 @pytest.mark.parametrize(
     "hf, message",
     [
-        ({"model_type": "phi3", "rope_scaling": {"type": "longrope"}}, "'longrope' of Phi-3"),
+        (
+            {"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4}},
+            "'longrope' needs long_factor, max_position_embeddings, original_max_position_embeddings",
+        ),
+        ({"model_type": "phi3", **LONGROPE, "hidden_size": 40}, "4 short and 4 long factors: give one .*, 5"),
         ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2}}, "rope type 'dynamic'"),
         ({"model_type": "llama", "hidden_act": "quick"}, "activation 'quick' is not one of silu"),
         ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "attention scaled by layer"),
@@ -112,6 +121,12 @@ def test_the_newer_format_of_transformers_means_the_same(case):
 def test_options_that_are_not_supported_are_named(hf, message):
     with pytest.raises(CheckpointError, match=f"config.json: .*{message}"):
         read_config({**SIZES, **hf})
+
+
+def test_early_names_of_longrope_are_read():
+    scaling = {**LONGROPE["rope_scaling"], "type": "su"}
+    early = read_config({**SIZES, "model_type": "phi3", **LONGROPE, "rope_scaling": scaling})
+    assert early == config_of("phi3_longrope")
 
 
 def test_frequencies_of_the_scaled_kinds_are_between_plain_and_divided():

@@ -1,5 +1,7 @@
 """The decoder: what must hold of any causal model, on a plain style and on one with every option."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,6 +119,36 @@ def test_a_shared_prompt_is_the_prompt_repeated(model):
     (ours, logits), (plain, expected) = both(params)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), ours, plain)
+
+
+def test_longrope_takes_the_factors_of_the_length_that_a_text_may_reach():
+    """Row by row, and the same in sampling and in training: by the prompt and the room after it."""
+    rope = Rope(100.0, "longrope", 4.0, 8, short_factors=(1.0, 1.5), long_factors=(3.0, 7.0))
+    config = TransformerConfig(V, layers=2, width=16, heads=4, ropes=(rope, rope))
+    policy = LanguagePolicy(config)
+    params = randomised(policy)
+
+    def fixed(long, *args):
+        same = rope.long_factors if long else rope.short_factors
+        plain = dataclasses.replace(rope, short_factors=same, long_factors=same)
+        return LanguagePolicy(dataclasses.replace(config, ropes=(plain, plain))), args
+
+    tokens = jax.random.randint(jax.random.key(2), (2, 10), 0, V)
+    mask = jnp.arange(10)[None] >= jnp.array([[0], [2]])  # 10 tokens, and 8: one beyond the original context
+    ours = policy.apply(params, tokens, mask)[0]
+    for row, long in enumerate([True, False]):
+        other, (one, real) = fixed(long, tokens[row : row + 1], mask[row : row + 1])
+        np.testing.assert_allclose(ours[row : row + 1], other.apply(params, one, real)[0], atol=1e-6)
+    prompts, completions = tokens[:, :5], jax.random.randint(jax.random.key(3), (2, 4), 0, V)
+    mask = jnp.arange(5)[None] >= jnp.array([[0], [2]])  # 5 + 4 tokens, and 3 + 4
+    trained = policy.completion_hidden(params, prompts, mask, completions)
+    hidden, carry = policy.start(params, prompts, mask, 1, 4)
+    for t in range(4):
+        np.testing.assert_allclose(hidden, trained[:, t], atol=1e-5)
+        hidden, carry = policy.step(params, carry, completions[:, t])
+    for row, long in enumerate([True, False]):
+        other, args = fixed(long, *(x[row : row + 1] for x in (prompts, mask, completions)))
+        np.testing.assert_allclose(trained[row : row + 1], other.completion_hidden(params, *args), atol=1e-5)
 
 
 def test_the_value_head_starts_at_zero_and_reads_the_hidden_states(key):
