@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl4lm import models
-from jaxrl4lm.decoding import Scheme, generate, generate_queue
+from jaxrl4lm.decoding import Sampling, generate, generate_queue
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "generate.json"
 PROMPT, NEW = 32, 64
@@ -103,19 +103,9 @@ def beside_peers(size: str, batch: int, dtype: str, args: argparse.Namespace) ->
     policy = models.LanguagePolicy(models.TransformerConfig(**SIZES[size], dtype=dtype))
     params = jax.tree.map(lambda x: x.astype(dtype), jax.jit(policy.init)(jax.random.key(0)))
     prompts = np.random.default_rng(0).integers(3, SIZES[size]["vocab_size"] - 1, (batch, PROMPT))
+    mask, sampling = jnp.ones(prompts.shape, bool), Sampling(NEW, eos_id=-1, pad_id=0)
     ours = jax.jit(
-        lambda params, key: (
-            generate(
-                policy,
-                params,
-                jnp.array(prompts),
-                jnp.ones(prompts.shape, bool),
-                key,
-                max_new_tokens=NEW,
-                eos_id=-1,
-                pad_id=0,
-            ).tokens
-        )
+        lambda params, key: generate(policy, params, jnp.array(prompts), mask, key, sampling).tokens
     )
     key = jax.random.key(0)
     compiling = seconds(lambda: ours(params, key))
@@ -146,8 +136,8 @@ def shared_prompt(rounds: int) -> dict:
     def run(params, copies):
         p = prompts.repeat(16 // copies, 0)
         mask = jnp.ones(p.shape, bool)
-        options = {"max_new_tokens": NEW, "eos_id": -1, "pad_id": 0, "copies": copies}
-        return generate(policy, params, p, mask, jax.random.key(2), **options).tokens
+        sampling = Sampling(NEW, eos_id=-1, pad_id=0, copies=copies)
+        return generate(policy, params, p, mask, jax.random.key(2), sampling).tokens
 
     same = bool((run(params, 16) == run(params, 1)).all())
     sides = {"shared": 16, "repeated": 1}
@@ -168,14 +158,9 @@ def refilled_slots(rounds: int) -> dict:
         rest = jax.nn.logsumexp(logits.at[:, 1].set(-jnp.inf), axis=-1)
         return logits.at[:, 1].set(rest + jnp.log(1 / 15))
 
-    options = {
-        "max_new_tokens": 128,
-        "eos_id": 1,
-        "pad_id": 0,
-        "scheme": Scheme(penalties=(end_with_probability,)),
-    }
-    queue = jax.jit(lambda p: generate_queue(policy, p, prompts, mask, key, slots=slots, **options))
-    part = jax.jit(lambda p, q, i: generate(policy, p, q, mask[:slots], key, row_offset=i, **options))
+    sampling = Sampling(128, eos_id=1, pad_id=0, penalties=(end_with_probability,))
+    queue = jax.jit(lambda p: generate_queue(policy, p, prompts, mask, key, sampling, slots=slots))
+    part = jax.jit(lambda p, q, i: generate(policy, p, q, mask[:slots], key, sampling, row_offset=i))
 
     def batches(params):
         return [part(params, prompts[i : i + slots], i) for i in range(0, 256, slots)]

@@ -19,7 +19,7 @@ from jaxrl4lm.cli.session import load_model
 from jaxrl4lm.cli.train_arguments import LARGEST_SEED, Model
 from jaxrl4lm.data.corpus import PromptSet, encode_prompts
 from jaxrl4lm.data.files import Row, read_jsonl
-from jaxrl4lm.decoding import generate
+from jaxrl4lm.decoding import Sampling, generate
 from jaxrl4lm.types import InputError
 
 AT_ONCE = 32
@@ -71,20 +71,8 @@ def main(arguments: list[str]) -> int:
 
     @jax.jit
     def complete(params, tokens, mask, key, temperature, first):
-        return generate(
-            policy,
-            params,
-            tokens,
-            mask,
-            key,
-            max_new_tokens=length,
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-            copies=parsed.n,
-            temperature=temperature,
-            row_offset=first,
-            final_values=False,
-        )
+        sampling = Sampling(length, tokenizer.eos_id, tokenizer.pad_id, parsed.n, temperature)
+        return generate(policy, params, tokens, mask, key, sampling, row_offset=first, final_values=False)
 
     temperature = parsed.temperature or None
     batch = partial(complete, params, key=jax.random.key(parsed.seed), temperature=temperature)

@@ -21,7 +21,7 @@ from jaxrl4lm.data.corpus import (
     read_documents,
 )
 from jaxrl4lm.data.files import Row, read_jsonl
-from jaxrl4lm.decoding import generate
+from jaxrl4lm.decoding import Sampling, generate
 from jaxrl4lm.lm import SupervisedConfig, reinforcement, supervised
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.types import Array, InputError, Key, Params
@@ -247,19 +247,10 @@ def _completer(policy: LanguagePolicy, tokenizer: Tokenizer, room: int, temperat
 
     @partial(jax.jit, static_argnums=4)
     def batch(params, tokens, mask, offset, sampled):
-        return generate(
-            policy,
-            params,
-            tokens,
-            mask,
-            jax.random.key(0),
-            max_new_tokens=room,
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-            temperature=temperature if sampled else None,
-            row_offset=offset,
-            final_values=False,
-        )
+        drawn = temperature if sampled else None
+        sampling = Sampling(room, tokenizer.eos_id, tokenizer.pad_id, temperature=drawn)
+        key = jax.random.key(0)
+        return generate(policy, params, tokens, mask, key, sampling, row_offset=offset, final_values=False)
 
     def complete(params: Params, prompts: PromptSet) -> list[str]:
         total = len(prompts.rows)

@@ -9,7 +9,7 @@ from jaxrl4lm import tasks
 from jaxrl4lm.cli import session
 from jaxrl4lm.cli.session import Phase, Sample, Session
 from jaxrl4lm.cli.train_arguments import TrainArguments
-from jaxrl4lm.decoding import generate
+from jaxrl4lm.decoding import Sampling, generate
 from jaxrl4lm.lm import SupervisedConfig, reinforcement, supervised
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.types import Array, InputError, Params
@@ -51,18 +51,9 @@ def build(arguments: TrainArguments) -> Session:
 
     def answer(params: Params, count: int) -> tuple[tasks.Prompts, Array, Array]:
         prompts = task.held_out(jax.random.key(0), count)
-        completed = generate(
-            policy,
-            params,
-            prompts.tokens,
-            prompts.mask,
-            jax.random.key(0),
-            max_new_tokens=length,
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-            temperature=None,
-            final_values=False,
-        )
+        key = jax.random.key(0)
+        sampling = Sampling(length, tokenizer.eos_id, tokenizer.pad_id, temperature=None)
+        completed = generate(policy, params, prompts.tokens, prompts.mask, key, sampling, final_values=False)
         return prompts, completed.tokens, tasks.exact_match(prompts, completed.tokens, completed.mask)
 
     count = EVALUATED if world.held_out is None else world.held_out

@@ -1,7 +1,7 @@
 """Generation inside jit."""
 
 from jaxrl4lm.decoding.beam import Beams, beam_search
-from jaxrl4lm.decoding.choose import Choice, Scheme, choose
+from jaxrl4lm.decoding.choose import Choice, Sampling, choose
 from jaxrl4lm.decoding.continuous import generate_queue
 from jaxrl4lm.decoding.draw import draw, greedy, row_uniforms
 from jaxrl4lm.decoding.generate import Generation, generate, stream
@@ -23,7 +23,7 @@ __all__ = [
     "Choice",
     "Generation",
     "History",
-    "Scheme",
+    "Sampling",
     "beam_search",
     "best_of",
     "choose",

@@ -15,10 +15,20 @@ from jaxrl4lm.types import Array, ScalarLike
 
 
 @dataclass(frozen=True)
-class Scheme:
-    """How tokens are chosen, beyond a temperature. Which parts there are is static; their settings may be
-    traced."""
+class Sampling:
+    """How prompts are completed: which parts there are is static, the temperature and the settings of the
+    parts may be traced."""
 
+    max_new_tokens: int
+    """T, the longest completion."""
+    eos_id: int | tuple[int, ...]
+    """The token (or tokens) that ends a completion; -1: none does."""
+    pad_id: int
+    """Fills what follows the end."""
+    copies: int = 1
+    """Completions of each prompt."""
+    temperature: ScalarLike | None = 1.0
+    """Of the softmax. None (static) takes the most likely token, its log-probability at temperature 1."""
     penalties: tuple[Penalty, ...] = ()
     """Applied in order to the logits, before the temperature."""
     truncations: tuple[Truncation, ...] = ()
@@ -29,6 +39,11 @@ class Scheme:
     """Record the entropy of the distribution that was sampled."""
     alternatives: int = 0
     """Record this many of the most likely tokens and their log-probabilities."""
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The end tokens, one or several."""
+        return as_ids(self.eos_id)
 
 
 class Choice(NamedTuple):
@@ -46,39 +61,38 @@ class Choice(NamedTuple):
     """float32 `[B, K]`."""
 
 
-def choose(
-    logits: Array, uniform: Array, temperature: ScalarLike | None, history: History, scheme: Scheme
-) -> Choice:
-    """Draws a token a row (or takes the most likely: temperature None) from the logits `[B, V]` under the
-    scheme."""
-    for penalty in scheme.penalties:
+def choose(logits: Array, uniform: Array, history: History, sampling: Sampling) -> Choice:
+    """Draws a token a row (or takes the most likely: temperature None) from the logits `[B, V]`."""
+    temperature = sampling.temperature
+    for penalty in sampling.penalties:
         logits = penalty(logits, history)
     if temperature is not None:
         logits = logits / temperature
-    for truncation in scheme.truncations:
+    for truncation in sampling.truncations:
         logits = truncation(logits)
     token = greedy(logits) if temperature is None else draw(logits, uniform)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     entropy = top_tokens = top_log_probs = None
-    if scheme.entropy:
+    if sampling.entropy:
         log_probs = logits - normaliser[:, None]
         # -inf · 0 is nan: removed tokens add nothing.
         entropy = -jnp.where(jnp.isneginf(log_probs), 0.0, jnp.exp(log_probs) * log_probs).sum(-1)
-    if scheme.alternatives:
-        top_log_probs, top_tokens = jax.lax.top_k(logits - normaliser[:, None], scheme.alternatives)
+    if sampling.alternatives:
+        top_log_probs, top_tokens = jax.lax.top_k(logits - normaliser[:, None], sampling.alternatives)
     log_prob = jnp.take_along_axis(logits, token[:, None], -1)[:, 0] - normaliser
     return Choice(token, log_prob, entropy, top_tokens, top_log_probs)
 
 
-def ends(chosen: Array, tokens: Array, step: Array, eos_ids: tuple[int, ...], scheme: Scheme) -> Array:
+def ends(chosen: Array, tokens: Array, step: Array, sampling: Sampling) -> Array:
     """Whether each row ends with the token `[B]` just chosen as number `step` (`[]` or `[B]`) of `tokens`
     `[B, T]`."""
-    ended = chosen == eos_ids[0]
-    for eos_id in eos_ids[1:]:
+    first, *others = sampling.eos_ids
+    ended = chosen == first
+    for eos_id in others:
         ended |= chosen == eos_id
-    if scheme.stop_sequences is None:
+    if sampling.stop_sequences is None:
         return ended
-    stops = scheme.stop_sequences
+    stops = sampling.stop_sequences
     length = stops.shape[-1]
     index = jnp.broadcast_to(step, chosen.shape)[:, None] + jnp.arange(1 - length, 1)[None]
     recent = jnp.take_along_axis(tokens, jnp.maximum(index, 0), axis=1)

@@ -9,14 +9,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.decoding.choose import Scheme, as_ids, choose, ends
+from jaxrl4lm.decoding.choose import Sampling, choose, ends
 from jaxrl4lm.decoding.draw import row_uniforms
 from jaxrl4lm.decoding.generate import Generation, columns, empty_generation
 from jaxrl4lm.decoding.processors import History
 from jaxrl4lm.models.attention import EMPTY
 from jaxrl4lm.models.policy import Carry, LanguagePolicy, positions_of
 from jaxrl4lm.models.transformer import Cache, empty_cache
-from jaxrl4lm.types import Array, Key, Params, ScalarLike
+from jaxrl4lm.types import Array, Key, Params
 
 
 class _Queue(NamedTuple):
@@ -38,14 +38,9 @@ def generate_queue(
     prompts: Array,
     prompt_mask: Array,
     key: Key,
+    sampling: Sampling,
     *,
     slots: int,
-    max_new_tokens: int,
-    eos_id: int | tuple[int, ...],
-    pad_id: int,
-    copies: int = 1,
-    temperature: ScalarLike | None = 1.0,
-    scheme: Scheme = Scheme(),  # noqa: B008 (frozen)
 ) -> Generation:
     """The completions of `generate`, the same tokens, computed `slots` at a time.
 
@@ -56,10 +51,11 @@ def generate_queue(
       slots: B, how many completions are in progress at a time.
       The others: as in `generate`.
     """
-    G, T, B = prompts.shape[0], max_new_tokens, slots
-    M = G * copies
+    T, B, copies = sampling.max_new_tokens, slots, sampling.copies
+    M = prompts.shape[0] * copies
     params = policy.for_decoding(params)
-    uniforms = jnp.zeros((M, T)) if temperature is None else row_uniforms(key, jnp.arange(M), T)
+    greedy = sampling.temperature is None
+    uniforms = jnp.zeros((M, T)) if greedy else row_uniforms(key, jnp.arange(M), T)
     hidden_GPD, prefixes = policy.encode(params, prompts, positions_of(prompt_mask), room=T)
     first_GD, lengths = hidden_GPD[:, -1], prompt_mask.sum(-1, dtype=jnp.int32)
 
@@ -100,10 +96,10 @@ def generate_queue(
         history = History(
             prompts[at // copies], prompt_mask[at // copies], out.tokens[at], out.mask[at], q.step
         )
-        choice = choose(policy.logits(params, q.hidden), uniforms[at, step], temperature, history, scheme)
-        ended = alive & ends(choice.token, history.tokens, q.step, as_ids(eos_id), scheme)
+        choice = choose(policy.logits(params, q.hidden), uniforms[at, step], history, sampling)
+        ended = alive & ends(choice.token, history.tokens, q.step, sampling)
         target = jnp.where(alive, q.row, M)
-        added = columns(choice, values, alive, pad_id)
+        added = columns(choice, values, alive, sampling.pad_id)
         written = {n: getattr(out, n).at[target, step].set(x, mode="drop") for n, x in added.items()}
         hidden, carry = policy.step(params, q.carry, choice.token)
         # A row lives for at most T tokens: a ring of T slots never overwrites what it still reads.
@@ -121,6 +117,6 @@ def generate_queue(
     nobody = jnp.full((B,), M, jnp.int32)
     carry = Carry(blank, empty_cache(policy.config, B, T), jnp.zeros((B,), jnp.int32), jnp.int32(0))
     hidden = jnp.zeros((B, first_GD.shape[-1]), first_GD.dtype)
-    out = empty_generation(M, T, pad_id, scheme)
+    out = empty_generation(M, sampling)
     start = refill(_Queue(nobody, jnp.zeros_like(nobody), hidden, carry, jnp.int32(0), out))
     return jax.lax.while_loop(lambda q: (q.row < M).any(), body, start).out

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl4lm.decoding.choose import Choice, Scheme, as_ids, choose, ends
+from jaxrl4lm.decoding.choose import Choice, Sampling, choose, ends
 from jaxrl4lm.decoding.draw import row_uniforms
 from jaxrl4lm.decoding.processors import History
 from jaxrl4lm.models.policy import Carry, LanguagePolicy
@@ -28,8 +28,8 @@ class Generation(NamedTuple):
     mask: Array
     """bool `[B, T]`: True up to and including the end token."""
     log_probs: Array
-    """float32 `[B, T]`, of the distribution that was sampled (logits / temperature, and what the scheme left
-    of it), in nats; 0 where masked."""
+    """float32 `[B, T]`, of the distribution that was sampled (logits / temperature, and what truncations
+    left of it), in nats; 0 where masked."""
     values: Array
     """float32 `[B, T]`: the value head's estimate before each token; 0 where masked."""
     final_values: Array
@@ -38,9 +38,9 @@ class Generation(NamedTuple):
     truncated: Array
     """bool `[B]`: reached the limit without an end token."""
     entropy: Array | None = None
-    """float32 `[B, T]`, of the distribution that was sampled, where the scheme asks for it."""
+    """float32 `[B, T]`, of the distribution that was sampled, where the sampling asks for it."""
     top_tokens: Array | None = None
-    """int32 `[B, T, K]`: the most likely tokens, where the scheme asks for them."""
+    """int32 `[B, T, K]`: the most likely tokens, where the sampling asks for them."""
     top_log_probs: Array | None = None
     """float32 `[B, T, K]`: theirs."""
 
@@ -53,10 +53,10 @@ class _Loop(NamedTuple):
     carry: Carry
 
 
-def empty_generation(batch: int, length: int, pad_id: int, scheme: Scheme) -> Generation:
+def empty_generation(batch: int, sampling: Sampling) -> Generation:
     """Buffers to write completions to."""
+    length, pad_id, K = sampling.max_new_tokens, sampling.pad_id, sampling.alternatives
     zeros = jnp.zeros((batch, length), jnp.float32)
-    K = scheme.alternatives
     return Generation(
         tokens=jnp.full((batch, length), pad_id, jnp.int32),
         mask=jnp.zeros((batch, length), bool),
@@ -64,7 +64,7 @@ def empty_generation(batch: int, length: int, pad_id: int, scheme: Scheme) -> Ge
         values=zeros,
         final_values=zeros[:, 0],
         truncated=jnp.zeros((batch,), bool),
-        entropy=zeros if scheme.entropy else None,
+        entropy=zeros if sampling.entropy else None,
         top_tokens=jnp.full((batch, length, K), pad_id, jnp.int32) if K else None,
         top_log_probs=jnp.zeros((batch, length, K), jnp.float32) if K else None,
     )
@@ -89,35 +89,26 @@ def generate(
     prompts: Array,
     prompt_mask: Array,
     key: Key,
+    sampling: Sampling,
     *,
-    max_new_tokens: int,
-    eos_id: int | tuple[int, ...],
-    pad_id: int,
-    copies: int = 1,
-    temperature: ScalarLike | None = 1.0,
     row_offset: ScalarLike = 0,
     final_values: bool = True,
-    scheme: Scheme = Scheme(),  # noqa: B008 (frozen)
 ) -> Generation:
-    """Completes every prompt `copies` times, token by token.
+    """Completes every prompt `sampling.copies` times, token by token.
 
     Args:
       prompts: int `[G, P]`, padded on the left.
       prompt_mask: bool `[G, P]`, True at real tokens.
       key: row i draws from fold_in(fold_in(key, row_offset + i), t): its text does not depend on its batch.
-      max_new_tokens: T.
-      eos_id, pad_id: the token (or tokens) that ends a completion, and what fills the rest.
-      temperature: of the softmax, traced. None (static) takes the most likely token, its log-probability at
-        temperature 1.
+      sampling: lengths, ends, temperature, penalties, truncations, and what else to record.
       row_offset: number of the first row, for batches that are parts of a larger one.
       final_values: whether to spend a step on the values after truncated completions; if not they are 0.
-      scheme: penalties, truncations, stop sequences, and what else to record.
     """
-    B, T = prompts.shape[0] * copies, max_new_tokens
-    decoder = _Decoder(policy, T, as_ids(eos_id), pad_id, copies, scheme)
-    text = _Text(prompts, prompt_mask, key, temperature, row_offset)
+    B = prompts.shape[0] * sampling.copies
+    decoder = _Decoder(policy, sampling)
+    text = _Text(prompts, prompt_mask, key, row_offset)
     params = policy.for_decoding(params)
-    loop = decoder.until(params, text, decoder.begin(params, text), T)
+    loop = decoder.until(params, text, decoder.begin(params, text), sampling.max_new_tokens)
 
     def last_values(loop: _Loop) -> Array:
         return policy.values(params, policy.step(params, loop.carry, loop.token)[0])
@@ -134,13 +125,8 @@ def stream(
     prompts: Array,
     prompt_mask: Array,
     key: Key,
+    sampling: Sampling,
     *,
-    max_new_tokens: int,
-    eos_id: int | tuple[int, ...],
-    pad_id: int,
-    copies: int = 1,
-    temperature: ScalarLike | None = 1.0,
-    scheme: Scheme = Scheme(),  # noqa: B008 (frozen)
     chunk: int = 8,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The tokens of `generate`, `chunk` at a time as they come: compiled inside, called from the host.
@@ -151,8 +137,8 @@ def stream(
     Yields:
       The next tokens int `[B, C]` and their mask, C at most `chunk`, until every row has ended.
     """
-    decoder = _Decoder(policy, max_new_tokens, as_ids(eos_id), pad_id, copies, scheme)
-    text = _Text(prompts, prompt_mask, key, temperature, 0)
+    decoder, max_new_tokens = _Decoder(policy, sampling), sampling.max_new_tokens
+    text = _Text(prompts, prompt_mask, key, 0)
     params = jax.jit(policy.for_decoding)(params)
     until = jax.jit(decoder.until, donate_argnums=2)
     loop, shown = jax.jit(decoder.begin)(params, text), 0
@@ -171,7 +157,6 @@ class _Text(NamedTuple):
     prompts: Array
     prompt_mask: Array
     key: Key
-    temperature: ScalarLike | None
     row_offset: ScalarLike
 
 
@@ -180,17 +165,14 @@ class _Decoder:
     """The loop of `generate`, to be begun and to be run until some token."""
 
     policy: LanguagePolicy
-    length: int
-    eos_ids: tuple[int, ...]
-    pad_id: int
-    copies: int
-    scheme: Scheme
+    sampling: Sampling
 
     def begin(self, params: Params, text: _Text) -> _Loop:
         """Reads the prompts and chooses the first token of every row."""
-        B, T = text.prompts.shape[0] * self.copies, self.length
-        hidden, carry = self.policy.start(params, text.prompts, text.prompt_mask, self.copies, T)
-        empty = empty_generation(B, T, self.pad_id, self.scheme)
+        copies, T = self.sampling.copies, self.sampling.max_new_tokens
+        hidden, carry = self.policy.start(params, text.prompts, text.prompt_mask, copies, T)
+        B = text.prompts.shape[0] * copies
+        empty = empty_generation(B, self.sampling)
         start = _Loop(jnp.int32(0), empty, jnp.zeros((B,), bool), jnp.zeros((B,), jnp.int32), carry)
         return self._advance(params, text, self._uniforms(text), start, hidden)
 
@@ -205,25 +187,25 @@ class _Decoder:
         return jax.lax.while_loop(lambda loop: (loop.step < limit) & ~loop.ended.all(), body, loop)
 
     def _uniforms(self, text: _Text) -> Array:
-        B = text.prompts.shape[0] * self.copies
-        if text.temperature is None:
-            return jnp.zeros((B, self.length))
-        return row_uniforms(text.key, jnp.arange(B) + text.row_offset, self.length)
+        B, T = text.prompts.shape[0] * self.sampling.copies, self.sampling.max_new_tokens
+        if self.sampling.temperature is None:
+            return jnp.zeros((B, T))
+        return row_uniforms(text.key, jnp.arange(B) + text.row_offset, T)
 
     def _advance(self, params: Params, text: _Text, uniforms: Array, loop: _Loop, hidden: Array) -> _Loop:
         """Chooses the next token of every row that has not ended, and records it."""
-        step, scheme, prompts, mask = loop.step, self.scheme, text.prompts, text.prompt_mask
-        if scheme.penalties:
-            prompts, mask = jnp.repeat(prompts, self.copies, 0), jnp.repeat(mask, self.copies, 0)
+        step, sampling, prompts, mask = loop.step, self.sampling, text.prompts, text.prompt_mask
+        if sampling.penalties:
+            prompts, mask = (jnp.repeat(x, sampling.copies, 0) for x in (prompts, mask))
         history = History(prompts, mask, loop.out.tokens, loop.out.mask, step)
         uniform = jax.lax.dynamic_index_in_dim(uniforms, step, axis=1, keepdims=False)
-        choice = choose(self.policy.logits(params, hidden), uniform, text.temperature, history, scheme)
-        ended = ends(choice.token, loop.out.tokens, step, self.eos_ids, scheme)
+        choice = choose(self.policy.logits(params, hidden), uniform, history, sampling)
+        ended = ends(choice.token, loop.out.tokens, step, sampling)
 
         def put(buffer: Array, column: Array) -> Array:
             column = column[:, None].astype(buffer.dtype)
             return jax.lax.dynamic_update_slice(buffer, column, (0, step, *(0,) * (buffer.ndim - 2)))
 
-        added = columns(choice, self.policy.values(params, hidden), ~loop.ended, self.pad_id)
+        added = columns(choice, self.policy.values(params, hidden), ~loop.ended, sampling.pad_id)
         out = loop.out._replace(**{name: put(getattr(loop.out, name), x) for name, x in added.items()})
         return loop._replace(step=step + 1, out=out, ended=loop.ended | ended, token=choice.token)

@@ -6,7 +6,7 @@ Shapes: `G` prompts, `B` completions, `P` prompt tokens, `T` completion tokens.
 from typing import NamedTuple
 
 from jaxrl4lm import distributions
-from jaxrl4lm.decoding import generate
+from jaxrl4lm.decoding import Sampling, generate
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.types import Array, Key, Params, ScalarLike
 
@@ -47,19 +47,8 @@ def rollout(
     final_values: bool = True,
 ) -> Rollout:
     """Samples `completions` completions, of at most `length` tokens, of each prompt."""
-    generation = generate(
-        policy,
-        params,
-        prompts,
-        prompt_mask,
-        key,
-        max_new_tokens=length,
-        eos_id=eos_id,
-        pad_id=pad_id,
-        copies=completions,
-        temperature=temperature,
-        final_values=final_values,
-    )
+    sampling = Sampling(length, eos_id, pad_id, completions, temperature)
+    generation = generate(policy, params, prompts, prompt_mask, key, sampling, final_values=final_values)
     return Rollout(
         prompts=prompts,
         prompt_mask=prompt_mask,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl4lm.decoding import generate, stream
+from jaxrl4lm.decoding import Sampling, generate, stream
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 
 V, EOS, PAD = 11, 1, 0
@@ -27,10 +27,11 @@ def model():
 
 def run(model, key, rows=slice(None), n=12, copies=4, **options):
     policy, params, prompts, mask = model
-    options = {"eos_id": EOS, "pad_id": PAD, "temperature": 1.3, **options}
+    offset = options.pop("row_offset", 0)
+    sampling = Sampling(n, **{"eos_id": EOS, "pad_id": PAD, "temperature": 1.3, "copies": copies, **options})
     return jax.jit(
         lambda params, key: generate(
-            policy, params, prompts[rows], mask[rows], key, max_new_tokens=n, copies=copies, **options
+            policy, params, prompts[rows], mask[rows], key, sampling, row_offset=offset
         )
     )(params, key)
 
@@ -102,7 +103,7 @@ def test_all_sequences_of_a_small_model_come_with_their_probability():
     n, length = 10_000, 3
     out = jax.jit(
         lambda params, key: generate(
-            policy, params, prompt, prompt > 0, key, max_new_tokens=length, eos_id=-1, pad_id=0, copies=n
+            policy, params, prompt, prompt > 0, key, Sampling(length, eos_id=-1, pad_id=0, copies=n)
         )
     )(params, jax.random.key(7))
     every = jnp.stack(jnp.meshgrid(*[jnp.arange(4)] * length, indexing="ij"), -1).reshape(-1, length)
@@ -119,8 +120,8 @@ def test_a_stream_gives_the_same_tokens_as_they_come(model, eos_id):
     options = {"eos_id": eos_id, "temperature": 1.3}
     whole = run(model, jax.random.key(0), **options)
     policy, params, prompts, mask = model
-    options |= {"pad_id": PAD, "copies": 4, "chunk": 5, "max_new_tokens": 12}
-    parts = list(stream(policy, params, prompts, mask, jax.random.key(0), **options))
+    sampling = Sampling(12, pad_id=PAD, copies=4, **options)
+    parts = list(stream(policy, params, prompts, mask, jax.random.key(0), sampling, chunk=5))
     assert [part[0].shape[1] for part in parts] == [5, 5, 2]
     np.testing.assert_array_equal(np.concatenate([tokens for tokens, _ in parts], 1), whole.tokens)
     np.testing.assert_array_equal(np.concatenate([real for _, real in parts], 1), whole.mask)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import decoding
-from jaxrl4lm.decoding import History, Scheme, choose
+from jaxrl4lm.decoding import History, Sampling, choose
 
 B, V, T = 6, 53, 8
 
@@ -128,35 +128,38 @@ def test_frequency_and_presence_penalties_count_the_completion(logits, history):
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
-SCHEMES = {
-    "plain": Scheme(),
-    "bias": Scheme(penalties=(decoding.logit_bias(jnp.where(jnp.arange(V) % 4 == 0, -jnp.inf, 0.0)),)),
-    "top_k and top_p": Scheme(truncations=(decoding.top_k(20), decoding.top_p(0.8))),
-    "min_p": Scheme(truncations=(decoding.min_p(0.1),), entropy=True, alternatives=3),
+DRAWN = {"max_new_tokens": 8, "eos_id": -1, "pad_id": 0, "temperature": 0.7}
+SAMPLINGS = {
+    "plain": Sampling(**DRAWN),
+    "bias": Sampling(
+        **DRAWN, penalties=(decoding.logit_bias(jnp.where(jnp.arange(V) % 4 == 0, -jnp.inf, 0.0)),)
+    ),
+    "top_k and top_p": Sampling(**DRAWN, truncations=(decoding.top_k(20), decoding.top_p(0.8))),
+    "min_p": Sampling(**DRAWN, truncations=(decoding.min_p(0.1),), entropy=True, alternatives=3),
 }
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", SAMPLINGS)
 def test_a_grid_of_uniforms_draws_the_processed_distribution(name, logits, history):
-    scheme, n = SCHEMES[name], 4096
+    sampling, n = SAMPLINGS[name], 4096
 
     @jax.jit
     def run(uniform):
-        return choose(jnp.array(logits), jnp.full((B,), uniform), 0.7, history, scheme)
+        return choose(jnp.array(logits), jnp.full((B,), uniform), history, sampling)
 
     choice = jax.lax.map(run, (jnp.arange(n) + 0.5) / n)
     processed = logits.astype(np.float32)
-    for penalty in scheme.penalties:
+    for penalty in sampling.penalties:
         processed = penalty(jnp.array(processed), history)
     processed = jnp.array(processed) / 0.7
-    for truncation in scheme.truncations:
+    for truncation in sampling.truncations:
         processed = truncation(processed)
     log_probs = np.asarray(jax.nn.log_softmax(processed), np.float64)
     for row in range(B):
         counts = np.bincount(np.asarray(choice.token[:, row]), minlength=V)
         assert np.abs(counts - n * np.exp(log_probs[row])).max() < 1.5
         np.testing.assert_allclose(choice.log_prob[:, row], log_probs[row][choice.token[:, row]], atol=1e-5)
-    if scheme.entropy:
+    if sampling.entropy:
         entropy = -(np.exp(log_probs) * np.maximum(log_probs, -1e9)).sum(-1)
         np.testing.assert_allclose(choice.entropy[0], entropy, atol=1e-5)
         np.testing.assert_allclose(choice.top_log_probs[0], np.sort(log_probs)[:, :-4:-1], atol=1e-5)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import models
-from jaxrl4lm.decoding import beam_search, best_of, few_shot, generate, generate_queue, score
-from jaxrl4lm.decoding.choose import Scheme
+from jaxrl4lm.decoding import Sampling, beam_search, best_of, few_shot, generate, generate_queue, score
 from jaxrl4lm.decoding.generate import empty_generation
 from jaxrl4lm.decoding.processors import frequency_penalty, min_new_tokens, top_k
 
@@ -124,16 +123,19 @@ def test_a_queue_gives_the_completions_of_the_whole_batch():
     policy, params = model(13, scale=0.3, context=32)
     prompts = jax.random.randint(jax.random.key(1), (6, 5), 2, 13)
     mask = jnp.arange(5)[None] >= jnp.array([0, 1, 2, 3, 0, 4])[:, None]
-    scheme = Scheme(
+    sampling = Sampling(
+        max_new_tokens=9,
+        eos_id=(EOS, 5),
+        pad_id=PAD,
+        copies=3,
         penalties=(frequency_penalty(0.3), min_new_tokens(1, (EOS,))),
         truncations=(top_k(9),),
         entropy=True,
         alternatives=2,
     )
-    options = {"max_new_tokens": 9, "eos_id": (EOS, 5), "pad_id": PAD, "copies": 3, "scheme": scheme}
     key = jax.random.key(3)
-    whole = jax.jit(lambda p: generate(policy, p, prompts, mask, key, **options))(params)
-    queue = jax.jit(lambda p: generate_queue(policy, p, prompts, mask, key, slots=4, **options))(params)
+    whole = jax.jit(lambda p: generate(policy, p, prompts, mask, key, sampling))(params)
+    queue = jax.jit(lambda p: generate_queue(policy, p, prompts, mask, key, sampling, slots=4))(params)
     np.testing.assert_array_equal(queue.tokens, whole.tokens)
     assert whole.truncated.any()
     assert len(np.unique(whole.mask.sum(-1))) > 3
@@ -148,20 +150,8 @@ def test_stop_sequences_end_a_completion():
     policy, params = model(7, scale=0.3)
     prompts = jnp.array([[2, 3]])
     stops = jnp.array([[-1, 3, 4], [5, 5, 2]])
-    out = jax.jit(
-        lambda p: generate(
-            policy,
-            p,
-            prompts,
-            prompts > 0,
-            jax.random.key(0),
-            max_new_tokens=20,
-            eos_id=EOS,
-            pad_id=PAD,
-            copies=64,
-            scheme=Scheme(stop_sequences=stops),
-        )
-    )(params)
+    sampling = Sampling(20, EOS, PAD, copies=64, stop_sequences=stops)
+    out = jax.jit(lambda p: generate(policy, p, prompts, prompts > 0, jax.random.key(0), sampling))(params)
     by_sequence = 0
     for row, real, truncated in zip(np.asarray(out.tokens), np.asarray(out.mask), out.truncated, strict=True):
         text = row[real].tolist()
@@ -177,7 +167,7 @@ def test_stop_sequences_end_a_completion():
 
 
 def test_best_of_takes_the_best_of_each_group():
-    out = empty_generation(6, 4, PAD, Scheme(entropy=True))
+    out = empty_generation(6, Sampling(4, EOS, PAD, entropy=True))
     out = out._replace(tokens=jnp.arange(24).reshape(6, 4), truncated=jnp.arange(6) == 3)
     best = best_of(out, jnp.array([0.0, 2.0, 1.0, 5.0, 3.0, 4.0]), 3)
     np.testing.assert_array_equal(best.tokens, out.tokens[jnp.array([1, 3])])

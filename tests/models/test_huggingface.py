@@ -10,7 +10,7 @@ import pytest
 
 from jaxrl4lm import models
 from jaxrl4lm.data import CharacterTokenizer
-from jaxrl4lm.decoding import generate
+from jaxrl4lm.decoding import Sampling, generate
 from jaxrl4lm.models.families import FAMILIES, read_config, write_config
 from jaxrl4lm.models.tensor_files import Tensor, read_tensors, write_tensors
 
@@ -146,10 +146,7 @@ def test_greedy_completions_are_those_of_transformers(family):
             jnp.array(prompts),
             jnp.array(mask),
             jax.random.key(0),
-            max_new_tokens=12,
-            eos_id=-1,
-            pad_id=0,
-            temperature=None,
+            Sampling(12, eos_id=-1, pad_id=0, temperature=None),
         )
     )(params)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
