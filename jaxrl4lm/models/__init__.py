@@ -6,6 +6,7 @@ from jaxrl4lm.models.heads import Head, init_head, sequence_outputs, span_output
 from jaxrl4lm.models.huggingface import load, save
 from jaxrl4lm.models.partition import combine, matching, partition
 from jaxrl4lm.models.policy import Carry, LanguagePolicy, parameter_count, positions_of
+from jaxrl4lm.models.sharding import batch_sharding, make_mesh, place, put_batch, shardings
 from jaxrl4lm.models.tensor_files import CheckpointError
 from jaxrl4lm.models.transformer import Cache, Transformer
 
@@ -18,16 +19,21 @@ __all__ = [
     "Rope",
     "Transformer",
     "TransformerConfig",
+    "batch_sharding",
     "combine",
     "init_head",
     "load",
     "lora",
+    "make_mesh",
     "matching",
     "parameter_count",
     "partition",
+    "place",
     "positions_of",
+    "put_batch",
     "save",
     "sequence_outputs",
+    "shardings",
     "span_outputs",
     "token_outputs",
 ]

@@ -35,7 +35,7 @@ def load(
     *,
     dtype: DTypeLike = jnp.float32,
     compute_dtype: DTypeLike | None = None,
-    sharding: Callable[[str], jax.sharding.Sharding] | None = None,
+    sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
 ) -> tuple[LanguagePolicy, Params, HuggingFaceTokenizer | None]:
     """A policy, its parameters and its tokenizer (None where there is no `tokenizer.json`) from a model's
     folder.
@@ -46,7 +46,8 @@ def load(
       folder: with `config.json` and `model.safetensors` (or shards and their index).
       dtype: of the parameters.
       compute_dtype: of the matrix products. None: as the parameters.
-      sharding: of a leaf, by its path (keys of the tree joined by `/`). None: the default device.
+      sharding: of a leaf, by its path (keys of the tree joined by `/`) and its shape, as `models.place(mesh)`
+        gives it. None: the default device.
     Raises:
       CheckpointError: if the `model_type` is not supported, or a tensor is missing, left over or of the
         wrong shape.
@@ -62,7 +63,7 @@ def load(
     def place(path: str, array: np.ndarray) -> jax.Array:
         # A copy always: the parameters must outlive the file.
         array = np.array(array, dtype=jnp.dtype(dtype), order="C", copy=True)
-        return jax.device_put(array, None if sharding is None else sharding(path))
+        return jax.device_put(array, None if sharding is None else sharding(path, array.shape))
 
     leaves = {path: place(path, array) for path, array in _read_leaves(folder, policy).items()}
     tokenizer = HuggingFaceTokenizer.load(folder) if (folder / "tokenizer.json").exists() else None

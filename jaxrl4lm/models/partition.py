@@ -22,8 +22,8 @@ def matching(*patterns: str) -> Rule:
 
 
 def path_of(keys: tuple) -> str:
-    """The path of a leaf, from the keys that `jax.tree_util` gives."""
-    return "/".join(str(key.key) for key in keys)
+    """The path of a leaf, from the keys that `jax.tree_util` gives: of dicts, named tuples and sequences."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in keys)
 
 
 def partition(params: Params, trained: Rule) -> tuple[Params, Params]:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxrl4lm.models.attention import EMPTY, attention, rotary_table, rotate
 from jaxrl4lm.models.config import Rope, TransformerConfig
 from jaxrl4lm.models.dense import dense
+from jaxrl4lm.models.sharding import residual, rows
 from jaxrl4lm.types import Array, Params
 
 ACTIVATIONS = {
@@ -174,7 +175,7 @@ class Block(nn.Module):
         y = x_BTD if c.parallel else x_BTD + h
         m = Mlp(c, name="mlp")(Norm(c, name="mlp_norm")(y) if before else y)
         m = Norm(c, name="mlp_post_norm")(m) if after else m
-        return x_BTD + h + m, kv
+        return residual(x_BTD + h + m), kv
 
 
 class Transformer(nn.Module):
@@ -290,12 +291,12 @@ class Transformer(nn.Module):
 
     def _embed(self, tokens_BT: Array, positions_BT: Array) -> Array:
         c = self.config
-        x_BTD = self.embedding[tokens_BT].astype(c.dtype)
+        x_BTD = rows(self.embedding)[tokens_BT].astype(c.dtype)
         if c.embedding_scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(c.embedding_scale, c.dtype)
         if c.rope_theta is None:
             x_BTD = x_BTD + self.position_embedding[jnp.minimum(positions_BT, c.context - 1)].astype(c.dtype)
-        return x_BTD
+        return residual(x_BTD)
 
     def logits(self, hidden: Array, part: tuple[Array | int, int] | None = None) -> Array:
         """Float32 logits `[..., V]`, or of the `part` (first id, how many) of the vocabulary."""

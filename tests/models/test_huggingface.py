@@ -262,15 +262,12 @@ def test_bfloat16_in_and_out(llama, tmp_path):
 
 
 def test_leaves_go_straight_to_their_sharding(llama):
-    mesh = jax.make_mesh((2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))
-
-    def sharding(path):
-        spec = (None, "tensor") if path.endswith("up/kernel") else ()
-        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-
-    _, params, _ = models.load(llama, sharding=sharding)
+    mesh = models.make_mesh(tensor=2)
+    _, params, _ = models.load(llama, sharding=models.place(mesh))
     assert params["layer_0"]["mlp"]["up"]["kernel"].addressable_shards[0].data.shape == (48, 40)
-    assert params["embedding"].is_fully_replicated
+    assert params["layer_0"]["mlp"]["down"]["kernel"].addressable_shards[0].data.shape == (40, 48)
+    assert params["embedding"].is_fully_replicated  # 89 tokens do not divide
+    assert params["final_norm"]["scale"].sharding.mesh == mesh
 
 
 @pytest.mark.parametrize("case", CASES)
