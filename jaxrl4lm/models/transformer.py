@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.models.attention import EMPTY, attention, rotary_table, rotate
-from jaxrl4lm.models.config import Rope, TransformerConfig
+from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.dense import dense
 from jaxrl4lm.models.sharding import residual, rows
 from jaxrl4lm.types import Array, Params
