@@ -168,13 +168,13 @@ class ProgressLine:
         )
         self._name, self._total, self._last = name, total, 0.0
 
-    def show(self, done: int, text: str) -> None:
-        """`done` steps are done, and this is how it goes."""
+    def show(self, done: int, text: str, ended: bool) -> None:
+        """`done` steps are done, this is how it goes, and whether the phase has ended."""
         task = self._progress.tasks[-1]
         if task.fields["started"] is None:
             self._progress.update(self._task, started=time.monotonic(), first=done)
         self._progress.update(self._task, completed=done, text=text)
         now = time.monotonic()
-        if done == self._total or (not self._console.is_terminal and now - self._last >= self._every):
+        if ended or (not self._console.is_terminal and now - self._last >= self._every):
             self._last = now
             self._console.print(f"{self._name} {done}/{self._total}  {text}", highlight=False, soft_wrap=True)

@@ -43,7 +43,8 @@ def shown(terminal: bool, width: int = 80) -> str:
         for name in ("supervised", "reinforcement"):
             progress.begin(name, 0, 1000)
             for done in (10, 20, 1000):
-                progress.show(done, f"reward 0.123  held-out 0.456  {'KL 12.34  ' * 6}123,456 tokens/s")
+                text = f"reward 0.123  held-out 0.456  {'KL 12.34  ' * 6}123,456 tokens/s"
+                progress.show(done, text, done == 1000)
     return out.getvalue()
 
 

@@ -2,9 +2,11 @@
 
 import importlib
 import os
+import signal
 import sys
 
 from jaxrl4lm import __version__
+from jaxrl4lm.cli.machine import explained
 from jaxrl4lm.types import InputError
 
 COMMANDS = {
@@ -31,13 +33,19 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         return importlib.import_module(f"jaxrl4lm.cli.{command}").main(rest)
-    except InputError as error:
-        print(f"jaxrl4lm {command}: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): that is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except Exception as error:
+        told = error if isinstance(error, InputError) else explained(error)
+        if told is None:
+            raise
+        print(f"jaxrl4lm {command}: {told}", file=sys.stderr)
+        return 2
 
 
 def _help() -> str:

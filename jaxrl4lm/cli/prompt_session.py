@@ -172,9 +172,10 @@ def _supervised(arguments: TrainArguments, corpus: Corpus, policy: LanguagePolic
         state, metrics = chunk(state, held, stream.reshape(count, pre.pretrain_batch))
         return state, session.host(metrics)
 
-    return Phase(
-        "supervised", total, min(50, total), jax.jit(lambda params: supervised.init(key, config, params)), run
-    )
+    def init(params: Params) -> supervised.State:
+        return supervised.init(key, config, params)
+
+    return Phase("supervised", total, min(50, total), jax.jit(init), run, pre.pretrain_until)
 
 
 def _score(

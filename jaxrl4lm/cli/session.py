@@ -28,6 +28,8 @@ class Phase(NamedTuple):
     init: Callable[[Params], Any]
     run: Callable[[Any, int, int], tuple[Any, Mapping[str, np.ndarray]]]
     """(state, steps done, steps to do) → state, metrics with a leading axis of steps. May raise `StepFailed`."""
+    until: float | None = None
+    """The held-out score (of several seeds: their mean) at which the phase ends before `total`."""
 
 
 class StepFailed(InputError):

@@ -102,9 +102,10 @@ def _supervised(
     return _phase(
         "supervised",
         total,
-        40,
+        20,
         lambda params: over_seeds(lambda k, p: supervised.init(k, config, p))(keys, params),
         run,
+        pre.pretrain_until,
     )
 
 
@@ -124,11 +125,11 @@ def _reinforcement(
     return _phase("reinforcement", rl.updates, arguments.run.evaluate_every, init, run)
 
 
-def _phase(name: str, total: int, chunk: int, init, run) -> Phase:
+def _phase(name: str, total: int, chunk: int, init, run, until: float | None = None) -> Phase:
     def steps(state, done: int, count: int):
         del done  # the state knows
         state, metrics = run(state, count)
         # Steps lead, seeds follow.
         return state, {name: value.T for name, value in session.host(metrics).items()}
 
-    return Phase(name, total, chunk, jax.jit(init), steps)
+    return Phase(name, total, chunk, jax.jit(init), steps, until)

@@ -21,6 +21,7 @@ from jaxrl4lm import models
 from jaxrl4lm.checkpoint import Checkpoints
 from jaxrl4lm.cli import prompt_session, run_folder, task_session
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
+from jaxrl4lm.cli.machine import explained
 from jaxrl4lm.cli.session import Phase, Sample, Session, StepFailed
 from jaxrl4lm.cli.train_arguments import Run, TrainArguments, resolve
 from jaxrl4lm.metrics import JsonLines, ProgressLine, Sink, check_sinks, sinks
@@ -52,7 +53,9 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(_aftermath(folder, False), file=sys.stderr)
         return 128 + signal.SIGINT
-    except Exception:
+    except Exception as error:
+        if told := explained(error):
+            raise InputError(f"{told}; {_aftermath(folder, fresh)}") from error
         print(_aftermath(folder, False), file=sys.stderr)
         raise
 
@@ -111,10 +114,7 @@ class Driver:
     def _announce(self, resuming: bool) -> None:
         device = jax.devices()[0]
         size = models.parameter_count(jax.eval_shape(self.session.policy.init, jax.random.key(0)))
-        plan = ", then ".join(
-            f"{p.total} {'steps' if p.name == 'supervised' else 'updates'} {p.name}"
-            for p in self.session.phases
-        )
+        plan = ", then ".join(map(_plan, self.session.phases))
         seeds = f", {self.session.seeds} seeds at once" if self.session.seeds > 1 else ""
         out = self.console.print
         out(
@@ -183,7 +183,7 @@ class Driver:
                     )
             state = self._phase(phase, state, progress, interrupt)
             params = state.params
-            if self.notes["done"] < phase.total:
+            if not self._ended(phase):
                 return None
             if self.notes["phase"] == len(phases) - 1:
                 self._save(state)
@@ -195,7 +195,7 @@ class Driver:
     def _phase(self, phase: Phase, state: Any, progress: ProgressLine, interrupt: _Interrupt) -> Any:
         """Steps until the phase ends or the user interrupts."""
         progress.begin(phase.name, self.notes["done"], phase.total)
-        while self.notes["done"] < phase.total and interrupt.signal is None:
+        while not self._ended(phase) and interrupt.signal is None:
             count = min(phase.chunk - self.notes["done"] % phase.chunk, phase.total - self.notes["done"])
             began = time.monotonic()
             state, metrics = self._steps(phase, state, count)
@@ -204,13 +204,21 @@ class Driver:
             self.notes["done"] += count
             self.notes["scores"][phase.name] = np.asarray(score).tolist()
             self._record(phase, count, metrics, self.notes["scores"][phase.name])
-            progress.show(self.notes["done"], _summary(phase, metrics, score, seconds))
+            ended = self._ended(phase)
+            progress.show(self.notes["done"], _summary(phase, metrics, score, seconds), ended)
             due = time.monotonic() - self.saved >= self.arguments.run.save_interval
-            if due and self.notes["done"] < phase.total:
+            if due and not ended:
                 self._save(state)
-        if self.notes["done"] < phase.total:
+        if not self._ended(phase):
             self._save(state)
         return state
+
+    def _ended(self, phase: Phase) -> bool:
+        """Whether the phase has done its steps, or reached the score that was asked of it."""
+        if self.notes["done"] >= phase.total:
+            return True
+        score = self.notes["scores"].get(phase.name)
+        return None not in (score, phase.until) and np.mean(score) >= phase.until
 
     def _steps(self, phase: Phase, state: Any, count: int) -> tuple[Any, Mapping[str, np.ndarray]]:
         """A chunk; where a step of it fails, those before it are recorded and saved."""
@@ -285,6 +293,14 @@ class Driver:
             highlight=False,
             markup=False,
         )
+
+
+def _plan(phase: Phase) -> str:
+    if phase.name == "supervised":
+        if phase.until is None:
+            return f"{phase.total} steps supervised"
+        return f"at most {phase.total} steps supervised, until the held-out score is {phase.until:g}"
+    return f"{phase.total} updates {phase.name}"
 
 
 def _summary(phase: Phase, metrics: Mapping[str, np.ndarray], score: Any, seconds: float) -> str:

@@ -13,11 +13,15 @@ from jaxrl4lm.types import InputError
 
 LARGEST = 1e30
 """Numbers beyond it overflow in float32 arithmetic."""
+LARGEST_COUNT = 2**31 - 1
+"""Counters are int32."""
 LARGEST_SEED = 2**31
 MAY_BE_ZERO = {
     "held_out",
     "pretrain_steps",
+    "pretrain_until",
     "updates",
+    "warmup",
     "final_learning_rate",
     "kl_coef",
     "entropy_coef",
@@ -83,8 +87,10 @@ class Pretraining:
     completion_column: str = "completion"
     """Column of a JSONL --text that holds what is to be imitated after the prompt."""
     pretrain_steps: int | None = None
-    """Optimizer steps. If not given: 0 where there is nothing to imitate; 360 on a task, on purpose too few to master
-    it; else 1000."""
+    """Optimizer steps. If not given: 0 where there is nothing to imitate; 800 at most on a task; else 1000."""
+    pretrain_until: float | None = None
+    """Held-out score at which teacher forcing ends before its steps do. On a task 0.3 if neither is given: on purpose too
+    early to master it."""
     pretrain_batch: int = 128
     """Texts of a step."""
     pretrain_learning_rate: float = 2e-3
@@ -189,9 +195,10 @@ def resolve(arguments: TrainArguments) -> TrainArguments:
     on_task = world.reward is None
     if world.digits is None:
         world = dataclasses.replace(world, digits=2 if world.task == "addition" else 5)
-    steps = 360 if on_task else 1000 if pre.text else 0
     if pre.pretrain_steps is None:
-        pre = dataclasses.replace(pre, pretrain_steps=steps)
+        steps = 800 if on_task else 1000 if pre.text else 0
+        until = 0.3 if on_task and pre.pretrain_until is None else pre.pretrain_until
+        pre = dataclasses.replace(pre, pretrain_steps=steps, pretrain_until=until)
     rl = dataclasses.replace(
         rl,
         minibatches=_minibatches(rl),
@@ -261,8 +268,9 @@ def _check_numbers(arguments: TrainArguments) -> None:
                 raise InputError(f"{option} must not be negative, not {value}")
             if name in AT_MOST_ONE and value > 1:
                 raise InputError(f"{option} must lie in 0..1, not {value}")
-            if abs(value) > LARGEST:
-                raise InputError(f"{option} must be at most {LARGEST:g}, not {value}")
+            largest = LARGEST_COUNT if isinstance(value, int) and name != "seed" else LARGEST
+            if value > largest:
+                raise InputError(f"{option} must be at most {largest}, not {value}")
     run = arguments.run
     if run.seed + run.seeds > LARGEST_SEED:
         raise InputError(f"--seed must lie in 0..{LARGEST_SEED - run.seeds}, not {run.seed}")

@@ -6,7 +6,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jaxrl4lm.types import InputError
@@ -83,7 +83,8 @@ def parse(text: str) -> Reward:
 
 def _load(path: pathlib.Path, function: str) -> Reward:
     if not path.is_file():
-        raise InputError(f"--reward: {path} does not exist: check the path")
+        what = "is no file" if path.exists() else "does not exist"
+        raise InputError(f"--reward: {path} {what}: check the path")
     spec = importlib.util.spec_from_file_location(f"_reward_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None  # the name ends in .py
@@ -135,6 +136,8 @@ def call(
     first = f"first prompt of the batch: {_short(prompts[0])}"
     try:
         scores = reward(prompts=list(prompts), completions=list(completions), **columns)
+        if isinstance(scores, Iterator):  # it runs the user's code only now
+            scores = list(scores)
     except (Exception, SystemExit) as error:  # whatever the user's function does wrong
         raise InputError(f"the reward {name} raised {_told(error)} ({first}): mend the function") from error
     try:
@@ -153,7 +156,7 @@ def call(
     for score, prompt in zip(scores, prompts, strict=True):
         try:
             finite = not isinstance(score, str) and abs(float(score)) <= LARGEST
-        except (TypeError, ValueError, OverflowError):
+        except Exception:  # whatever the conversion of a user's object does wrong
             finite = False
         if not finite:
             raise InputError(

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from jaxrl4lm.cli import train
 from jaxrl4lm.cli.train_arguments import TrainArguments
 
 PROMPTS = '{"prompt": "ab", "answer": "b"}\n' * 12
@@ -57,6 +58,10 @@ OPTIONS = [
     ("--learning-rate 0", "--learning-rate must be positive, not 0.0"),
     ("--learning-rate nan", "--learning-rate must be a finite number, not nan"),
     ("--learning-rate 1e40", "--learning-rate must be at most 1e+30"),
+    ("--updates 3000000000", "--updates must be at most 2147483647, not 3000000000"),
+    ("--completions-per-prompt 3000000000", "--completions-per-prompt must be at most 2147483647"),
+    ("--warmup -1", "--warmup must not be negative, not -1"),
+    ("--pretrain-until nan", "--pretrain-until must be a finite number, not nan"),
     ("--final-learning-rate nan", "--final-learning-rate must be a finite number"),
     ("--final-learning-rate 2", "--final-learning-rate must lie in 0..1"),
     ("--pretrain-learning-rate inf", "--pretrain-learning-rate must be a finite number, not inf"),
@@ -124,6 +129,56 @@ def test_the_parser_names_what_it_does_not_know(cli, here, arguments, said):
     assert said in result.err
     assert "Traceback" not in result.err
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    "raised, code, said",
+    [
+        (OSError(28, "No space left on device"), 2, "a file cannot be written (No space left on device)"),
+        (PermissionError(13, "Permission denied", "run/x"), 2, "run/x cannot be used (Permission denied)"),
+        (MemoryError(), 2, "the memory of this machine is too small (out of memory)"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nx"), 2, "(RESOURCE_EXHAUSTED: Out of memory x)"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_what_the_machine_refuses(cli, here, monkeypatch, raised, code, said):
+    """Before there is a run, and in the middle of one that has nothing to go on from."""
+
+    def fail(*_):
+        raise raised
+
+    for place in ("build", "Driver"):
+        with monkeypatch.context() as patch:
+            patch.setattr(train, place, fail)
+            result = cli("train", "--out", "run")
+        assert result.code == code
+        assert "Traceback" not in result.err
+        assert len(result.err.strip().splitlines()) == 1
+        if (place, code) != ("Driver", 130):
+            assert said in result.err
+            assert not list(here.iterdir())
+
+
+def test_a_run_that_fills_the_disk_says_how_to_go_on(cli, here, run, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.Driver, "_draw", fail)
+    result = cli("train", "--resume", run)
+    assert result.code == 2
+    assert "No space left on device" in result.err
+    assert f"go on from the last checkpoint with: jaxrl4lm train --resume {run}" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_our_own_errors_keep_their_traceback(cli, here, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(train, "build", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli("train")
 
 
 def test_unknown_commands(cli, here):

@@ -268,3 +268,25 @@ def test_help_says_what_every_option_does(cli):
     for group in (World, Model, Pretraining, Reinforcement, Run):
         for field in dataclasses.fields(group):
             assert f"--{field.name.replace('_', '-')}" in text
+
+
+def test_teacher_forcing_ends_at_the_score_that_was_asked(cli, task_options, tmp_path):
+    """Every score is at least 0, so it ends at its first evaluation; a resumed run ends it there as well."""
+    options = [*task_options, "--pretrain-steps", "60", "--pretrain-until", "0", "--updates", "2"]
+    result = cli("train", *options, "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert "at most 60 steps supervised, until the held-out score is 0" in result.out
+    assert "supervised 20/60" in result.out
+    steps = [(r["phase"], r["update"]) for r in records(tmp_path / "run")]
+    assert steps == [("supervised", i) for i in range(1, 21)] + [("reinforcement", i) for i in range(3)]
+    assert cli("train", "--resume", tmp_path / "run").code == 0
+    assert [(r["phase"], r["update"]) for r in records(tmp_path / "run")] == steps
+
+
+def test_default_tasks_are_taught_only_a_little():
+    def pretraining(**options):
+        return resolve(TrainArguments(pretraining=Pretraining(**options))).pretraining
+
+    assert (pretraining().pretrain_steps, pretraining().pretrain_until) == (800, 0.3)
+    assert pretraining(pretrain_until=0.5).pretrain_until == 0.5
+    assert pretraining(pretrain_steps=9).pretrain_until is None

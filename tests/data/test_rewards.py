@@ -46,6 +46,7 @@ def test_built_in(name, completion, answer, expected):
         ("missing.py:f", "missing.py does not exist"),
         ("good.py", "not a reward"),
         ("good.py:", "no function ''"),
+        ("folder.py:f", "folder.py is no file"),
         ("good.py:g", "has no function 'g'"),
         ("good.py:X", "has no function 'X'"),
         ("syntax.py:f", "SyntaxError"),
@@ -56,6 +57,7 @@ def test_built_in(name, completion, answer, expected):
 def test_rewards_that_do_not_load(tmp_path, monkeypatch, text, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good.py").write_text("X = 1\ndef f(prompts, completions): return []\n")
+    (tmp_path / "folder.py").mkdir()
     (tmp_path / "syntax.py").write_text("def f(:\n")
     (tmp_path / "imports.py").write_text("import nowhere\n")
     (tmp_path / "exits.py").write_text("import sys\nsys.exit(3)\n")
@@ -85,6 +87,14 @@ def test_scores_of_any_sequence(scores):
     assert rewards.call(lambda **_: scores, "f", ["p", "q"], ["a", "b"], {}) == [1.0, 0.5]
 
 
+class Unfloatable:
+    def __repr__(self):
+        return "<unfloatable>"
+
+    def __float__(self):
+        raise RuntimeError("no number")
+
+
 @pytest.mark.parametrize(
     "scores, said",
     [
@@ -101,6 +111,9 @@ def test_scores_of_any_sequence(scores):
         ([1.0, None], "returned None for the prompt 'q'"),
         ([1.0, "2"], "returned '2' for the prompt 'q'"),
         ([1.0, [2.0]], "returned [2.0] for the prompt 'q'"),
+        ([1.0, Unfloatable()], "returned <unfloatable> for the prompt 'q'"),
+        ((1 / (1 - i) for i in range(2)), "raised ZeroDivisionError at test_rewards.py"),
+        (map(float, ["1", "x"]), "raised ValueError"),
     ],
     ids=lambda x: str(x)[:20],
 )
