@@ -39,48 +39,21 @@ def build(arguments: TrainArguments) -> Session:
       InputError: where a file, the reward or a size cannot be used.
     """
     world, pre, rl = arguments.world, arguments.pretraining, arguments.reinforcement
-    reward = rewards.parse(world.reward or "")
-    name = str(world.prompts or "--prompts")
-    rows = (
-        read_jsonl(world.prompts, [world.prompt_column])
-        if world.prompts
-        else [Row(0, {world.prompt_column: ""})]
+    name = world.reward or ""
+    rows, documents = _read(arguments)
+    reward = rewards.parse(name)
+    rewards.check_columns(reward, name, [c for c in rows[0].columns if c != world.prompt_column])
+    policy, tokenizer, loaded, context = _model(
+        arguments, documents, [row.columns[world.prompt_column] for row in rows]
     )
-    documents = (
-        read_documents(pre.text, world.prompt_column, pre.completion_column, pre.text_unit)
-        if pre.text
-        else []
-    )
-    names = dict.fromkeys(name for row in rows for name in row.columns)
-    # Every row has every column, None where the file has none, so that the reward is always called with the same.
-    rows = [Row(row.line, dict.fromkeys(names) | row.columns) for row in rows]
-    rewards.check_columns(reward, world.reward or "", [n for n in names if n != world.prompt_column])
-    prompt_texts = [row.columns[world.prompt_column] for row in rows]
-    loaded = session.load_model(arguments.model) if arguments.model.model else None
-    tokenizer = loaded[2] if loaded else _tokenizer(arguments, documents, prompt_texts)
-    room = rl.max_new_tokens or 64
-    try:
-        longest_prompt = max(len(encode_prompt(tokenizer, text)) for text in prompt_texts)
-        longest = max(
-            (len(encode_prompt(tokenizer, d.prompt + d.completion)) + 1 for d in documents), default=0
-        )
-    except ValueError as error:
-        raise InputError(f"{error}: give --tokenizer byte") from None
-    context = arguments.model.context or max(longest_prompt + room, min(longest, LONGEST_TEXT))
-    if loaded:
-        policy = loaded[0]
-        context = min(context, policy.config.context) if arguments.model.context is None else context
-        if context > policy.config.context:
-            raise InputError(
-                f"--context {context} exceeds that of the model ({policy.config.context}): lower it"
-            )
-    else:
-        policy = LanguagePolicy(session.transformer(arguments.model, tokenizer.vocab_size, context))
-    prompts = encode_prompts(rows, world.prompt_column, tokenizer, name, room, context)
+    room = _room(arguments)
+    source = str(world.prompts or "--prompts")
+    prompts = encode_prompts(rows, world.prompt_column, tokenizer, source, room, context)
     training, held_out = _split(prompts, world.held_out)
     keys = jax.random.split(jax.random.key(arguments.run.seed), 3)
     notes = [
-        f"{len(training.rows)} prompts to train on, {len(held_out.rows)} held out, at most {longest_prompt} tokens long"
+        f"{len(training.rows)} prompts to train on, {len(held_out.rows)} held out, at most "
+        f"{max(map(len, prompts.ids))} tokens long"
     ]
     phases = []
     if documents and pre.pretrain_steps:
@@ -88,7 +61,7 @@ def build(arguments: TrainArguments) -> Session:
         notes.append(_describe(corpus, context))
         phases.append(_supervised(arguments, corpus, policy, keys[1]))
     learner = reinforcement.Learner(policy, session.algorithm(rl), room, tokenizer.eos_id, tokenizer.pad_id)
-    score = partial(_score, reward, world.reward or "", world.prompt_column)
+    score = partial(_score, reward, name, world.prompt_column)
     if rl.updates:
         phases.append(_reinforcement(arguments, training, tokenizer, learner, keys[2], score))
     distinct = len(set(held_out.texts))
@@ -99,30 +72,77 @@ def build(arguments: TrainArguments) -> Session:
 
     def start() -> Params:
         # The loaded parameters are copied, because training donates its state.
-        return jax.tree.map(jax.numpy.copy, loaded[1]) if loaded else jax.jit(policy.init)(keys[0])
-
-    def samples(params: Params) -> list[Sample]:
-        few = list(range(min(SHOWN, len(held_out.rows))))
-        completions = complete(params, held_out.select(few))
-        scores = score(held_out, few, completions, 1)
-        return [Sample(held_out.texts[i], c, s) for i, c, s in zip(few, completions, scores, strict=True)]
-
-    def evaluate(params: Params) -> np.ndarray:
-        everything = list(range(len(held_out.rows)))
-        return np.asarray(np.mean(score(held_out, everything, complete(params, held_out), 1)))
+        return jax.jit(policy.init)(keys[0]) if loaded is None else jax.tree.map(jax.numpy.copy, loaded)
 
     return Session(
-        title=f"{(world.prompts or pre.text).name}, {world.reward.split('/')[-1]}, {rl.algorithm.upper()}",  # pyright: ignore
+        title=f"{(world.prompts or pre.text).name}, {name.split('/')[-1]}, {rl.algorithm.upper()}",  # pyright: ignore
         score_name=f"held-out mean reward ({'greedy' if greedy else 'sampled'})",
         policy=policy,
         tokenizer=tokenizer,
         seeds=1,
         start=start,
         phases=tuple(phases),
-        evaluate=evaluate,
-        samples=samples,
+        evaluate=lambda params: np.asarray(
+            np.mean([s.score for s in _judge(params, held_out, complete, score)])
+        ),
+        samples=lambda params: _judge(
+            params, held_out.select(range(min(SHOWN, len(held_out.rows)))), complete, score
+        ),
         notes=tuple(notes),
     )
+
+
+def _read(arguments: TrainArguments) -> tuple[list[Row], list[Document]]:
+    """Prompts, one empty one where there is no file of them, and what is to be imitated."""
+    world, pre = arguments.world, arguments.pretraining
+    rows = [Row(0, {world.prompt_column: ""})]
+    if world.prompts:
+        rows = read_jsonl(world.prompts, [world.prompt_column])
+    documents = []
+    if pre.text:
+        documents = read_documents(pre.text, world.prompt_column, pre.completion_column, pre.text_unit)
+    names = dict.fromkeys(name for row in rows for name in row.columns)
+    # Every row has every column, None where the file has none, so that the reward is always called with the same.
+    return [Row(row.line, dict.fromkeys(names) | row.columns) for row in rows], documents
+
+
+def _room(arguments: TrainArguments) -> int:
+    """Tokens of the longest completion."""
+    return arguments.reinforcement.max_new_tokens or 64
+
+
+def _model(
+    arguments: TrainArguments, documents: Sequence[Document], prompts: Sequence[str]
+) -> tuple[LanguagePolicy, Tokenizer, Params | None, int]:
+    """The policy and its tokenizer; its parameters if they are loaded; how many of its tokens are used."""
+    options = arguments.model
+    loaded = session.load_model(options) if options.model else None
+    tokenizer = loaded[2] if loaded else _tokenizer(arguments, documents, prompts)
+    texts = [document.prompt + document.completion for document in documents]
+    try:
+        longest_prompt = max(len(encode_prompt(tokenizer, text)) for text in prompts)
+        longest_text = max((len(encode_prompt(tokenizer, text)) + 1 for text in texts), default=0)
+    except ValueError as error:
+        raise InputError(f"{error}: give --tokenizer byte") from None
+    context = options.context or max(longest_prompt + _room(arguments), min(longest_text, LONGEST_TEXT))
+    if not loaded:
+        return (
+            LanguagePolicy(session.transformer(options, tokenizer.vocab_size, context)),
+            tokenizer,
+            None,
+            context,
+        )
+    policy, params, _ = loaded
+    if (options.context or 0) > policy.config.context:
+        raise InputError(f"--context {context} exceeds that of the model ({policy.config.context}): lower it")
+    return policy, tokenizer, params, min(context, policy.config.context)
+
+
+def _judge(params: Params, prompts: PromptSet, complete, score) -> list[Sample]:
+    """One completion of each prompt, and what it is worth."""
+    completions = complete(params, prompts)
+    scores = score(prompts, range(len(completions)), completions, 1)
+    return [Sample(*each) for each in zip(prompts.texts, completions, scores, strict=True)]
 
 
 def _tokenizer(arguments: TrainArguments, documents: Sequence[Document], prompts: Sequence[str]) -> Tokenizer:

@@ -49,13 +49,7 @@ def build(arguments: TrainArguments) -> Session:
     keys = over_seeds(lambda seed: jax.random.split(jax.random.key(seed), 3))(seeds)
     keys = jnp.moveaxis(keys, -1, 0)
 
-    def answer(params: Params, count: int) -> tuple[tasks.Prompts, Array, Array]:
-        prompts = task.held_out(jax.random.key(0), count)
-        key = jax.random.key(0)
-        sampling = Sampling(length, tokenizer.eos_id, tokenizer.pad_id, temperature=None)
-        completed = generate(policy, params, prompts.tokens, prompts.mask, key, sampling, final_values=False)
-        return prompts, completed.tokens, tasks.exact_match(prompts, completed.tokens, completed.mask)
-
+    answer = partial(_answer, task=task, policy=policy)
     count = EVALUATED if world.held_out is None else world.held_out
     if count == 0:
         raise InputError(
@@ -85,6 +79,18 @@ def build(arguments: TrainArguments) -> Session:
         evaluate=lambda params: jax.device_get(evaluate(params)),
         samples=samples,
     )
+
+
+def _answer(
+    params: Params, count: int, *, task: tasks.Task, policy: LanguagePolicy
+) -> tuple[tasks.Prompts, Array, Array]:
+    """Greedy answers `[count, T]` to held-out problems, and whether each is right."""
+    prompts = task.held_out(jax.random.key(0), count)
+    ids = task.tokenizer.eos_id, task.tokenizer.pad_id
+    sampling = Sampling(task.completion_length, *ids, temperature=None)
+    key = jax.random.key(0)
+    completed = generate(policy, params, prompts.tokens, prompts.mask, key, sampling, final_values=False)
+    return prompts, completed.tokens, tasks.exact_match(prompts, completed.tokens, completed.mask)
 
 
 def _supervised(
