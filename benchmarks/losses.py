@@ -3,7 +3,7 @@
 Import time; GAE and V-trace beside rlax; chunked log-probs beside the naive form; the forward and backward
 pass of PPO beside TRL's formula in PyTorch.
 
-    taskset -c 0 python benchmarks/losses.py [--quick]
+    taskset -c 0 python benchmarks/losses.py [--quick] [--only PART ...]
 
 Both sides of a comparison run in alternation in one process. A ratio is the other side's time over ours:
 above 1 we are faster. Compile time is not in it.
@@ -11,6 +11,7 @@ above 1 we are faster. Compile time is not in it.
 
 import argparse
 import functools
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -252,31 +253,35 @@ def ppo_beside_torch(rounds: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three rounds, no vocabulary of 128k")
-    quick = parser.parse_args().quick
-    rounds = 3 if quick else 15
-    report = {
-        "device": f"{jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} core(s)",
-        "processor": platform.processor() or platform.machine(),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__, "numpy": np.__version__},
-        "quick": quick,
-    }
+    parser.add_argument(
+        "--only", nargs="*", default=None, metavar="PART", help="parts to run; the others stay"
+    )
+    options = parser.parse_args()
+    rounds = 3 if options.quick else 15
     questions = {
         "import": lambda: import_time(rounds),
         "gae": lambda: generalized_advantages(rounds),
         "vtrace": lambda: v_trace(rounds),
-        "associative over sequential recurrence": recurrences,
-        "ppo forward and backward, beside PyTorch": lambda: ppo_beside_torch(rounds),
-        "chunked log-probs, 32k": lambda: chunked(3, 1024, 2**15, 2048, everything=True),
+        "recurrences": recurrences,
+        "ppo": lambda: ppo_beside_torch(rounds),
+        "chunked-32k": lambda: chunked(3, 1024, 2**15, 2048, everything=True),
+        "chunked-128k": lambda: chunked(2, 8 * 512, 2**17, 2048, everything=False),
     }
-    if not quick:
-        questions["chunked log-probs, 128k"] = lambda: chunked(2, 8 * 512, 2**17, 2048, everything=False)
-    for name, question in questions.items():
+    setting = {
+        "device": f"{jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} core(s)",
+        "processor": platform.processor() or platform.machine(),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "numpy", "rlax", "torch")}
+        | {"python": platform.python_version()},
+    }
+    parts = options.only or [name for name in questions if not (options.quick and name == "chunked-128k")]
+    report = json.loads(RESULTS.read_text()) if options.only and RESULTS.exists() else {}
+    for name in parts:
         print(name, flush=True)
-        report[name] = question()
+        report[name] = questions[name]() | {"setting": setting}
         print(json.dumps(report[name], indent=1), flush=True)
-    if not quick:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+        if not options.quick:
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

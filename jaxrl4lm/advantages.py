@@ -7,10 +7,12 @@ Estimators per token are in `returns`; masked whitening is `whiten`.
 
 from math import comb
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl4lm.reduce import as_float, mask_inputs, masked_mean, masked_variance, spread, whiten
+from jaxrl4lm.arguments import as_float, coefficients, mask_inputs
+from jaxrl4lm.reduce import masked_mean, masked_variance, spread, whiten
 from jaxrl4lm.returns import discounted_returns
 from jaxrl4lm.types import Array, ScalarLike
 
@@ -54,6 +56,8 @@ def group_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
     Args:
       rewards: [..., groups, n].
       eps: ε.
+    Returns:
+      Advantages of the same shape.
     Raises:
       ValueError: if a group has fewer than two completions.
     Reference: Shao et al. 2024, arXiv:2402.03300, sec. 4.1.2.
@@ -65,6 +69,7 @@ def group_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
     rewards = _check_group(rewards)
     informative = spread(rewards, axis=-1)
     std = jnp.sqrt(masked_variance(rewards, axis=-1, ddof=1)[..., None])
+    (eps,) = coefficients(std, eps=eps)
     scale = jnp.where(informative, std + eps, 1)
     return jnp.where(informative, centered(rewards) / scale, 0)
 
@@ -76,6 +81,8 @@ def centered(rewards: Array) -> Array:
 
     Args:
       rewards: [..., groups, n].
+    Returns:
+      Advantages of the same shape.
     Raises:
       ValueError: if a group has fewer than two completions.
     Reference: Liu et al. 2025, arXiv:2503.20783, sec. 3.2.
@@ -89,9 +96,11 @@ def leave_one_out(rewards: Array) -> Array:
 
     Args:
       rewards: [..., groups, n].
+    Returns:
+      Advantages of the same shape.
     Raises:
       ValueError: if a group has fewer than two completions.
-    Reference: Ahmadian et al. 2024, arXiv:2402.14740, eq. 8.
+    Reference: Ahmadian et al. 2024, arXiv:2402.14740.
 
     >>> leave_one_out(jnp.array([0.0, 1.0, 2.0]))
     Array([-1.5,  0. ,  1.5], dtype=float32)
@@ -108,6 +117,7 @@ def informative_fraction(rewards: Array) -> Array:
       rewards: [..., groups, n].
     Returns:
       A scalar in [0, 1]; 0 without groups.
+    Reference: Chu et al. 2025, arXiv:2504.02546.
     """
     return masked_mean(spread(_check_group(rewards), axis=-1))
 
@@ -118,6 +128,8 @@ def remax(rewards: Array, greedy_rewards: Array) -> Array:
     Args:
       rewards: [..., groups, n].
       greedy_rewards: [..., groups], one greedy completion per prompt.
+    Returns:
+      Advantages of the same shape.
     Raises:
       ValueError: if the shapes do not fit.
     Reference: Li et al. 2023, arXiv:2310.10505, alg. 1.
@@ -132,9 +144,11 @@ def opo(rewards: Array, lengths: Array) -> Array:
     Args:
       rewards: [..., groups, n].
       lengths: tokens of each completion, same shape.
+    Returns:
+      Advantages of the same shape.
     Raises:
       ValueError: if a group has fewer than two completions.
-    Reference: Hao et al. 2025, arXiv:2505.23585, eq. 8.
+    Reference: Hao et al. 2025, arXiv:2505.23585.
     """
     rewards = _check_group(rewards)
     _check_shape("lengths", lengths, rewards.shape)
@@ -152,6 +166,8 @@ def pass_at_k(rewards: Array, *, k: int) -> Array:
     Args:
       rewards: [..., groups, n], any real rewards.
       k: size of the subsets, static.
+    Returns:
+      Advantages of the same shape.
     Raises:
       ValueError: unless 1 <= k < n (a baseline needs a subset without i).
     Reference: Walder & Karkhanis 2025, arXiv:2505.15201, sec. 3 (their leave-one-out baseline).
@@ -196,16 +212,19 @@ def gdpo(rewards: Array, weights: Array, *, eps: ScalarLike = 1e-4) -> Array:
     Summing the objectives first lets the one with the largest spread drown the others.
 
     Args:
-      rewards: [objectives, groups, n].
+      rewards: [objectives, ..., groups, n].
       weights: [objectives].
       eps: ε of `group_normalized`.
     Returns:
-      [groups, n].
+      [..., groups, n].
+    Raises:
+      ValueError: if the shapes do not fit.
     Reference: Liu et al. 2026, arXiv:2601.05242.
     """
     _check_shape("weights", weights, jnp.shape(rewards)[:1])
     normalized = group_normalized(rewards, eps=eps)
-    return whiten((as_float(weights)[:, None, None] * normalized).sum(0))
+    columns = as_float(weights).reshape(-1, *[1] * (normalized.ndim - 1))
+    return whiten((columns * normalized).sum(0))
 
 
 def reinforce_plus_plus(
@@ -214,20 +233,23 @@ def reinforce_plus_plus(
     """REINFORCE++: returns-to-go of −β·k1 per token plus the reward on the last token, whitened.
 
     Args:
-      rewards: of the completions [B].
-      kl: log π − log π_ref of each token [B, T]; a constant here.
-      mask: the tokens of the completions [B, T].
+      rewards: of the completions [...].
+      kl: log π − log π_ref of each token [..., T]; a constant here.
+      mask: the tokens of the completions [..., T].
       kl_coef: β.
       discount: γ.
     Returns:
-      Advantages [B, T], 0 where masked.
-    Reference: Hu 2025, arXiv:2501.03262, eq. 4 to 6.
+      Advantages [..., T], 0 where masked.
+    Raises:
+      ValueError: if the shapes do not fit.
+    Reference: Hu 2025, arXiv:2501.03262.
     """
     keep, kl = mask_inputs(mask, kl=kl)
     _check_shape("rewards", rewards, kl.shape[:-1])
-    steps = jnp.arange(kl.shape[-1])[None]
+    steps = jax.lax.broadcasted_iota(jnp.int32, kl.shape, kl.ndim - 1)
     last = keep & (steps == jnp.max(jnp.where(keep, steps, -1), axis=-1, keepdims=True))
-    token_rewards = jnp.where(last, as_float(rewards)[:, None], 0) - kl_coef * kl
+    (kl_coef,) = coefficients(kl, kl_coef=kl_coef)
+    token_rewards = jnp.where(last, as_float(rewards)[..., None], 0) - kl_coef * kl
     return whiten(discounted_returns(token_rewards, discount=discount, mask=keep, axis=-1), keep)
 
 
@@ -239,7 +261,9 @@ def reinforce_plus_plus_baseline(rewards: Array, mask: Array) -> Array:
       mask: the tokens of the completions [groups, n, T].
     Returns:
       Advantages [groups, n, T], 0 where masked.
-    Reference: Hu et al. 2025, arXiv:2501.03262v3, sec. 3.3.
+    Raises:
+      ValueError: if the shapes do not fit.
+    Reference: Hu et al. 2025, arXiv:2501.03262v3.
     """
     keep = jnp.asarray(mask) != 0
     _check_shape("rewards", rewards, keep.shape[:-1])
@@ -253,9 +277,14 @@ def overlong_penalty(lengths: Array, *, max_length: ScalarLike, buffer: ScalarLi
       lengths: tokens of each completion, any shape.
       max_length: L_max.
       buffer: L_c, in tokens.
+    Returns:
+      A reward of the same shape, in [−1, 0].
     Reference: Yu et al. 2025, arXiv:2503.14476, eq. 13.
 
     >>> overlong_penalty(jnp.array([80, 95, 120]), max_length=100, buffer=10)
-    Array([-0. , -0.5, -1. ], dtype=float32)
+    Array([ 0. , -0.5, -1. ], dtype=float32)
     """
-    return -jnp.clip((as_float(lengths) - (max_length - buffer)) / buffer, 0, 1)
+    lengths = as_float(lengths)
+    max_length, buffer = coefficients(lengths, max_length=max_length, buffer=buffer)
+    excess = lengths - (max_length - buffer)
+    return jnp.where(excess > 0, -jnp.minimum(excess / buffer, 1), 0)

@@ -25,15 +25,15 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.arguments import as_float, coefficients, mask_inputs
 from jaxrl4lm.losses import kl as kl_estimators
 from jaxrl4lm.losses.importance import probability_ratio
+from jaxrl4lm.losses.ppo import clip_range
 from jaxrl4lm.losses.value import squared_value
 from jaxrl4lm.reduce import (
     Fraction,
     add,
-    as_float,
     divide,
-    mask_inputs,
     masked_variance,
     sequence_sum_fraction,
     spread,
@@ -52,7 +52,13 @@ Diagnostics: TypeAlias = dict[str, Fraction | Maximum]
 
 
 def combine(*diagnostics: Mapping[str, Fraction | Maximum]) -> Diagnostics:
-    """The diagnostics of the union of micro-batches with the same keys: fractions added, maxima compared."""
+    """The diagnostics of the union of micro-batches with the same keys: fractions added, maxima compared.
+
+    Args:
+      *diagnostics: one per micro-batch.
+    Returns:
+      Diagnostics with the same keys.
+    """
 
     def merge(*entries: Fraction | Maximum) -> Fraction | Maximum:
         fractions = [entry for entry in entries if isinstance(entry, Fraction)]
@@ -64,7 +70,13 @@ def combine(*diagnostics: Mapping[str, Fraction | Maximum]) -> Diagnostics:
 
 
 def finish(diagnostics: Mapping[str, Fraction | Maximum]) -> dict[str, Array]:
-    """Numbers to report: each fraction divided; 0 where nothing was counted."""
+    """Numbers to report: each fraction divided; 0 where nothing was counted.
+
+    Args:
+      diagnostics: of the whole step, combined.
+    Returns:
+      A scalar for each name.
+    """
     return {
         name: divide(entry) if isinstance(entry, Fraction) else entry.value
         for name, entry in diagnostics.items()
@@ -111,22 +123,22 @@ def policy(
         mask_inputs(mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages)
     )
     ratios = probability_ratio(log_probs - old_log_probs)
-    high = clip_eps if clip_eps_high is None else clip_eps_high
+    low, high = clip_range(ratios, clip_eps, clip_eps_high)
     metrics: Diagnostics = {
         "policy/ratio_mean": token_fraction(ratios, keep),
         "policy/ratio_max": Maximum(jnp.max(jnp.where(keep, ratios, 0), initial=0)),
-        "policy/clip_frac_low": token_fraction((ratios < 1 - jnp.asarray(clip_eps)) & (advantages < 0), keep),
-        "policy/clip_frac_high": token_fraction((ratios > 1 + jnp.asarray(high)) & (advantages > 0), keep),
+        "policy/clip_frac_low": token_fraction((ratios < 1 - low) & (advantages < 0), keep),
+        "policy/clip_frac_high": token_fraction((ratios > 1 + high) & (advantages > 0), keep),
         "policy/approx_kl": token_fraction(kl_estimators.k3(old_log_probs, log_probs, mask=keep), keep),
         "mismatch/logprob_diff_max": Maximum(jnp.max(jnp.abs(log_probs - old_log_probs), initial=0)),
         **_mean_and_std("advantage", advantages, keep),
     }
-    extra = {"policy/entropy": entropies, "policy/loss": loss}
-    return metrics | {
-        name: token_fraction(jax.lax.stop_gradient(values), keep)
-        for name, values in extra.items()
-        if values is not None
-    }
+    extra = {"entropies": ("policy/entropy", entropies), "loss": ("policy/loss", loss)}
+    for argument, (name, values) in extra.items():
+        if values is not None:
+            _, _, values = mask_inputs(keep, log_probs=log_probs, **{argument: values})
+            metrics[name] = token_fraction(jax.lax.stop_gradient(values), keep)
+    return metrics
 
 
 def value(
@@ -156,7 +168,15 @@ def value(
 
 
 def reference_kl(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = None) -> Diagnostics:
-    """`kl/ref` per token (k3) and `kl/ref_sequence` per sequence (Σ k1, unbiased); time is the last axis."""
+    """Distance from a reference policy, per token (k3) and per sequence (Σ k1, unbiased).
+
+    Args:
+      log_probs: log π of the sampled tokens [..., T], in nats.
+      ref_log_probs: those of the reference.
+      mask: the tokens that count.
+    Returns:
+      `kl/ref` and `kl/ref_sequence`, in nats.
+    """
     log_probs, ref_log_probs = jax.lax.stop_gradient((log_probs, ref_log_probs))
     return {
         "kl/ref": token_fraction(kl_estimators.k3(log_probs, ref_log_probs, mask=mask), mask),
@@ -175,6 +195,7 @@ def rewards(rewards: Array, *, success: ScalarLike = 1.0) -> Diagnostics:
       `pass_at_n` (share of completions, and of groups with at least one completion, that reach `success`).
     """
     rewards = as_float(rewards)
+    (success,) = coefficients(rewards, success=success)
     solved = rewards >= success
     return {
         **_mean_and_std("reward", rewards, None),

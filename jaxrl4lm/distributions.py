@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.reduce import as_float
+from jaxrl4lm.arguments import as_float, known_index
 from jaxrl4lm.types import Array, Key
 
 
@@ -22,7 +22,7 @@ def categorical_log_prob(logits: Array, actions: Array) -> Array:
       logits: [..., A], unnormalised.
       actions: integers [...].
     Returns:
-      [...], in nats.
+      [...], in nats; nan for an action that is not in 0 … A−1.
     Raises:
       ValueError: if `actions` does not have the shape of `logits` without its last axis.
 
@@ -36,12 +36,18 @@ def categorical_log_prob(logits: Array, actions: Array) -> Array:
             f"{jnp.shape(logits)[:-1]}, one index per row of logits."
         )
     logits = as_float(logits)
-    chosen = jnp.take_along_axis(logits, actions[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+    known, index = known_index(actions, logits.shape[-1])
+    chosen = jnp.take_along_axis(logits, index[..., None], axis=-1)[..., 0]
+    return jnp.where(known, chosen - jax.nn.logsumexp(logits, axis=-1), jnp.nan)
 
 
 def categorical_entropy(logits: Array) -> Array:
-    """Exact entropy H = logsumexp(z) − Σ softmax(z)·z of each row [..., A] → [...], in nats.
+    """Exact entropy H = logsumexp(z) − Σ softmax(z)·z of each row.
+
+    Args:
+      logits: [..., A], unnormalised. Gradients flow.
+    Returns:
+      [...], in nats.
 
     >>> float(categorical_entropy(jnp.zeros(4)))  # log 4
     1.3862943649291992
@@ -55,9 +61,13 @@ def categorical_entropy(logits: Array) -> Array:
 
 
 def categorical_kl(logits: Array, other_logits: Array) -> Array:
-    """KL(p‖q) = Σ p·(log p − log q), p = softmax(logits), q = softmax(other_logits): [..., A] → [...].
+    """KL(p‖q) = Σ p·(log p − log q), p = softmax(logits), q = softmax(other_logits).
 
-    Gradients flow through both; it is inf where p puts mass on what q forbids.
+    Args:
+      logits: of p [..., A]. Gradients flow.
+      other_logits: of q [..., A]. Gradients flow.
+    Returns:
+      [...], in nats; inf where p puts mass on what q forbids.
     """
     log_p = jax.nn.log_softmax(as_float(logits), axis=-1)
     log_q = jax.nn.log_softmax(as_float(other_logits), axis=-1)
@@ -67,12 +77,27 @@ def categorical_kl(logits: Array, other_logits: Array) -> Array:
 
 
 def categorical_sample(key: Key, logits: Array) -> Array:
-    """An action per row of logits [..., A] → integers [...]."""
+    """An action of each row, with probability softmax(z).
+
+    Args:
+      key: consumed here.
+      logits: [..., A], unnormalised.
+    Returns:
+      Integers [...].
+    """
     return jax.random.categorical(key, as_float(logits), axis=-1)
 
 
 def gaussian_log_prob(mean: Array, log_std: Array, actions: Array) -> Array:
-    """log N(a; μ, diag σ²) = Σ_d −½((a−μ)/σ)² − log σ − ½ log 2π, over the last axis: [..., D] → [...]."""
+    """log N(a; μ, diag σ²) = Σ_d −½((a−μ)/σ)² − log σ − ½ log 2π, over the last axis.
+
+    Args:
+      mean: μ [..., D]. Gradients flow through every argument.
+      log_std: log σ, broadcastable to `mean`.
+      actions: a [..., D].
+    Returns:
+      [...], in nats.
+    """
     mean, log_std, actions = as_float(mean), as_float(log_std), as_float(actions)
     log_std = jnp.broadcast_to(log_std, mean.shape)
     standard = (actions - mean) * jnp.exp(-log_std)
@@ -80,12 +105,27 @@ def gaussian_log_prob(mean: Array, log_std: Array, actions: Array) -> Array:
 
 
 def gaussian_entropy(log_std: Array) -> Array:
-    """H = Σ_d log σ_d + ½ log 2πe, over the last axis: [..., D] → [...]."""
+    """H = Σ_d log σ_d + ½ log 2πe, over the last axis.
+
+    Args:
+      log_std: log σ [..., D]. Gradients flow.
+    Returns:
+      [...], in nats.
+    """
     return (as_float(log_std) + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
 def gaussian_kl(mean: Array, log_std: Array, other_mean: Array, other_log_std: Array) -> Array:
-    """KL(N(μ, σ²)‖N(μ′, σ′²)) = Σ_d log σ′/σ + (σ² + (μ−μ′)²)/2σ′² − ½: [..., D] → [...]."""
+    """KL(N(μ, σ²)‖N(μ′, σ′²)) = Σ_d log σ′/σ + (σ² + (μ−μ′)²)/2σ′² − ½, over the last axis.
+
+    Args:
+      mean: μ [..., D]. Gradients flow through every argument.
+      log_std: log σ, broadcastable to `mean`.
+      other_mean: μ′ [..., D].
+      other_log_std: log σ′, broadcastable to `mean`.
+    Returns:
+      [...], in nats.
+    """
     mean, other_mean = as_float(mean), as_float(other_mean)
     log_std = jnp.broadcast_to(as_float(log_std), mean.shape)
     other_log_std = jnp.broadcast_to(as_float(other_log_std), mean.shape)
@@ -95,7 +135,15 @@ def gaussian_kl(mean: Array, log_std: Array, other_mean: Array, other_log_std: A
 
 
 def gaussian_sample(key: Key, mean: Array, log_std: Array) -> Array:
-    """An action μ + σ·ε per row: [..., D] → [..., D]."""
+    """An action μ + σ·ε of each row, ε standard normal.
+
+    Args:
+      key: consumed here.
+      mean: μ [..., D]. Gradients flow (reparametrised).
+      log_std: log σ, broadcastable to `mean`. Gradients flow.
+    Returns:
+      [..., D].
+    """
     mean = as_float(mean)
     log_std = jnp.broadcast_to(as_float(log_std), mean.shape)
     return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)

@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.arguments import coefficients, mask_inputs
 from jaxrl4lm.types import Array, ScalarLike
 
 Axis: TypeAlias = int | tuple[int, ...] | None
@@ -31,103 +32,64 @@ class Fraction(NamedTuple):
     denominator: Array
 
 
-def as_float(values: ScalarLike) -> Array:
-    """float32, or wider if `values` are: bfloat16, integers and booleans become float32."""
-    values = jnp.asarray(values)
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
-
-
-def as_mask(mask: ScalarLike | None, shape: tuple[int, ...], name: str = "mask") -> Array:
-    """`mask` (booleans or zeros and ones; None for all True) as booleans of the given shape.
-
-    Raises:
-      ValueError: if it does not broadcast to `shape` axis by axis (equal rank, or a scalar).
-    """
-    if mask is None:
-        return jnp.ones(shape, bool)
-    check_broadcastable(name, jnp.shape(mask), shape)
-    return jnp.broadcast_to(jnp.asarray(mask) != 0, shape)
-
-
-def check_broadcastable(name: str, shape: tuple[int, ...], target: tuple[int, ...]) -> None:
-    """Raise a ValueError unless `shape` is () or has the rank of `target` with each axis equal or 1."""
-    fits = len(shape) == len(target) and all(n in (1, m) for n, m in zip(shape, target, strict=True))
-    if shape and not fits:
-        raise ValueError(
-            f"{name} has shape {shape}, which does not broadcast to {target}: give it as many axes, each "
-            f"equal or 1 (one value per sequence is {name}[:, None])."
-        )
-
-
-def mask_inputs(mask: ScalarLike | None, **arrays: ScalarLike) -> tuple[Array, ...]:
-    """(mask, *arrays): all of the shape of the first array, in float32 or wider, 0 where masked.
-
-    Masking what enters a logarithm or an exponential, not only what leaves it, is what keeps a nan in a
-    masked slot out of the gradient (0 · inf = nan). The other half is `jnp.where(mask, loss, 0)`.
-
-    Raises:
-      ValueError: if a later array does not broadcast to the shape of the first (equal rank, or a scalar).
-    """
-    first = as_float(next(iter(arrays.values())))
-    shape = first.shape
-    selected = []
-    for name, array in arrays.items():
-        check_broadcastable(name, jnp.shape(array), shape)
-        # A Python number has no precision of its own.
-        number = isinstance(array, int | float)
-        selected.append(
-            jnp.broadcast_to(jnp.asarray(array, first.dtype) if number else as_float(array), shape)
-        )
-    if mask is None:
-        return jnp.ones(shape, bool), *selected
-    keep = as_mask(mask, shape)
-    return keep, *(jnp.where(keep, array, 0) for array in selected)
-
-
 def add(*fractions: Fraction) -> Fraction:
-    """The fraction of the union of micro-batches: totals and denominators summed."""
+    """The fraction of the union of micro-batches: totals and denominators summed.
+
+    Args:
+      *fractions: one per micro-batch, of equal shapes.
+    Returns:
+      A `Fraction`.
+    """
     return Fraction(sum(f.total for f in fractions), sum(f.denominator for f in fractions))  # pyright: ignore
 
 
 def divide(fraction: Fraction) -> Array:
-    """total / denominator; 0 if the denominator is 0 (nothing was counted)."""
+    """total / denominator; 0 if the denominator is 0 (nothing was counted).
+
+    Args:
+      fraction: of any shape.
+    Returns:
+      The mean, of that shape.
+    """
     total, denominator = fraction
     return jnp.where(denominator > 0, total / jnp.where(denominator > 0, denominator, 1), 0)
 
 
 def token_fraction(values: Array, mask: Array | None = None) -> Fraction:
-    """(Σ m·l, Σ m) over every token. See `token_mean`."""
+    """(Σ m·l, Σ m) over every token: `token_mean` before its division. Arguments as of `token_mean`."""
     keep, kept = mask_inputs(mask, values=values)
     return Fraction(kept.sum(), keep.sum(dtype=kept.dtype))
 
 
 def sequence_mean_fraction(values: Array, mask: Array | None = None) -> Fraction:
-    """(Σ_i Σ_t m·l / Σ_t m, number of sequences). See `sequence_mean`."""
+    """(Σ_i Σ_t m·l / Σ_t m, number of sequences). Arguments as of `sequence_mean`."""
     keep, kept = mask_inputs(mask, values=values)
     lengths = keep.sum(-1, dtype=kept.dtype)
     return Fraction((kept.sum(-1) / jnp.maximum(lengths, 1)).sum(), (lengths > 0).sum(dtype=kept.dtype))
 
 
 def sequence_sum_fraction(values: Array, mask: Array | None = None) -> Fraction:
-    """(Σ m·l, number of sequences). See `sequence_sum`."""
+    """(Σ m·l, number of sequences). Arguments as of `sequence_sum`."""
     keep, kept = mask_inputs(mask, values=values)
     return Fraction(kept.sum(), keep.any(-1).sum(dtype=kept.dtype))
 
 
 def constant_length_fraction(values: Array, mask: Array | None = None, *, length: ScalarLike) -> Fraction:
-    """(Σ m·l, number of sequences · length). See `constant_length`."""
+    """(Σ m·l, number of sequences · length). Arguments as of `constant_length`."""
     total, sequences = sequence_sum_fraction(values, mask)
+    (length,) = coefficients(total, length=length)
     return Fraction(total, sequences * length)
 
 
 def token_mean(values: Array, mask: Array | None = None) -> Array:
-    """Mean over tokens: Σ m·l / Σ m. Long sequences weigh more. (DAPO, CISPO.)
+    """Mean over tokens: Σ m·l / Σ m. Long sequences weigh more. (DAPO, CISPO).
 
     Args:
       values: loss per token, any shape.
       mask: the tokens that count, broadcastable to `values`; None for all.
     Returns:
       A scalar; 0 if no token counts.
+    Reference: Yu et al. 2025, arXiv:2503.14476, sec. 3.3.
 
     >>> float(token_mean(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), jnp.array([[1, 1], [1, 0]])))
     3.0
@@ -136,13 +98,16 @@ def token_mean(values: Array, mask: Array | None = None) -> Array:
 
 
 def sequence_mean(values: Array, mask: Array | None = None) -> Array:
-    """Mean over sequences of the mean over their tokens: mean_i(Σ_t m·l / Σ_t m). (GRPO.)
+    """Mean over sequences of the mean over their tokens: mean_i(Σ_t m·l / Σ_t m). (GRPO).
 
     Sequences without a counted token are left out, so that padding a batch with empty rows changes nothing.
 
     Args:
       values: loss per token [..., T].
       mask: the tokens that count.
+    Returns:
+      A scalar; 0 if no token counts.
+    Reference: Shao et al. 2024, arXiv:2402.03300, eq. 3.
 
     >>> float(sequence_mean(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), jnp.array([[1, 1], [1, 0]])))
     3.75
@@ -155,6 +120,12 @@ def sequence_sum(values: Array, mask: Array | None = None) -> Array:
 
     Sequences without a counted token are left out.
 
+    Args:
+      values: loss per token [..., T].
+      mask: the tokens that count.
+    Returns:
+      A scalar; 0 if no token counts.
+
     >>> float(sequence_sum(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), jnp.array([[1, 1], [1, 0]])))
     4.5
     """
@@ -162,12 +133,17 @@ def sequence_sum(values: Array, mask: Array | None = None) -> Array:
 
 
 def constant_length(values: Array, mask: Array | None = None, *, length: ScalarLike) -> Array:
-    """Sum over tokens by a constant: Σ m·l / (B · length). (Dr.GRPO, arXiv:2503.20783.)
+    """Sum over tokens by a constant: Σ m·l / (B · length). (Dr.GRPO).
 
     Args:
       values: loss per token [..., T].
       mask: the tokens that count.
-      length: the constant, usually the longest completion allowed; may be traced.
+      length: the constant, usually the longest completion allowed, in tokens; may be traced.
+    Returns:
+      A scalar; 0 if no token counts. B is the number of sequences with a counted token.
+    Raises:
+      ValueError: if `length` is not a scalar.
+    Reference: Liu et al. 2025, arXiv:2503.20783, sec. 3.2.
 
     >>> float(constant_length(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), jnp.array([[1, 1], [1, 0]]), length=4))
     1.125
@@ -176,13 +152,30 @@ def constant_length(values: Array, mask: Array | None = None, *, length: ScalarL
 
 
 def masked_mean(values: Array, mask: Array | None = None, *, axis: Axis = None) -> Array:
-    """Mean of the counted elements along `axis` (None: all of them); 0 where none counts."""
+    """Mean of the counted elements along `axis`, Σ m·x / Σ m; 0 where none counts.
+
+    Args:
+      values: any shape. Gradients flow.
+      mask: the elements that count.
+      axis: what to average over; None for everything.
+    Returns:
+      The shape of `values` without `axis`.
+    """
     keep, kept = mask_inputs(mask, values=values)
     return divide(Fraction(kept.sum(axis), keep.sum(axis, dtype=kept.dtype)))
 
 
 def masked_variance(values: Array, mask: Array | None = None, *, axis: Axis = None, ddof: int = 0) -> Array:
-    """Variance of the counted elements along `axis`, Σ m(x − x̄)² / (Σ m − ddof); 0 where Σ m ≤ ddof."""
+    """Variance of the counted elements along `axis`, Σ m(x − x̄)² / (Σ m − ddof); 0 where Σ m ≤ ddof.
+
+    Args:
+      values: any shape. Gradients flow.
+      mask: the elements that count.
+      axis: what to average over; None for everything.
+      ddof: 0 for the population, 1 for a sample; static.
+    Returns:
+      The shape of `values` without `axis`.
+    """
     keep, kept = mask_inputs(mask, values=values)
     count = keep.sum(axis, keepdims=True, dtype=kept.dtype)
     deviations = jnp.where(keep, kept - kept.sum(axis, keepdims=True) / jnp.maximum(count, 1), 0)
@@ -195,12 +188,20 @@ def spread(values: Array, mask: Array | None = None, *, axis: Axis = None) -> Ar
     Equal float32 rewards have a computed standard deviation of about 1e-8, and dividing by it would make a
     full-size gradient out of nothing. So ask for the spread, relative to the largest magnitude, not for the
     standard deviation.
+
+    Args:
+      values: any shape.
+      mask: the elements that count.
+      axis: along which they are compared; None for everything.
+    Returns:
+      Booleans; False where at most one element counts.
     """
     keep, kept = mask_inputs(mask, values=values)
     largest = jnp.max(kept, axis, keepdims=True, initial=-jnp.inf, where=keep)
     smallest = jnp.min(kept, axis, keepdims=True, initial=jnp.inf, where=keep)
     magnitude = jnp.max(jnp.abs(kept), axis, keepdims=True, initial=0)
-    return largest - smallest > 4 * jnp.finfo(kept.dtype).eps * magnitude
+    # What is not finite is no rounding: it is to be seen as a nan, not taken for a group of equal rewards.
+    return (largest - smallest > 4 * jnp.finfo(kept.dtype).eps * magnitude) | ~jnp.isfinite(magnitude)
 
 
 def whiten(
@@ -221,6 +222,7 @@ def whiten(
     Array([-1.,  1.,  0.], dtype=float32)
     """
     keep, kept = mask_inputs(mask, values=values)
+    (eps,) = coefficients(kept, eps=eps)
     mean = masked_mean(kept, keep)
     scale = jax.lax.rsqrt(masked_variance(kept, keep) + eps)
     whitened = jnp.where(spread(kept, keep), (kept - mean) * scale, 0)

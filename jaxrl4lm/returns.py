@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.reduce import as_float, as_mask, check_broadcastable
+from jaxrl4lm.arguments import as_float, as_mask, check_broadcastable, coefficients
 from jaxrl4lm.types import Array, ScalarLike
 
 Recurrence = Callable[[Array, Array], Array]
@@ -28,7 +28,14 @@ Recurrence = Callable[[Array, Array], Array]
 
 
 def sequential_recurrence(x: Array, decay: Array) -> Array:
-    """y_t = x_t + decay_t · y_{t+1} by a reverse `lax.scan`: T steps, no extra memory."""
+    """y_t = x_t + decay_t · y_{t+1} by a reverse `lax.scan`: T steps, no extra memory.
+
+    Args:
+      x: [T, ...].
+      decay: [T, ...], same shape.
+    Returns:
+      y [T, ...].
+    """
 
     def step(following: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
         y = at[0] + at[1] * following
@@ -38,7 +45,12 @@ def sequential_recurrence(x: Array, decay: Array) -> Array:
 
 
 def associative_recurrence(x: Array, decay: Array) -> Array:
-    """y_t = x_t + decay_t · y_{t+1} by `lax.associative_scan`: log T steps of twice the work."""
+    """y_t = x_t + decay_t · y_{t+1} by `lax.associative_scan`: log T steps of twice the work.
+
+    Arguments as of `sequential_recurrence`.
+
+    Reference: Blelloch 1990, "Prefix sums and their applications", sec. 1.4.
+    """
 
     def compose(later: tuple[Array, Array], earlier: tuple[Array, Array]) -> tuple[Array, Array]:
         return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
@@ -110,10 +122,9 @@ def _at_following(array: Array, following: Array | None, axis: int) -> Array:
     return jnp.take_along_axis(array, jnp.minimum(following, array.shape[axis] - 1), axis)
 
 
-def _coefficient(name: str, value: ScalarLike, steps: _Steps) -> Array:
-    """A hyper-parameter in the dtype of the rewards, checked to broadcast to them."""
-    check_broadcastable(name, jnp.shape(value), steps.rewards.shape)
-    return jnp.asarray(value, steps.rewards.dtype)
+def _per_step(steps: _Steps, **values: ScalarLike) -> tuple[Array, ...]:
+    """Hyper-parameters, and what else varies by step, in the dtype of the rewards; masked slots are not read."""
+    return tuple(jnp.where(steps.keep, x, 0) if x.ndim else x for x in coefficients(steps.rewards, **values))
 
 
 def _solve(recurrence: Recurrence, steps: _Steps, x: Array, decay: Array, axis: int) -> Array:
@@ -158,7 +169,7 @@ def discounted_returns(
     Array([2., 2., 4.], dtype=float32)
     """
     steps = _steps(rewards, 0.0, next_values, terminated, truncated, mask, axis)
-    discount = _coefficient("discount", discount, steps)
+    (discount,) = _per_step(steps, discount=discount)
     bootstrap = jnp.where(steps.last, steps.next_values, 0)
     returns = _solve(recurrence, steps, steps.rewards + discount * bootstrap, discount, axis)
     return jnp.where(steps.keep, returns, 0)
@@ -197,8 +208,7 @@ def lambda_returns(
     Reference: Sutton & Barto 2018, eq. 12.2, in recursive form.
     """
     steps = _steps(rewards, values, next_values, terminated, truncated, mask, axis)
-    discount = _coefficient("discount", discount, steps)
-    lambda_ = _coefficient("lambda_", lambda_, steps)
+    discount, lambda_ = _per_step(steps, discount=discount, lambda_=lambda_)
     bootstrap = jnp.where(steps.last, 1, 1 - lambda_) * steps.next_values
     returns = _solve(recurrence, steps, steps.rewards + discount * bootstrap, discount * lambda_, axis)
     return jnp.where(steps.keep, returns, 0)
@@ -239,7 +249,7 @@ def n_step_returns(
     if n < 1:
         raise ValueError(f"n is {n}: an n-step return needs at least one reward, n >= 1.")
     steps = _steps(rewards, values, next_values, terminated, truncated, mask, axis)
-    discount = _coefficient("discount", discount, steps)
+    (discount,) = _per_step(steps, discount=discount)
 
     def one_more(_: int, returns: Array) -> Array:
         following = jnp.where(steps.last, steps.next_values, _at_following(returns, steps.following, axis))
@@ -290,8 +300,7 @@ def generalized_advantage_estimation(
     (Array([0.5, 0.5], dtype=float32), Array([1., 1.], dtype=float32))
     """
     steps = _steps(rewards, values, next_values, terminated, truncated, mask, axis)
-    discount = _coefficient("discount", discount, steps)
-    gae_lambda = _coefficient("gae_lambda", gae_lambda, steps)
+    discount, gae_lambda = _per_step(steps, discount=discount, gae_lambda=gae_lambda)
     errors = steps.rewards + discount * steps.next_values - steps.values
     advantages = _solve(recurrence, steps, errors, discount * gae_lambda, axis)
     return jnp.where(steps.keep, advantages, 0), jnp.where(steps.keep, advantages + steps.values, 0)
@@ -338,9 +347,9 @@ def vtrace(
     Reference: Espeholt et al. 2018, arXiv:1802.01561, eq. 1; λ as in its remark 2.
     """
     steps = _steps(rewards, values, next_values, terminated, truncated, mask, axis)
-    discount = _coefficient("discount", discount, steps)
-    lambda_ = _coefficient("lambda_", lambda_, steps)
-    log_ratios = jnp.where(steps.keep, _coefficient("log_ratios", log_ratios, steps), 0)
+    discount, lambda_, clip_rho, clip_c, log_ratios = _per_step(
+        steps, discount=discount, lambda_=lambda_, clip_rho=clip_rho, clip_c=clip_c, log_ratios=log_ratios
+    )
     # A bound on the logarithm keeps the gradient of the clipped ratio finite; both clips are far below it.
     ratios = jnp.exp(jnp.clip(log_ratios, -20.0, 20.0))
     clipped = jnp.minimum(ratios, clip_rho)

@@ -83,6 +83,60 @@ def test_a_group_without_information_gets_exactly_zero(reward, n):
     assert advantages.informative_fraction(equal) == 0
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_a_reward_that_is_not_finite_is_seen(broken):
+    """Not taken for a group without information; the other groups are as they were."""
+    rewards = np.array([[0.0, broken], [0.0, 1.0]], np.float32)
+    for estimate in (advantages.group_normalized, advantages.centered, advantages.leave_one_out):
+        result = np.asarray(estimate(rewards))
+        assert not np.isfinite(result[0]).all()
+        np.testing.assert_array_equal(result[1], estimate(rewards[1:])[0])
+    assert not np.isfinite(advantages.whiten(rewards)).all()
+
+
+def test_leading_axes_are_free():
+    objectives = np.stack([REWARDS, REWARDS[::-1]])
+    weights, mask = np.array([0.3, 0.7]), np.array(rng.random((3, 5, 4)) < 0.7)
+    np.testing.assert_allclose(
+        advantages.gdpo(objectives[:, None], weights)[0], advantages.gdpo(objectives, weights), rtol=1e-5
+    )
+    kl = rng.normal(size=(3, 5, 4))
+    flat = advantages.reinforce_plus_plus(
+        REWARDS.ravel(), kl.reshape(15, 4), mask.reshape(15, 4), kl_coef=0.1
+    )
+    np.testing.assert_allclose(
+        advantages.reinforce_plus_plus(REWARDS, kl, mask, kl_coef=0.1).reshape(15, 4),
+        flat,
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+TUNED = {
+    "group_normalized": lambda x: advantages.group_normalized(REWARDS, eps=x),
+    "gdpo": lambda x: advantages.gdpo(np.stack([REWARDS, 2 * REWARDS]), np.ones(2), eps=x),
+    "whiten": lambda x: advantages.whiten(REWARDS, eps=x),
+    "reinforce_plus_plus kl_coef": lambda x: advantages.reinforce_plus_plus(
+        REWARDS[:, 0], REWARDS, np.ones((3, 5)), kl_coef=x
+    ),
+    "reinforce_plus_plus discount": lambda x: advantages.reinforce_plus_plus(
+        REWARDS[:, 0], REWARDS, np.ones((3, 5)), kl_coef=0.1, discount=x
+    ),
+    "overlong max_length": lambda x: advantages.overlong_penalty(LENGTHS, max_length=10 * x, buffer=3.0),
+    "overlong buffer": lambda x: advantages.overlong_penalty(LENGTHS, max_length=8.0, buffer=4 * x),
+}
+
+
+@pytest.mark.parametrize("call", TUNED.values(), ids=TUNED)
+def test_hyper_parameters_are_traced_mapped_and_of_one_shape(call):
+    pair = jnp.array([0.5, 0.75])
+    both = jax.jit(jax.vmap(call))(pair)
+    for i in range(2):
+        np.testing.assert_allclose(both[i], call(float(pair[i])), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"has shape \(2, 1, 1\)"):
+        call(np.full((2, 1, 1), 0.5))
+
+
 def test_small_differences_are_information():
     rewards = np.array([[1.0, 1.0 + 1e-5]], np.float32)
     np.testing.assert_allclose(
@@ -145,6 +199,8 @@ def test_reinforce_plus_plus_baseline():
 def test_overlong_penalty(length, penalty):
     result = advantages.overlong_penalty(jnp.asarray(length), max_length=100, buffer=20)
     np.testing.assert_allclose(result, penalty)
+    hard = advantages.overlong_penalty(jnp.asarray(length), max_length=100, buffer=0)
+    assert hard == (-1 if length > 100 else 0)
 
 
 @pytest.mark.parametrize(

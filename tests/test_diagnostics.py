@@ -112,6 +112,15 @@ def test_diagnostics_have_no_gradient():
     assert (jax.grad(total)(LOG_PROBS.astype(np.float32)) == 0).all()
 
 
+@pytest.mark.parametrize(
+    "name", ["old_log_probs", "advantages", "entropies", "loss", "clip_eps", "clip_eps_high"]
+)
+def test_a_wrong_shape_is_named(name):
+    arrays = {"log_probs": LOG_PROBS, "old_log_probs": OLD, "advantages": ADVANTAGES}
+    with pytest.raises(ValueError, match=rf"{name} has shape \(5,\)"):
+        diagnostics.policy(**(arrays | {name: np.ones(5)}))
+
+
 def test_nothing_at_all():
     empty = np.zeros((0, 4), np.float32)
     row = diagnostics.finish(diagnostics.policy(empty, empty, empty))

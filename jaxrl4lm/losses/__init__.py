@@ -7,7 +7,9 @@ Nothing here knows a model, a config or a trainer. Every loss is a pure function
 - where `mask` is False the loss and its gradient are exactly 0, whatever stands there (nan, inf);
 - gradients flow through the policy's or the prediction's argument only; advantages, targets, behaviour and
   reference log-probs are constants;
-- hyper-parameters may be traced, and mapped over.
+- hyper-parameters are numbers or arrays that broadcast to the loss (any other shape is a ValueError that names
+  it), and may be traced and mapped over;
+- a token id or an action that counts but does not exist gives nan, also a negative one.
 """
 
 from jaxrl4lm.losses import (

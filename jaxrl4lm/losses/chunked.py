@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.reduce import as_mask
+from jaxrl4lm.arguments import as_mask, coefficients, known_index
 from jaxrl4lm.types import Array, ScalarLike
 
 
@@ -33,7 +33,7 @@ def chunked_token_log_probs(
       unembedding: W [D, V], of the type of `hidden`. Gradients flow.
       tokens: ids [...]; any value where masked. An id that is not in 0 … V−1 has the log-prob nan.
       chunk_size: columns of W at a time, static.
-      temperature: τ, the one used to sample; a constant.
+      temperature: τ, the one used to sample, a number or one per token [...]; a constant.
       mask: the tokens that count [...].
     Returns:
       (log_probs, entropies), each [...], in nats; exactly 0, with exactly 0 gradient, where masked.
@@ -53,14 +53,15 @@ def chunked_token_log_probs(
         raise ValueError(f"chunk_size is {chunk_size}: a chunk needs at least one column.")
     keep = as_mask(mask, shape)
     flat_hidden = jnp.where(keep[..., None], hidden, 0).reshape(-1, width)
-    flat_tokens = jnp.where(keep, tokens, 0).reshape(-1)
-    precise = jnp.promote_types(hidden.dtype, jnp.float32)
-    scale = 1 / jax.lax.stop_gradient(jnp.asarray(temperature, precise))
+    known, index = known_index(jnp.where(keep, tokens, 0), vocabulary)
+    like = jax.ShapeDtypeStruct(shape, jnp.promote_types(hidden.dtype, jnp.float32))
+    (temperature,) = coefficients(like, temperature=jax.lax.stop_gradient(temperature))
+    if temperature.ndim:
+        temperature = jnp.broadcast_to(temperature, shape).reshape(-1, 1)
     outputs: tuple[Array, Array] = _token_statistics(
-        min(chunk_size, vocabulary), flat_hidden, unembedding, flat_tokens, scale
+        min(chunk_size, vocabulary), flat_hidden, unembedding, index.reshape(-1), 1 / temperature
     )
     log_probs, entropies = (jnp.where(keep, x.reshape(shape), 0) for x in outputs)
-    known = ~keep | ((jnp.asarray(tokens) >= 0) & (jnp.asarray(tokens) < vocabulary))
     return jnp.where(known, log_probs, jnp.nan), entropies
 
 

@@ -7,14 +7,20 @@ where a clip is active.
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.reduce import mask_inputs
+from jaxrl4lm.arguments import coefficients, mask_inputs
 from jaxrl4lm.types import Array, ScalarLike
 
 MAX_LOG_RATIO = 20.0
 
 
 def probability_ratio(log_ratios: Array) -> Array:
-    """ρ = exp(log π − log π_old), the logarithm held within ±20, beyond which there is no gradient."""
+    """ρ = exp(log π − log π_old), the logarithm held within ±20, beyond which there is no gradient.
+
+    Args:
+      log_ratios: log π − log π_old, any shape, in nats. Gradients flow.
+    Returns:
+      The same shape. The bound is what verl uses; rlax and TRL have none.
+    """
     return jnp.exp(jnp.clip(log_ratios, -MAX_LOG_RATIO, MAX_LOG_RATIO))
 
 
@@ -46,7 +52,7 @@ def truncated_importance_weights(
       sampler_log_probs: of the same tokens by the engine that sampled them.
       cap: C.
       per_sequence: the ratio of whole sequences (time last), on each of their tokens, instead of one per
-      token.
+        token.
       mask: the tokens that count.
     Returns:
       Weights of the shape of `log_probs`, 0 where masked. Constants: no gradient flows through either
@@ -55,6 +61,7 @@ def truncated_importance_weights(
       secretly brings you off-policy RL training".
     """
     keep, ratios = _mismatch(log_probs, sampler_log_probs, mask, per_sequence)
+    (cap,) = coefficients(ratios, cap=cap)
     return jnp.where(keep, jnp.minimum(ratios, cap), 0)
 
 
@@ -69,9 +76,14 @@ def masked_importance_weights(
 ) -> Array:
     """ρ = π_train/π_sampler where low ≤ ρ ≤ high, else 0: tokens on which the engines disagree are dropped.
 
-    Arguments and result as of `truncated_importance_weights`.
+    Other arguments and result as of `truncated_importance_weights`.
+
+    Args:
+      low: the smallest ratio kept.
+      high: the largest.
 
     Reference: Ling Team 2025, arXiv:2510.18855 (IcePop); Liu et al. 2025, "When speed kills stability".
     """
     keep, ratios = _mismatch(log_probs, sampler_log_probs, mask, per_sequence)
+    low, high = coefficients(ratios, low=low, high=high)
     return jnp.where(keep & (ratios >= low) & (ratios <= high), ratios, 0)

@@ -26,9 +26,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.arguments import as_float, as_mask, check_broadcastable, coefficients, mask_inputs
 from jaxrl4lm.distributions import categorical_kl
 from jaxrl4lm.losses.importance import MAX_LOG_RATIO
-from jaxrl4lm.reduce import as_float, as_mask, check_broadcastable, mask_inputs
 from jaxrl4lm.types import Array, ScalarLike
 
 
@@ -71,6 +71,8 @@ def k2(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = None) -> 
     """x²/2, per token: as a loss of one decision its expected gradient is ∇KL(π‖ref).
 
     Arguments as of `k1`.
+
+    Reference: Schulman 2020, http://joschu.net/blog/kl-approx.html.
     """
     keep, log_ratios = _log_ratios(log_probs, ref_log_probs, mask)
     return jnp.where(keep, 0.5 * log_ratios**2, 0)
@@ -80,6 +82,9 @@ def k3(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = None) -> 
     """e^{−x} − 1 + x ≥ 0, per token: the GRPO standard. As a loss it pulls towards the *forward* KL(ref‖π).
 
     Where x < −20 the exponential is held at e^20. Arguments as of `k1`.
+
+    Reference: Schulman 2020, http://joschu.net/blog/kl-approx.html; as a loss: Shao et al. 2024,
+      arXiv:2402.03300, eq. 4.
 
     >>> k3(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25])))  # ½ − 1 + log 2
     Array([0.19314718], dtype=float32)
@@ -91,7 +96,7 @@ def k3(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = None) -> 
 def k3_value_k2_gradient(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = None) -> Array:
     """The value of `k3` (unbiased, low variance) with the gradient of `k2` (∇KL(π‖ref)).
 
-    Arguments as of `k1`.
+    Arguments as of `k1`. verl calls it `low_var_kl+`.
     """
     keep, log_ratios = _log_ratios(log_probs, ref_log_probs, mask)
     squared = 0.5 * log_ratios**2
@@ -107,6 +112,9 @@ def exact(logits: Array, ref_logits: Array, *, mask: Array | None = None) -> Arr
       mask: the states that count [...].
     Returns:
       [...], in nats; exactly 0, with exactly 0 gradient, where masked.
+    Raises:
+      ValueError: if the shapes do not fit.
+    Reference: Kullback & Leibler 1951.
     """
     logits, ref_logits = as_float(logits), jax.lax.stop_gradient(as_float(ref_logits))
     check_broadcastable("ref_logits", ref_logits.shape, logits.shape)
@@ -147,13 +155,22 @@ def sequence_ratio_k1(log_probs: Array, ref_log_probs: Array, *, mask: Array | N
 
 
 def sequence_ratio_k3(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = None) -> Array:
-    """s·Σ_t (e^{−x} − 1 + x) with s = Π π/sg(π): as `sequence_ratio_k1`, with less variance."""
+    """s·Σ_t (e^{−x} − 1 + x) with s = Π π/sg(π): as `sequence_ratio_k1`, with less variance.
+
+    Arguments as of `k1`, time last.
+    """
     keep, log_ratios = _log_ratios(log_probs, ref_log_probs, mask)
     return _per_sequence(keep, _sequence_ratio(log_probs, keep) * _k3(log_ratios).sum(-1, keepdims=True))
 
 
 def fixed_controller(coef: ScalarLike) -> Controller:
-    """A coefficient that stays."""
+    """A coefficient that stays.
+
+    Args:
+      coef: the coefficient.
+    Returns:
+      A `Controller`.
+    """
     return Controller(lambda: as_float(coef), lambda coef, kl, count: coef)
 
 
@@ -166,12 +183,15 @@ def adaptive_controller(
       coef: the first coefficient.
       target: KL per sequence to hold, in nats.
       horizon: number of sequences over which a sustained error of 20 % changes the coefficient by 20 %.
-    Reference: Ziegler et al. 2019, arXiv:1909.08593, sec. 2.2.
+    Returns:
+      A `Controller`; `update` takes the KL per sequence, in nats, and the number of sequences since.
+    Reference: Ziegler et al. 2019, arXiv:1909.08593.
     """
 
     def update(coef: Array, kl: ScalarLike, count: ScalarLike) -> Array:
-        error = jnp.clip(jnp.asarray(kl) / target - 1, -0.2, 0.2)
-        return coef * (1 + error * count / horizon)
+        coef = as_float(coef)
+        measured, wanted, new, window = coefficients(coef, kl=kl, target=target, count=count, horizon=horizon)
+        return coef * (1 + jnp.clip(measured / wanted - 1, -0.2, 0.2) * new / window)
 
     return Controller(lambda: as_float(coef), update)
 
@@ -179,12 +199,20 @@ def adaptive_controller(
 def doubling_controller(coef: ScalarLike = 1.0, *, target: ScalarLike = 0.01) -> Controller:
     """β doubles if KL > 1.5·target, and halves if KL < target/1.5: the rule of `losses.ppo_kl_penalty`.
 
+    Args:
+      coef: the first β.
+      target: KL per element to hold, in nats.
+    Returns:
+      A `Controller`; `update` does not use the number of sequences.
     Reference: Schulman et al. 2017, arXiv:1707.06347, sec. 4.
     """
 
     def update(coef: Array, kl: ScalarLike, count: ScalarLike) -> Array:
         del count
-        kl = jnp.asarray(kl)
-        return coef * jnp.where(kl > 1.5 * target, 2.0, 1.0) * jnp.where(kl < target / 1.5, 0.5, 1.0)
+        coef = as_float(coef)
+        measured, wanted = coefficients(coef, kl=kl, target=target)
+        return jnp.where(
+            measured > 1.5 * wanted, 2 * coef, jnp.where(measured < wanted / 1.5, coef / 2, coef)
+        )
 
     return Controller(lambda: as_float(coef), update)

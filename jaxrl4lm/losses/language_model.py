@@ -6,9 +6,9 @@
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.arguments import as_float, as_mask, check_broadcastable, coefficients
 from jaxrl4lm.distributions import categorical_kl, categorical_log_prob
 from jaxrl4lm.losses.chunked import chunked_token_log_probs
-from jaxrl4lm.reduce import as_float, as_mask, check_broadcastable
 from jaxrl4lm.types import Array, ScalarLike
 
 __all__ = [
@@ -37,25 +37,25 @@ def cross_entropy(
 
     Args:
       logits: [..., T, V]. Gradients flow through this argument.
-      targets: token ids [..., T]; any value where masked.
+      targets: token ids [..., T]; any value where masked. An id that counts and is not in 0 … V−1 has the
+        loss nan: labels in which −100 means "ignore" want `mask=targets != -100`.
       label_smoothing: ε.
       mask: the targets that count [..., T].
     Returns:
       [..., T], in nats; exactly 0, with exactly 0 gradient, where masked.
     Raises:
       ValueError: if the shapes do not fit.
+    Reference: label smoothing: Szegedy et al. 2016, arXiv:1512.00567, sec. 7.
     """
     _check_aligned("targets", targets, logits)
     keep = as_mask(mask, jnp.shape(targets))
     logits = jnp.where(keep[..., None], as_float(logits), 0)
     log_probs = categorical_log_prob(logits, jnp.where(keep, targets, 0))
-    # log p(v) = z_v − logsumexp(z), so the uniform part differs by the chosen logit and the mean one.
-    chosen = jnp.take_along_axis(logits, jnp.where(keep, targets, 0)[..., None], axis=-1)[..., 0]
-    smoothing = label_smoothing * (chosen - logits.mean(-1))
+    (label_smoothing,) = coefficients(log_probs, label_smoothing=label_smoothing)
+    uniform = logits.mean(-1) - jax.nn.logsumexp(logits, axis=-1)
     # A forbidden token (−inf) makes the uniform part infinite; without smoothing there is none (not 0 · inf).
-    off = (jnp.asarray(label_smoothing) == 0) & ~jnp.isfinite(smoothing)
-    loss = -log_probs + jnp.where(off, 0, smoothing)
-    return jnp.where(keep, loss, 0)
+    smoothing = jnp.where(label_smoothing == 0, 0, label_smoothing * uniform)
+    return jnp.where(keep, -(1 - label_smoothing) * log_probs - smoothing, 0)
 
 
 def next_token_cross_entropy(
@@ -65,7 +65,7 @@ def next_token_cross_entropy(
 
     Args:
       logits: of the whole sequence [..., T, V]. Gradients flow through this argument.
-      tokens: ids [..., T].
+      tokens: ids [..., T], as the targets of `cross_entropy`.
       label_smoothing: ε, see `cross_entropy`.
       mask: the tokens to learn [..., T] (its first column is not used: nothing predicts the first token).
     Returns:
@@ -102,6 +102,8 @@ def _student_and_teacher(
     student, teacher = as_float(student_logits), jax.lax.stop_gradient(as_float(teacher_logits))
     check_broadcastable("teacher_logits", teacher.shape, student.shape)
     keep = as_mask(mask, student.shape[:-1])
+    (temperature,) = coefficients(jax.ShapeDtypeStruct(keep.shape, student.dtype), temperature=temperature)
+    temperature = temperature[..., None] if temperature.ndim else temperature
     student, teacher = (jnp.where(keep[..., None], z / temperature, 0) for z in (student, teacher))
     return keep, student, teacher
 
@@ -114,7 +116,8 @@ def forward_distillation(
     Args:
       student_logits: [..., V]. Gradients flow through this argument only.
       teacher_logits: [..., V].
-      temperature: of both softmaxes. Gradients shrink with its square; multiply by T² to undo that.
+      temperature: of both softmaxes, a number or one per token [...]. Gradients shrink with its square;
+        multiply by T² to undo that.
       mask: the tokens that count [...].
     Returns:
       [...], in nats; exactly 0, with exactly 0 gradient, where masked.
@@ -150,16 +153,20 @@ def generalized_jsd(
     """Generalised Jensen–Shannon: β·KL(teacher‖m) + (1−β)·KL(student‖m), m = β·teacher + (1−β)·student.
 
     Near its ends it is β and (1−β) times a plain KL, and 0 *at* β = 0 and 1; TRL returns the plain KL
-    there. Use `forward_distillation` (its β = 0) and `reverse_distillation` (β = 1) for those. Arguments as
-    there.
+    there. Use `forward_distillation` (its β = 0) and `reverse_distillation` (β = 1) for those. Other
+    arguments as of `forward_distillation`.
+
+    Args:
+      beta: β, a number or one per token [...].
 
     Reference: Agarwal et al. 2023, arXiv:2306.13649, eq. 1.
     """
     keep, student, teacher = _student_and_teacher(student_logits, teacher_logits, temperature, mask)
     log_s, log_t = jax.nn.log_softmax(student, axis=-1), jax.nn.log_softmax(teacher, axis=-1)
-    beta = jnp.asarray(beta, student.dtype)
+    (beta,) = coefficients(jax.ShapeDtypeStruct(keep.shape, student.dtype), beta=beta)
+    rows = beta[..., None] if beta.ndim else beta
     # The log of a probability is also its logits, so the divergences can be those of distributions.
-    from_t, from_s = log_t + jnp.log(beta), log_s + jnp.log1p(-beta)
+    from_t, from_s = log_t + jnp.log(rows), log_s + jnp.log1p(-rows)
     forbidden = jnp.isneginf(from_t) & jnp.isneginf(from_s)  # logaddexp has a nan gradient there
     log_m = jnp.logaddexp(jnp.where(forbidden, 0, from_t), jnp.where(forbidden, 0, from_s))
     log_m = jnp.where(forbidden, -jnp.inf, log_m)

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.arguments import as_float, as_mask, coefficients, mask_inputs
 from jaxrl4lm.distributions import categorical_entropy
 from jaxrl4lm.losses.importance import probability_ratio
 from jaxrl4lm.losses.value import squared_value
-from jaxrl4lm.reduce import as_float, as_mask, mask_inputs
 from jaxrl4lm.types import Array, ScalarLike
 
 
@@ -76,12 +76,17 @@ def a2c(
       ValueError: if an argument does not broadcast to the shape of `log_probs`.
     Reference: Mnih et al. 2016, arXiv:1602.01783, sec. 4 and alg. S3.
     """
-    keep, log_probs, values, entropies = mask_inputs(
-        mask, log_probs=log_probs, values=values, entropies=entropies
+    keep, log_probs, advantages, values, returns, entropies = mask_inputs(
+        mask,
+        log_probs=log_probs,
+        advantages=advantages,
+        values=values,
+        returns=returns,
+        entropies=entropies,
     )
-    policy = reinforce(log_probs, advantages, mask=keep)
-    value = squared_value(values, returns, mask=keep)
-    return jnp.where(keep, policy + value_coef * value - entropy_coef * entropies, 0)
+    value_coef, entropy_coef = coefficients(log_probs, value_coef=value_coef, entropy_coef=entropy_coef)
+    actor, critic = reinforce(log_probs, advantages), squared_value(values, returns)
+    return jnp.where(keep, actor + value_coef * critic - entropy_coef * entropies, 0)
 
 
 def cispo(
@@ -107,13 +112,14 @@ def cispo(
       mask: the elements that count.
     Returns:
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
-    Reference: MiniMax 2025, arXiv:2506.13585, eq. 4 and 5.
+    Reference: MiniMax 2025, arXiv:2506.13585.
     """
     keep, log_probs, old_log_probs, advantages = mask_inputs(
         mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
     )
     ratios = probability_ratio(log_probs - old_log_probs)
-    weights = jnp.clip(ratios, 1 - jnp.asarray(clip_eps), 1 + jnp.asarray(clip_eps_high)) * advantages
+    low, high = coefficients(log_probs, clip_eps=clip_eps, clip_eps_high=clip_eps_high)
+    weights = jnp.clip(ratios, 1 - low, 1 + high) * advantages
     return jnp.where(keep, -jax.lax.stop_gradient(weights) * log_probs, 0)
 
 
@@ -130,7 +136,8 @@ def gpg(
       mask: the elements that count.
     Returns:
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
-    Reference: Chu et al. 2025, arXiv:2504.02546, eq. 6 and 7 (with F_norm = 1).
+    Reference: Chu et al. 2025, arXiv:2504.02546 (with F_norm = 1).
     """
-    fraction = jax.lax.stop_gradient(jnp.asarray(informative_fraction))
-    return reinforce(log_probs, advantages, mask=mask) / jnp.where(fraction > 0, fraction, 1)
+    keep, log_probs, advantages = mask_inputs(mask, log_probs=log_probs, advantages=advantages)
+    (fraction,) = coefficients(log_probs, informative_fraction=jax.lax.stop_gradient(informative_fraction))
+    return reinforce(log_probs, advantages, mask=keep) / jnp.where(fraction > 0, fraction, 1)

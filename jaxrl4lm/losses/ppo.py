@@ -7,17 +7,46 @@ ratio is held within ±20 (`losses.importance`).
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.arguments import coefficients, mask_inputs
 from jaxrl4lm.losses.importance import MAX_LOG_RATIO, probability_ratio
-from jaxrl4lm.reduce import mask_inputs
 from jaxrl4lm.types import Array, ScalarLike
+
+
+def clip_range(like: Array, clip_eps: ScalarLike, clip_eps_high: ScalarLike | None) -> tuple[Array, Array]:
+    """(ε, ε_high) for a loss of the shape and dtype of `like`; ε_high is ε if None.
+
+    Args:
+      like: an array of the loss.
+      clip_eps: ε, a number or an array that broadcasts to `like`.
+      clip_eps_high: ε_high, likewise.
+    Returns:
+      Both, in the dtype of `like`.
+    Raises:
+      ValueError: if one does not broadcast to the shape of `like`.
+    """
+    if clip_eps_high is None:
+        (clip_eps,) = coefficients(like, clip_eps=clip_eps)
+        return clip_eps, clip_eps
+    low, high = coefficients(like, clip_eps=clip_eps, clip_eps_high=clip_eps_high)
+    return low, high
 
 
 def clipped_surrogate(
     ratios: Array, advantages: Array, clip_eps: ScalarLike, clip_eps_high: ScalarLike | None
 ) -> Array:
-    """max(−ρA, −clip(ρ, 1−ε, 1+ε_high)·A)."""
-    high = clip_eps if clip_eps_high is None else clip_eps_high
-    clipped = jnp.clip(ratios, 1 - jnp.asarray(clip_eps), 1 + jnp.asarray(high))
+    """max(−ρA, −clip(ρ, 1−ε, 1+ε_high)·A): what `ppo_clip` and `sequence_ratio.gspo` do with their ratios.
+
+    Args:
+      ratios: ρ, any shape. Gradients flow through every argument.
+      advantages: A, same shape.
+      clip_eps: ε.
+      clip_eps_high: ε_high; ε if None.
+    Returns:
+      The shape of `ratios`; nothing is masked.
+    Reference: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
+    """
+    low, high = clip_range(ratios, clip_eps, clip_eps_high)
+    clipped = jnp.clip(ratios, 1 - low, 1 + high)
     return jnp.maximum(-ratios * advantages, -clipped * advantages)
 
 
@@ -48,7 +77,7 @@ def ppo_clip(
     Raises:
       ValueError: if an argument does not broadcast to the shape of `log_probs`.
     Reference: Schulman et al. 2017, arXiv:1707.06347, eq. 7; asymmetric: Yu et al. 2025, arXiv:2503.14476,
-      eq. 10; dual: Ye et al. 2020, arXiv:1912.09729, eq. 5.
+      eq. 10; dual: Ye et al. 2020, arXiv:1912.09729.
 
     >>> ppo_clip(jnp.array([-1.0, -0.5]), jnp.array([-1.0, -1.0]), jnp.array([2.0, 1.0]))
     Array([-2. , -1.2], dtype=float32)
@@ -60,6 +89,7 @@ def ppo_clip(
     ratios = probability_ratio(log_probs - old_log_probs)
     loss = clipped_surrogate(ratios, advantages, clip_eps, clip_eps_high)
     if dual_clip is not None:
+        (dual_clip,) = coefficients(log_probs, dual_clip=dual_clip)
         loss = jnp.where(advantages < 0, jnp.minimum(loss, -dual_clip * advantages), loss)
     return jnp.where(keep, loss, 0)
 
@@ -81,9 +111,8 @@ def ppo_kl_penalty(
       advantages: A.
       beta: β.
       kl: KL(π_old‖π_θ) of each state, exact (`distributions.categorical_kl(old_logits, logits)`). None
-      estimates
-        it from the sampled action by (ρ − 1) − log ρ, which is unbiased in value and in gradient, since the
-        actions are samples of π_old.
+        estimates it from the sampled action by (ρ − 1) − log ρ, which is unbiased in value and in gradient,
+        since the actions are samples of π_old.
       mask: the elements that count.
     Returns:
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
@@ -92,6 +121,7 @@ def ppo_kl_penalty(
     keep, log_probs, old_log_probs, advantages = mask_inputs(
         mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
     )
+    (beta,) = coefficients(log_probs, beta=beta)
     log_ratios = log_probs - jax.lax.stop_gradient(old_log_probs)
     if kl is None:
         bounded = jnp.clip(log_ratios, -MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -122,12 +152,13 @@ def sapo(
       mask: the elements that count.
     Returns:
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
-    Reference: Gao et al. 2025, arXiv:2511.20347, eq. 5 and 6.
+    Reference: Gao et al. 2025, arXiv:2511.20347.
     """
     keep, log_probs, old_log_probs, advantages = mask_inputs(
         mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
     )
     old_log_probs, advantages = jax.lax.stop_gradient((old_log_probs, advantages))
     ratios = probability_ratio(log_probs - old_log_probs)
-    tau = jnp.where(advantages > 0, temperature, negative_temperature)
+    above, below = coefficients(log_probs, temperature=temperature, negative_temperature=negative_temperature)
+    tau = jnp.where(advantages > 0, above, below)
     return jnp.where(keep, -advantages * (4 / tau) * jax.nn.sigmoid(tau * (ratios - 1)), 0)

@@ -11,7 +11,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.reduce import mask_inputs, masked_mean
+from jaxrl4lm.arguments import coefficients, mask_inputs
+from jaxrl4lm.reduce import masked_mean
 from jaxrl4lm.types import Array, ScalarLike
 
 log_sigmoid = jax.nn.log_sigmoid
@@ -39,16 +40,16 @@ def bradley_terry(
     Raises:
       ValueError: if the shapes do not fit.
     Reference: Bradley & Terry 1952; margin: Touvron et al. 2023, arXiv:2307.09288, eq. 2; centring:
-    Eisenstein et
-      al. 2023, arXiv:2312.09244, eq. 5.
+      Eisenstein et al. 2023, arXiv:2312.09244, eq. 2.
 
     >>> bradley_terry(jnp.array([1.0]), jnp.array([1.0]))  # log 2
     Array([0.6931472], dtype=float32)
     """
-    keep, chosen_rewards, rejected_rewards, margin = mask_inputs(
-        mask, chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards, margin=margin
+    keep, chosen_rewards, rejected_rewards = mask_inputs(
+        mask, chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards
     )
-    margin = jax.lax.stop_gradient(margin)
+    margin, center_coef = coefficients(chosen_rewards, margin=margin, center_coef=center_coef)
+    margin = jax.lax.stop_gradient(jnp.where(keep, margin, 0))
     loss = -log_sigmoid(chosen_rewards - rejected_rewards - margin)
     return jnp.where(keep, loss + center_coef * (chosen_rewards + rejected_rewards) ** 2, 0)
 
@@ -59,8 +60,9 @@ def _log_ratios(
     ref_chosen_log_probs: Array,
     ref_rejected_log_probs: Array,
     mask: Array | None,
-) -> tuple[Array, Array, Array]:
-    """(mask, d_chosen, d_rejected), the last two 0 where masked."""
+    **hyper: ScalarLike,
+) -> tuple[Array, ...]:
+    """(mask, d_chosen, d_rejected, *hyper-parameters), the differences 0 where masked."""
     keep, chosen, rejected, ref_chosen, ref_rejected = mask_inputs(
         mask,
         chosen_log_probs=chosen_log_probs,
@@ -69,7 +71,8 @@ def _log_ratios(
         ref_rejected_log_probs=ref_rejected_log_probs,
     )
     stop = jax.lax.stop_gradient
-    return keep, chosen - stop(ref_chosen), rejected - stop(ref_rejected)
+    hyper_parameters = coefficients(chosen, **hyper)
+    return keep, chosen - stop(ref_chosen), rejected - stop(ref_rejected), *hyper_parameters
 
 
 def dpo(
@@ -97,10 +100,16 @@ def dpo(
     Raises:
       ValueError: if the shapes do not fit.
     Reference: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; Mitchell 2023, "A note on DPO with noisy
-    preferences".
+      preferences".
     """
-    keep, chosen, rejected = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    keep, chosen, rejected, beta, label_smoothing = _log_ratios(
+        chosen_log_probs,
+        rejected_log_probs,
+        ref_chosen_log_probs,
+        ref_rejected_log_probs,
+        mask,
+        beta=beta,
+        label_smoothing=label_smoothing,
     )
     return jnp.where(keep, _smoothed(beta * (chosen - rejected), label_smoothing), 0)
 
@@ -123,10 +132,16 @@ def robust_dpo(
 
     Arguments as of `dpo`.
 
-    Reference: Chowdhury et al. 2024, arXiv:2403.00409, eq. 12.
+    Reference: Chowdhury et al. 2024, arXiv:2403.00409.
     """
-    keep, chosen, rejected = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    keep, chosen, rejected, beta, label_smoothing = _log_ratios(
+        chosen_log_probs,
+        rejected_log_probs,
+        ref_chosen_log_probs,
+        ref_rejected_log_probs,
+        mask,
+        beta=beta,
+        label_smoothing=label_smoothing,
     )
     logits, epsilon = beta * (chosen - rejected), label_smoothing
     loss = (-(1 - epsilon) * log_sigmoid(logits) + epsilon * log_sigmoid(-logits)) / (1 - 2 * epsilon)
@@ -158,26 +173,16 @@ def ipo(
     """
     if (chosen_lengths is None) != (rejected_lengths is None):
         raise ValueError("give both chosen_lengths and rejected_lengths (means per token) or neither (sums).")
-    keep, chosen, rejected = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    keep, chosen, rejected, beta = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask, beta=beta
     )
     if chosen_lengths is not None and rejected_lengths is not None:
-        _, chosen, rejected = _per_token(keep, chosen, rejected, chosen_lengths, rejected_lengths)
-    return jnp.where(keep, (chosen - rejected - 1 / (2 * jnp.asarray(beta))) ** 2, 0)
-
-
-def _per_token(
-    keep: Array, chosen: Array, rejected: Array, chosen_lengths: Array, rejected_lengths: Array
-) -> tuple[Array, Array, Array]:
-    keep, chosen, rejected, chosen_lengths, rejected_lengths = mask_inputs(
-        keep,
-        chosen=chosen,
-        rejected=rejected,
-        chosen_lengths=chosen_lengths,
-        rejected_lengths=rejected_lengths,
-    )
-    chosen_lengths, rejected_lengths = jax.lax.stop_gradient((chosen_lengths, rejected_lengths))
-    return keep, chosen / jnp.maximum(chosen_lengths, 1), rejected / jnp.maximum(rejected_lengths, 1)
+        _, _, *lengths = mask_inputs(
+            keep, chosen=chosen, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths
+        )
+        tokens = jax.lax.stop_gradient([jnp.maximum(length, 1) for length in lengths])
+        chosen, rejected = chosen / tokens[0], rejected / tokens[1]
+    return jnp.where(keep, (chosen - rejected - 1 / (2 * beta)) ** 2, 0)
 
 
 def hinge(
@@ -191,10 +196,10 @@ def hinge(
 ) -> Array:
     """Hinge (SLiC, RSO): max(0, 1 − βΔ). Arguments as of `dpo`.
 
-    Reference: Zhao et al. 2023, arXiv:2305.10425; Liu et al. 2023, arXiv:2309.06657, eq. 9.
+    Reference: Zhao et al. 2023, arXiv:2305.10425; Liu et al. 2023, arXiv:2309.06657.
     """
-    keep, chosen, rejected = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    keep, chosen, rejected, beta = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask, beta=beta
     )
     return jnp.where(keep, jax.nn.relu(1 - beta * (chosen - rejected)), 0)
 
@@ -215,12 +220,18 @@ def exo(
 
     Reference: Ji et al. 2024, arXiv:2402.00856, eq. 16.
     """
-    keep, chosen, rejected = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    keep, chosen, rejected, beta, label_smoothing = _log_ratios(
+        chosen_log_probs,
+        rejected_log_probs,
+        ref_chosen_log_probs,
+        ref_rejected_log_probs,
+        mask,
+        beta=beta,
+        label_smoothing=label_smoothing,
     )
     logits = beta * (chosen - rejected)
-    right = sigmoid(logits) * (log_sigmoid(logits) - jnp.log1p(-jnp.asarray(label_smoothing)))
-    wrong = sigmoid(-logits) * (log_sigmoid(-logits) - jnp.log(jnp.asarray(label_smoothing)))
+    right = sigmoid(logits) * (log_sigmoid(logits) - jnp.log1p(-label_smoothing))
+    wrong = sigmoid(-logits) * (log_sigmoid(-logits) - jnp.log(label_smoothing))
     return jnp.where(keep, right + wrong, 0)
 
 
@@ -237,10 +248,10 @@ def nca(
 
     Arguments as of `dpo`.
 
-    Reference: Chen et al. 2024, arXiv:2402.05369, eq. 12.
+    Reference: Chen et al. 2024, arXiv:2402.05369.
     """
-    keep, chosen, rejected = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    keep, chosen, rejected, beta = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask, beta=beta
     )
     chosen, rejected = beta * chosen, beta * rejected
     return jnp.where(
@@ -260,15 +271,23 @@ def sppo(
 ) -> Array:
     """SPPO: (d_c − (P_c − ½)/β)² + (d_r − (½ − P_c)/β)², P_c the probability that the chosen one wins.
 
-    P_c = 1 is the hard form. Arguments as of `dpo`; `chosen_win_prob` is a scalar or one per pair.
+    Arguments as of `dpo`.
+
+    Args:
+      chosen_win_prob: P_c, a scalar or one per pair; a constant. 1 is the hard form.
 
     Reference: Wu et al. 2024, arXiv:2405.00675, eq. 4.7 (β is 1/η).
     """
-    keep, chosen, rejected = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    keep, chosen, rejected, beta, win_prob = _log_ratios(
+        chosen_log_probs,
+        rejected_log_probs,
+        ref_chosen_log_probs,
+        ref_rejected_log_probs,
+        mask,
+        beta=beta,
+        chosen_win_prob=chosen_win_prob,
     )
-    _, _, win_prob = mask_inputs(keep, chosen=chosen, chosen_win_prob=chosen_win_prob)
-    target = (jax.lax.stop_gradient(win_prob) - 0.5) / beta
+    target = (jax.lax.stop_gradient(jnp.where(keep, win_prob, 0.5)) - 0.5) / beta
     return jnp.where(keep, (chosen - target) ** 2 + (rejected + target) ** 2, 0)
 
 
@@ -287,8 +306,8 @@ def apo_zero(
 
     Reference: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7.
     """
-    keep, chosen, rejected = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    keep, chosen, rejected, beta = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask, beta=beta
     )
     return jnp.where(keep, sigmoid(-beta * chosen) + sigmoid(beta * rejected), 0)
 
@@ -308,8 +327,8 @@ def apo_down(
 
     Reference: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 8.
     """
-    keep, chosen, rejected = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask
+    keep, chosen, rejected, beta = _log_ratios(
+        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask, beta=beta
     )
     return jnp.where(keep, sigmoid(beta * chosen) + sigmoid(-beta * (chosen - rejected)), 0)
 
@@ -333,18 +352,20 @@ def cpo(
       nll_coef: α.
       label_smoothing: ε as in `dpo`.
       chosen_lengths: what the likelihood term is divided by [B]: 1 as in the paper, or the tokens of each
-      chosen
-        completion.
+        chosen completion.
       mask: the pairs that count.
     Returns:
       Loss [B].
-    Reference: Xu et al. 2024, arXiv:2401.08417, eq. 3 to 5.
+    Reference: Xu et al. 2024, arXiv:2401.08417, eq. 3.
     """
     keep, chosen, rejected, lengths = mask_inputs(
         mask,
         chosen_log_probs=chosen_log_probs,
         rejected_log_probs=rejected_log_probs,
         chosen_lengths=chosen_lengths,
+    )
+    beta, nll_coef, label_smoothing = coefficients(
+        chosen, beta=beta, nll_coef=nll_coef, label_smoothing=label_smoothing
     )
     likelihood = chosen / jax.lax.stop_gradient(jnp.maximum(lengths, 1))
     return jnp.where(keep, _smoothed(beta * (chosen - rejected), label_smoothing) - nll_coef * likelihood, 0)
@@ -373,6 +394,7 @@ def simpo(
     keep, chosen, rejected = mask_inputs(
         mask, chosen_mean_log_probs=chosen_mean_log_probs, rejected_mean_log_probs=rejected_mean_log_probs
     )
+    beta, gamma = coefficients(chosen, beta=beta, gamma=gamma)
     return jnp.where(keep, -log_sigmoid(beta * (chosen - rejected) - gamma), 0)
 
 
@@ -397,6 +419,7 @@ def orpo(
     keep, chosen, rejected = mask_inputs(
         mask, chosen_mean_log_probs=chosen_mean_log_probs, rejected_mean_log_probs=rejected_mean_log_probs
     )
+    (odds_coef,) = coefficients(chosen, odds_coef=odds_coef)
     log_odds_ratio = (chosen - log1mexp(chosen)) - (rejected - log1mexp(rejected))
     return jnp.where(keep, -chosen - odds_coef * log_sigmoid(log_odds_ratio), 0)
 
@@ -404,6 +427,10 @@ def orpo(
 def log1mexp(x: Array) -> Array:
     """log(1 − eˣ) for x ≤ 0, accurate at both ends; x is held below −ε of its type, where the result ends.
 
+    Args:
+      x: any shape. Gradients flow.
+    Returns:
+      The same shape.
     Reference: Mächler 2012, "Accurately computing log(1 − exp(−|a|))".
     """
     x = jnp.minimum(x, -jnp.finfo(x.dtype).eps)
@@ -463,6 +490,9 @@ def kto(
         mask, log_probs=log_probs, ref_log_probs=ref_log_probs, desirable=desirable, reference_kl=reference_kl
     )
     ref_log_probs, z = jax.lax.stop_gradient((ref_log_probs, z))
+    beta, desirable_weight, undesirable_weight = coefficients(
+        log_probs, beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight
+    )
     margin = beta * (log_probs - ref_log_probs - z)
     good, bad = desirable_weight * sigmoid(-margin), undesirable_weight * sigmoid(margin)
     return jnp.where(keep, jnp.where(desirable > 0, good, bad), 0)

@@ -7,9 +7,10 @@ Every token carries the loss of its sequence, so that the shape is that of the l
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.arguments import mask_inputs
 from jaxrl4lm.losses.importance import probability_ratio
-from jaxrl4lm.losses.ppo import clipped_surrogate
-from jaxrl4lm.reduce import mask_inputs, masked_mean
+from jaxrl4lm.losses.ppo import clip_range, clipped_surrogate
+from jaxrl4lm.reduce import masked_mean
 from jaxrl4lm.types import Array, ScalarLike
 
 
@@ -48,7 +49,7 @@ def gspo(
     Returns:
       Loss of the shape of `log_probs`, equal on all tokens of a sequence; exactly 0, with exactly 0 gradient,
       where masked.
-    Reference: Zheng et al. 2025, arXiv:2507.18071, eq. 5 to 7.
+    Reference: Zheng et al. 2025, arXiv:2507.18071, eq. 5 and 7.
     """
     keep, log_ratios, advantages = _log_ratios(log_probs, old_log_probs, advantages, mask)
     ratios = probability_ratio(_sequence_mean(log_ratios, keep))
@@ -67,9 +68,9 @@ def gspo_token(
     """GSPO-token: sg(s)·π/sg(π) in place of the ratio s of `gspo`, so that advantages may differ by token.
 
     With one advantage a sequence, value and gradient of its `reduce.sequence_mean` are those of `gspo`.
-    Arguments as there, with `advantages` of any shape that broadcasts.
+    Arguments as of `gspo`, with `advantages` of any shape that broadcasts. (verl's `gspo` is this one.)
 
-    Reference: Zheng et al. 2025, arXiv:2507.18071, eq. 13 to 15.
+    Reference: Zheng et al. 2025, arXiv:2507.18071, GSPO-token.
     """
     keep, log_ratios, advantages = _log_ratios(log_probs, old_log_probs, advantages, mask)
     mean = jax.lax.stop_gradient(_sequence_mean(log_ratios, keep))
@@ -100,10 +101,9 @@ def gmpo(
     Returns:
       Loss of the shape of `log_probs`, equal on all tokens of a sequence; exactly 0, with exactly 0 gradient,
       where masked.
-    Reference: Zhao et al. 2025, arXiv:2507.20673, eq. 4 and alg. 1.
+    Reference: Zhao et al. 2025, arXiv:2507.20673.
     """
     keep, log_ratios, advantages = _log_ratios(log_probs, old_log_probs, advantages, mask)
-    high = clip_eps if clip_eps_high is None else clip_eps_high
-    low = -jnp.asarray(clip_eps)
-    clipped = jnp.where(advantages < 0, jnp.maximum(log_ratios, low), jnp.minimum(log_ratios, high))
+    low, high = clip_range(log_ratios, clip_eps, clip_eps_high)
+    clipped = jnp.where(advantages < 0, jnp.maximum(log_ratios, -low), jnp.minimum(log_ratios, high))
     return jnp.where(keep, -advantages * probability_ratio(_sequence_mean(clipped, keep)), 0)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.arguments import check_broadcastable, mask_inputs
 from jaxrl4lm.losses.importance import probability_ratio
-from jaxrl4lm.reduce import mask_inputs
 from jaxrl4lm.types import Array, Params, ScalarLike
 
 
@@ -75,6 +75,7 @@ def fisher_vector_product(
       A pytree like `params`.
     Reference: Schulman et al. 2015, arXiv:1502.05477, app. C; Pearlmutter 1994.
     """
+    check_broadcastable("damping", jnp.shape(damping), ())
     product = jax.jvp(jax.grad(kl), (params,), (vector,))[1]
     return _axpy(damping, vector, product)
 
@@ -93,6 +94,7 @@ def conjugate_gradient(
       x, a pytree like `b`.
     Reference: Hestenes & Stiefel 1952.
     """
+    check_broadcastable("tolerance", jnp.shape(tolerance), ())
     enough = tolerance * _dot(b, b)
 
     def iterate(_: int, state: tuple[Params, Params, Params, Array]) -> tuple[Params, Params, Params, Array]:
@@ -135,7 +137,12 @@ def line_search(
     Returns:
       (params, StepInfo): unchanged parameters, with `accepted` False, if no step will do. A loss or KL that
       is not finite is refused like one that is too large.
+    Raises:
+      ValueError: if `max_kl` or `backtrack` is not a scalar.
+    Reference: Schulman et al. 2015, arXiv:1502.05477, app. C.
     """
+    check_broadcastable("max_kl", jnp.shape(max_kl), ())
+    check_broadcastable("backtrack", jnp.shape(backtrack), ())
     before = loss(params)
 
     def attempt(power: Array) -> tuple[Params, StepInfo]:

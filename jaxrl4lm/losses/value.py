@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.reduce import as_float, as_mask, check_broadcastable, mask_inputs
+from jaxrl4lm.arguments import as_float, as_mask, coefficients, known_index, mask_inputs
 from jaxrl4lm.types import Array, ScalarLike
 
 
@@ -16,6 +16,9 @@ def squared_value(values: Array, targets: Array, *, mask: Array | None = None) -
       mask: the elements that count.
     Returns:
       Loss of the shape of `values`; exactly 0, with exactly 0 gradient, where masked.
+    Raises:
+      ValueError: if `targets` or `mask` does not broadcast to the shape of `values`.
+    Reference: Sutton & Barto 2018, sec. 9.2, with ½ as in sec. 9.3.
     """
     keep, values, targets = mask_inputs(mask, values=values, targets=targets)
     return jnp.where(keep, 0.5 * (values - jax.lax.stop_gradient(targets)) ** 2, 0)
@@ -40,7 +43,7 @@ def clipped_value(
         mask, values=values, old_values=old_values, targets=targets
     )
     old_values, targets = jax.lax.stop_gradient((old_values, targets))
-    clip_eps = jnp.asarray(clip_eps)
+    (clip_eps,) = coefficients(values, clip_eps=clip_eps)
     near = old_values + jnp.clip(values - old_values, -clip_eps, clip_eps)
     return jnp.where(keep, 0.5 * jnp.maximum((values - targets) ** 2, (near - targets) ** 2), 0)
 
@@ -61,6 +64,7 @@ def huber_value(
     """
     keep, values, targets = mask_inputs(mask, values=values, targets=targets)
     size = jnp.abs(values - jax.lax.stop_gradient(targets))
+    (delta,) = coefficients(size, delta=delta)
     near = jnp.minimum(size, delta)
     return jnp.where(keep, near * (size - 0.5 * near), 0)
 
@@ -91,9 +95,9 @@ def td_error(
     keep, values, rewards, next_values = mask_inputs(
         mask, values=values, rewards=rewards, next_values=next_values
     )
-    check_broadcastable("discount", jnp.shape(discount), values.shape)
+    (discount,) = coefficients(values, discount=discount)
     ended = as_mask(terminated, values.shape, "terminated")
-    targets = rewards + discount * jnp.where(ended, 0, next_values)
+    targets = rewards + jnp.where(keep, discount, 0) * jnp.where(ended, 0, next_values)
     return jnp.where(keep, jax.lax.stop_gradient(targets) - values, 0)
 
 
@@ -107,8 +111,8 @@ def _action_values(q_values: Array, actions: Array, mask: Array | None, name: st
         )
     keep = as_mask(mask, shape)
     rows = jnp.where(keep[..., None], as_float(q_values), 0)
-    chosen = jnp.where(keep, jnp.asarray(actions), 0)
-    return keep, jnp.take_along_axis(rows, chosen[..., None], axis=-1)[..., 0]
+    known, index = known_index(jnp.where(keep, actions, 0), rows.shape[-1])
+    return keep, jnp.where(known, jnp.take_along_axis(rows, index[..., None], axis=-1)[..., 0], jnp.nan)
 
 
 def _check_rows(name: str, array: Array, like: Array) -> None:
@@ -166,7 +170,10 @@ def expected_sarsa_error(
 ) -> Array:
     """Expected SARSA: r + γ·Σ_a π(a|s′)·Q(s′, a) − Q(s, a).
 
-    `next_probs` is π(·|s′) [..., A]; the other arguments and the result are those of `sarsa_error`.
+    Other arguments and result as of `sarsa_error`.
+
+    Args:
+      next_probs: π(·|s′) [..., A].
 
     Reference: Sutton & Barto 2018, eq. 6.9.
     """
@@ -228,12 +235,16 @@ def double_q_learning_error(
 ) -> Array:
     """Double Q-learning: r + γ·Q(s′, argmax_a Q_sel(s′, a)) − Q(s, a).
 
-    `next_q_selector` [..., A] chooses the action (the online network in double DQN), `next_q_values` rates
-    it (the target network); the other arguments and the result are those of `q_learning_error`.
+    Other arguments and result as of `q_learning_error`; `next_q_values` rates the chosen action (the target
+    network in double DQN).
+
+    Args:
+      next_q_selector: Q_sel(s′, ·) [..., A], which chooses it (the online network).
 
     Reference: van Hasselt et al. 2016, arXiv:1509.06461, eq. 4.
     """
-    _check_rows("next_q_selector", next_q_selector, next_q_values)
+    _check_rows("next_q_values", next_q_values, q_values)
+    _check_rows("next_q_selector", next_q_selector, q_values)
     best = jnp.argmax(as_float(next_q_selector), axis=-1)
     return sarsa_error(
         q_values, actions, rewards, next_q_values, best, terminated, discount=discount, mask=mask

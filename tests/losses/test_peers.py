@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl4lm import losses, returns
+from jaxrl4lm import advantages, losses, reduce, returns
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -251,6 +251,44 @@ def test_rlax_cannot_tell_a_time_limit_from_a_death():
     for discounts in (0.95 * np.ones(T, np.float32), (0.95 * ~truncated).astype(np.float32)):
         theirs = rlax.truncated_generalized_advantage_estimation(F["r"], discounts, 0.8, VALUES)
         assert abs(theirs[7] - ours[7]) > 1
+
+
+@pytest.mark.parametrize("token", [-1, -100, A])
+def test_optax_takes_minus_one_for_the_last_token(token):
+    """A label that counts and is no token is an error: nan, where optax counts from the end or wraps."""
+    logits, tokens = jnp.asarray(Q[:1]), jnp.array([token])
+    if token == -1:
+        assert INTEGER_CE(logits, tokens)[0] == INTEGER_CE(logits, jnp.array([A - 1]))[0]
+    assert np.isnan(losses.cross_entropy(logits, tokens)).all()
+    assert losses.cross_entropy(logits, tokens, mask=tokens >= 0)[0] == 0 or token == A
+
+
+def test_rlax_averages_over_padding():
+    """Its losses are means over T; a token of padding makes all others count less."""
+    ratios, mask = jnp.exp(LP[0] - LP[1]), jnp.arange(T) < T // 2
+    with jax.numpy_rank_promotion("allow"):
+        theirs = rlax.clipped_surrogate_pg_loss(ratios, jnp.where(mask, F["a"], 0), 0.2)
+    ours = reduce.token_mean(losses.ppo_clip(LP[0], LP[1], F["a"], clip_eps=0.2, mask=mask), mask)
+    np.testing.assert_allclose(ours, 2 * theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "beta, plain", [(0.0, losses.forward_distillation), (1.0, losses.reverse_distillation)]
+)
+def test_trl_swaps_the_divergence_at_the_ends(beta, plain):
+    """The generalised JSD is 0 at β = 0 and 1; TRL returns the plain KL there, ours has a function for it."""
+    theirs = GKDTrainer.generalized_jsd_loss(t(Q), t(NEXT_Q), beta=beta, reduction="none").sum(-1)
+    np.testing.assert_allclose(plain(Q, NEXT_Q), theirs, rtol=1e-5, atol=1e-6)
+    near = losses.generalized_jsd(Q, NEXT_Q, beta=abs(beta - 1e-3))
+    np.testing.assert_allclose(1e3 * near, theirs, rtol=0.05, atol=1e-3)
+
+
+def test_trl_normalises_groups_without_information():
+    """Eight rewards of 0.7 and an ε of 1e-9 (TRL's 1e-4 makes it smaller, not 0): here exactly 0."""
+    rewards = torch.full((1, 8), 0.7)
+    theirs = (rewards - rewards.mean(1, keepdim=True)) / (rewards.std(1, keepdim=True) + 1e-9)
+    assert theirs.abs().max() > 0.5
+    assert (advantages.group_normalized(rewards.numpy(), eps=1e-9) == 0).all()
 
 
 def test_trl_k3_loses_its_digits():

@@ -1,0 +1,90 @@
+"""What every function of the ground floor does to its arguments: dtype, shape, mask, range, before any formula.
+
+Masks are True (or non-zero) where an element counts. A masked element is never read: nan and inf there change
+neither a value nor a gradient. Arithmetic is in float32, or float64 for float64 input. Everything broadcasts
+axis by axis, with equal rank or from a scalar: [B] beside [B, T] is refused, for NumPy would align it with T.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.types import Array, ScalarLike
+
+
+def as_float(values: ScalarLike) -> Array:
+    """float32, or wider if `values` are: bfloat16, integers and booleans become float32."""
+    values = jnp.asarray(values)
+    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
+def as_mask(mask: ScalarLike | None, shape: tuple[int, ...], name: str = "mask") -> Array:
+    """`mask` (booleans or zeros and ones; None for all True) as booleans of the given shape.
+
+    Raises:
+      ValueError: if it does not broadcast to `shape` axis by axis (equal rank, or a scalar).
+    """
+    if mask is None:
+        return jnp.ones(shape, bool)
+    check_broadcastable(name, jnp.shape(mask), shape)
+    return jnp.broadcast_to(jnp.asarray(mask) != 0, shape)
+
+
+def check_broadcastable(name: str, shape: tuple[int, ...], target: tuple[int, ...]) -> None:
+    """Raise a ValueError unless `shape` is () or has the rank of `target` with each axis equal or 1."""
+    fits = len(shape) == len(target) and all(n in (1, m) for n, m in zip(shape, target, strict=True))
+    if shape and not fits:
+        fix = (
+            f"give it as many axes, each equal or 1 (one value per sequence is {name}[:, None])"
+            if target
+            else "give it a single number (or `jax.vmap` over it)"
+        )
+        raise ValueError(f"{name} has shape {shape}, which does not broadcast to {target}: {fix}.")
+
+
+def coefficients(like: Array | jax.ShapeDtypeStruct, **values: ScalarLike) -> tuple[Array, ...]:
+    """Hyper-parameters of a result of the shape and dtype of `like`: numbers, or arrays that broadcast to it.
+
+    They take its dtype, so that none of them widens the result. Unlike data they are read also where a mask is
+    False: an array of them is to be finite throughout.
+
+    Raises:
+      ValueError: if one does not broadcast to the shape of `like` (equal rank, or a scalar).
+    """
+    for name, value in values.items():
+        check_broadcastable(name, jnp.shape(value), like.shape)
+    return tuple(jnp.asarray(value, like.dtype) for value in values.values())
+
+
+def mask_inputs(mask: ScalarLike | None, **arrays: ScalarLike) -> tuple[Array, ...]:
+    """(mask, *arrays): all of the shape of the first array, in float32 or wider, 0 where masked.
+
+    Masking what enters a logarithm or an exponential, not only what leaves it, is what keeps a nan in a
+    masked slot out of the gradient (0 · inf = nan). The other half is `jnp.where(mask, loss, 0)`.
+
+    Raises:
+      ValueError: if a later array does not broadcast to the shape of the first (equal rank, or a scalar).
+    """
+    first = as_float(next(iter(arrays.values())))
+    shape = first.shape
+    selected = []
+    for name, array in arrays.items():
+        check_broadcastable(name, jnp.shape(array), shape)
+        # A Python number has no precision of its own.
+        number = isinstance(array, int | float)
+        selected.append(
+            jnp.broadcast_to(jnp.asarray(array, first.dtype) if number else as_float(array), shape)
+        )
+    if mask is None:
+        return jnp.ones(shape, bool), *selected
+    keep = as_mask(mask, shape)
+    return keep, *(jnp.where(keep, array, 0) for array in selected)
+
+
+def known_index(indices: Array, size: int) -> tuple[Array, Array]:
+    """(is 0 ≤ i < size, the index, 0 where it is not): JAX alone would wrap a negative index around.
+
+    Losses give nan where an index that counts is outside: −100, the label that others ignore, is to be masked.
+    """
+    indices = jnp.asarray(indices)
+    known = (indices >= 0) & (indices < size)
+    return known, jnp.where(known, indices, 0)
