@@ -133,8 +133,8 @@ def test_hyper_parameters_are_traced_mapped_and_of_one_shape(call):
     both = jax.jit(jax.vmap(call))(pair)
     for i in range(2):
         np.testing.assert_allclose(both[i], call(float(pair[i])), rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match=r"has shape \(2, 1, 1\)"):
-        call(np.full((2, 1, 1), 0.5))
+    with pytest.raises(ValueError, match=r"has shape \(4, 1, 1, 1\)"):
+        call(np.full((4, 1, 1, 1), 0.5))
 
 
 def test_small_differences_are_information():
