@@ -1,47 +1,67 @@
 """`jaxrl4lm generate`: completions from a run's model, or from any Hugging Face folder."""
 
-import json
 import math
 import sys
-import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
+import jax.numpy as jnp
 import tyro
 
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
-from jaxrl4lm.cli.prompt_session import decode
+from jaxrl4lm.cli.completions import Completer, Report, converse, print_completions, render
 from jaxrl4lm.cli.session import load_model
 from jaxrl4lm.cli.train_arguments import LARGEST_SEED, Model
-from jaxrl4lm.data.corpus import PromptSet, encode_prompts
-from jaxrl4lm.data.files import Row, read_jsonl
-from jaxrl4lm.decoding import Sampling, generate
+from jaxrl4lm.data.corpus import encode_prompts
+from jaxrl4lm.data.files import Row, read_jsonl, read_text
+from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
+from jaxrl4lm.decoding import Sampling, logit_bias, min_p, repetition_penalty, top_k, top_p
 from jaxrl4lm.types import InputError
 
-AT_ONCE = 32
+INTERRUPTED = 130
+Option = tyro.conf.arg
 
 
 @dataclass(frozen=True)
 class GenerateArguments:
-    """Complete prompts with the model of a run, or of a Hugging Face folder."""
+    """Complete prompts, or chat, with the model of a run or of a Hugging Face folder; the text comes as it is made."""
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    folder: Annotated[Path | None, tyro.conf.Positional, Option(metavar="MODEL")] = None
     """Folder of a run that has finished, or one with config.json, model.safetensors and tokenizer.json."""
+    model: Path | None = None
+    """The same folder, as an option."""
     prompt: tuple[str, ...] = ()
     """Prompts, one after another."""
     prompts: Path | None = None
-    """JSONL with a column `prompt`."""
-    n: int = 1
+    """JSONL with a column `prompt`, or a text file with a prompt a line."""
+    chat: bool = False
+    """Prompts are messages under the model's chat template; without any, talk: a message a line of standard input."""
+    system: str | None = None
+    """The system message of --chat."""
+    n: Annotated[int, Option(aliases=["-n"])] = 1
     """How many completions of each prompt."""
     max_new_tokens: int | None = None
-    """Longest completion: 64, or what the model's context leaves, if not given."""
+    """Longest completion: 64 (in a chat 256), or what the model's context leaves, if not given."""
     temperature: float = 1.0
     """0: always the most likely token."""
+    greedy: bool = False
+    """Always the most likely token."""
+    top_k: int | None = None
+    """Draw from the k most likely tokens."""
+    top_p: float | None = None
+    """Draw from the fewest tokens that have this probability together."""
+    min_p: float | None = None
+    """Draw from tokens at least this many times as likely as the most likely."""
+    repetition_penalty: float | None = None
+    """Above 1: tokens of the text so far become less likely."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion; they are not printed. A stop text counts where it lies wholly in the completion."""
     seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the parameters and the matrix products."""
     json: bool = False
     """Print one JSON object a completion."""
 
@@ -49,59 +69,114 @@ class GenerateArguments:
 def main(arguments: list[str]) -> int:
     """Runs the command."""
     parsed = tyro.cli(GenerateArguments, args=arguments, prog="jaxrl4lm generate")
-    for option, value in {"--n": parsed.n, "--max-new-tokens": parsed.max_new_tokens}.items():
-        if value is not None and value < 1:
-            raise InputError(f"{option} must be at least 1, not {value}")
-    if not 0 <= parsed.temperature < math.inf:
-        raise InputError(f"--temperature must be 0 or a positive number, not {parsed.temperature}")
-    if not 0 <= parsed.seed < LARGEST_SEED:
-        raise InputError(f"--seed must lie in 0..{LARGEST_SEED - 1}, not {parsed.seed}")
+    _check(parsed)
     enable_compilation_cache()
-    policy, params, tokenizer = load_model(Model(model=_model_folder(parsed.model)))
-    rows = [Row(i, {"prompt": text}) for i, text in enumerate(parsed.prompt, start=1)]
-    source = "--prompt"
-    if parsed.prompts is not None:
-        rows, source = read_jsonl(parsed.prompts, ["prompt"]), str(parsed.prompts)
-    if not rows:
-        raise InputError("there is nothing to complete: give --prompt TEXT or --prompts FILE.jsonl")
-    context = policy.config.context
-    prompts = encode_prompts(rows, "prompt", tokenizer, source, parsed.max_new_tokens or 1, context)
-    length = parsed.max_new_tokens or min(64, context - max(map(len, prompts.ids)))
-    prompts = prompts._replace(longest=context - length)
-
-    @jax.jit
-    def complete(params, tokens, mask, key, temperature, first):
-        sampling = Sampling(length, tokenizer.eos_id, tokenizer.pad_id, parsed.n, temperature)
-        return generate(policy, params, tokens, mask, key, sampling, row_offset=first, final_values=False)
-
-    temperature = parsed.temperature or None
-    batch = partial(complete, params, key=jax.random.key(parsed.seed), temperature=temperature)
-    _print_all(parsed, prompts, tokenizer, batch)
+    report = Report()
+    try:
+        _run(parsed, report)
+    except KeyboardInterrupt:
+        print()
+        return INTERRUPTED
+    finally:
+        print(report, end="", file=sys.stderr)
     return 0
 
 
-def _print_all(parsed: GenerateArguments, prompts: PromptSet, tokenizer, batch) -> None:
-    began, tokens = time.monotonic(), 0
-    total = len(prompts.rows)
-    size = min(AT_ONCE, total)
-    for first in range(0, total, size):
-        indices = [min(i, total - 1) for i in range(first, first + size)]
-        done = batch(*prompts.batch(indices, tokenizer.pad_id), first=first * parsed.n)
-        texts = decode(tokenizer, done.tokens, done.mask)
-        tokens += int(done.mask.sum())
-        for i in range(first, min(first + size, total)):
-            for text in texts[(i - first) * parsed.n : (i - first + 1) * parsed.n]:
-                record = {"prompt": prompts.texts[i], "completion": text}
-                print(
-                    json.dumps(record, ensure_ascii=False) if parsed.json else f"{prompts.texts[i]}{text}",
-                    flush=True,
-                )
-    seconds = time.monotonic() - began
-    print(f"{tokens} tokens in {seconds:.1f} s, compilation included", file=sys.stderr)
+def _run(parsed: GenerateArguments, report: Report) -> None:
+    folder = _model_folder(parsed)
+    policy, params, tokenizer = load_model(Model(model=folder, dtype=parsed.dtype), parsed.dtype)
+    rows, source = _rows(parsed)
+    texts = [row.columns["prompt"] for row in rows]
+    system = [] if parsed.system is None else [{"role": "system", "content": parsed.system}]
+    if parsed.chat:
+        messages = [[*system, {"role": "user", "content": text}] for text in texts]
+        rows = [
+            Row(row.line, {"prompt": render(tokenizer, each)})
+            for row, each in zip(rows, messages, strict=True)
+        ]
+    context, least = policy.config.context, parsed.max_new_tokens or 1
+    prompts = encode_prompts(rows, "prompt", tokenizer, source, least, context, written_out=parsed.chat)
+    longest = max(map(len, prompts.ids), default=context // 2)
+    length = parsed.max_new_tokens or min(256 if parsed.chat else 64, context - longest)
+    sampling = _sampling(parsed, policy.config.vocab_size, tokenizer, length)
+    key = jax.random.key(parsed.seed)
+    completer = Completer(policy, params, tokenizer, sampling, parsed.stop, key, report)
+    if rows:
+        print_completions(completer, prompts.ids, texts, as_json=parsed.json, echo=not parsed.chat)
+    else:
+        converse(completer, system)
 
 
-def _model_folder(path: Path) -> Path:
+def _check(parsed: GenerateArguments) -> None:
+    """Raises InputError where an option is out of range or contradicts another."""
+    for option, value in {
+        "--n": parsed.n,
+        "--max-new-tokens": parsed.max_new_tokens,
+        "--top-k": parsed.top_k,
+    }.items():
+        if value is not None and value < 1:
+            raise InputError(f"{option} must be at least 1, not {value}")
+    for option, value in {"--top-p": parsed.top_p, "--min-p": parsed.min_p}.items():
+        if value is not None and not 0 < value <= 1:
+            raise InputError(f"{option} must lie above 0 and be at most 1, not {value}")
+    if not 0 <= parsed.temperature < math.inf:
+        raise InputError(f"--temperature must be 0 or a positive number, not {parsed.temperature}")
+    penalty = parsed.repetition_penalty
+    if penalty is not None and not 0 < penalty < math.inf:
+        raise InputError(f"--repetition-penalty must be a positive number, not {penalty}")
+    if "" in parsed.stop:
+        raise InputError("--stop '' would end every completion at once: give a text")
+    if not 0 <= parsed.seed < LARGEST_SEED:
+        raise InputError(f"--seed must lie in 0..{LARGEST_SEED - 1}, not {parsed.seed}")
+    if parsed.system is not None and not parsed.chat:
+        raise InputError("--system is a message of a chat: add --chat")
+    if parsed.prompt or parsed.prompts:
+        return
+    if not parsed.chat:
+        raise InputError("there is nothing to complete: give --prompt TEXT or --prompts FILE")
+    if parsed.n > 1 or parsed.json:
+        raise InputError(
+            "a conversation has one answer, as text: give --prompt TEXT, or leave out -n and --json"
+        )
+
+
+def _rows(parsed: GenerateArguments) -> tuple[list[Row], str]:
+    """Prompts by their number or line, and where they come from."""
+    if parsed.prompts is None:
+        return [Row(i, {"prompt": text}) for i, text in enumerate(parsed.prompt, start=1)], "--prompt"
+    if parsed.prompts.suffix in (".jsonl", ".json"):
+        return read_jsonl(parsed.prompts, ["prompt"]), str(parsed.prompts)
+    lines = enumerate(read_text(parsed.prompts).splitlines(), start=1)
+    return [Row(i, {"prompt": line}) for i, line in lines if line.strip()], str(parsed.prompts)
+
+
+def _sampling(
+    parsed: GenerateArguments, vocab_size: int, tokenizer: HuggingFaceTokenizer, length: int
+) -> Sampling:
+    penalties = [] if parsed.repetition_penalty is None else [repetition_penalty(parsed.repetition_penalty)]
+    if tokenizer.vocab_size < vocab_size:  # rows that pad the model's vocabulary stand for no token
+        penalties.append(logit_bias(jnp.where(jnp.arange(vocab_size) < tokenizer.vocab_size, 0.0, -jnp.inf)))
+    given = {top_k: parsed.top_k, top_p: parsed.top_p, min_p: parsed.min_p}
+    return Sampling(
+        length,
+        tokenizer.eos_ids,
+        tokenizer.pad_id,
+        copies=parsed.n,
+        temperature=None if parsed.greedy else parsed.temperature or None,
+        penalties=tuple(penalties),
+        truncations=tuple(make(setting) for make, setting in given.items() if setting is not None),
+    )
+
+
+def _model_folder(parsed: GenerateArguments) -> Path:
     """The exported model of a run, or the folder itself if it holds one."""
+    if parsed.folder and parsed.model:
+        raise InputError(f"two models are named, {parsed.folder} and {parsed.model}: name one")
+    path = parsed.folder or parsed.model
+    if path is None:
+        raise InputError(
+            "no model is named: jaxrl4lm generate MODEL, the folder of a run or of a Hugging Face model"
+        )
     exported = path / run_folder.MODEL
     if exported.is_dir():
         return exported

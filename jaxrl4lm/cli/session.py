@@ -12,6 +12,7 @@ import numpy as np
 from jaxrl4lm import models
 from jaxrl4lm.cli.train_arguments import Model, Reinforcement
 from jaxrl4lm.data import Tokenizer
+from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.lm import ReinforcementConfig, algorithms
 from jaxrl4lm.losses import kl as estimators
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
@@ -84,12 +85,12 @@ def transformer(model: Model, vocab_size: int, context: int) -> TransformerConfi
         raise InputError(f"the model cannot be built: {error}") from None
 
 
-def load_model(model: Model) -> tuple[LanguagePolicy, Params, Tokenizer]:
-    """The policy, parameters and tokenizer of a Hugging Face folder."""
+def load_model(model: Model, dtype: str = "float32") -> tuple[LanguagePolicy, Params, HuggingFaceTokenizer]:
+    """The policy, parameters (of that dtype) and tokenizer of a Hugging Face folder."""
     try:
-        policy, params, tokenizer = models.load(model.model, compute_dtype=model.dtype)  # pyright: ignore
-    except models.CheckpointError as error:
-        raise InputError(str(error)) from None
+        policy, params, tokenizer = models.load(model.model, dtype=dtype, compute_dtype=model.dtype)  # pyright: ignore
+    except InputError:
+        raise
     except Exception as error:  # the readers of JSON, tensors and tokenizers raise many kinds
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(

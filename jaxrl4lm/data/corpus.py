@@ -133,7 +133,14 @@ class PromptSet(NamedTuple):
 
 
 def encode_prompts(
-    rows: Sequence[Row], column: str, tokenizer: Tokenizer, source: str, room: int, context: int
+    rows: Sequence[Row],
+    column: str,
+    tokenizer: Tokenizer,
+    source: str,
+    room: int,
+    context: int,
+    *,
+    written_out: bool = False,
 ) -> PromptSet:
     """Prompts ready to complete.
 
@@ -142,6 +149,7 @@ def encode_prompts(
       source: the file's name, for messages.
       room: tokens of the longest completion.
       context: tokens that prompt and completion may have together.
+      written_out: the texts hold their special tokens, as chat templates write them.
     Raises:
       InputError: naming the line, if a prompt is empty or unknown to the tokenizer, or leaves no room for a completion.
     """
@@ -149,7 +157,7 @@ def encode_prompts(
     encoded = []
     for row, text in zip(rows, texts, strict=True):
         try:
-            ids = encode_prompt(tokenizer, text)
+            ids = tokenizer.encode(text) if written_out else encode_prompt(tokenizer, text)
         except ValueError as error:
             raise InputError(f"{source}, line {row.line}: {error}") from None
         if not ids:
@@ -157,7 +165,7 @@ def encode_prompts(
                 f"{source}, line {row.line}: the prompt is empty, and the tokenizer has no begin token"
             )
         # Left out of texts by the decoder, so nothing that a prompt means to say.
-        if tokenizer.pad_id in ids and not tokenizer.decode([tokenizer.pad_id]):
+        if not written_out and tokenizer.pad_id in ids and not tokenizer.decode([tokenizer.pad_id]):
             raise InputError(
                 f"{source}, line {row.line}: {text!r} has characters that the model's tokenizer does not know"
             )

@@ -39,6 +39,24 @@ def read_text(path: pathlib.Path) -> str:
     return text
 
 
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+      InputError: if it cannot be read, or holds something else.
+    """
+    text = read_text(path)
+    if text.startswith("version https://git-lfs"):
+        raise InputError(f"{path} is a Git LFS pointer, not the file: run `git lfs pull`")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}): mend or replace it") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__} where a JSON object is expected")
+    return content
+
+
 def read_jsonl(path: pathlib.Path, required: Sequence[str]) -> list[Row]:
     """The rows of a JSONL file; blank lines are skipped.
 

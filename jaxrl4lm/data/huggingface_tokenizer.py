@@ -9,7 +9,9 @@ from typing import Any
 
 import tokenizers
 
+from jaxrl4lm.data.files import read_object
 from jaxrl4lm.data.tokenizer import ByteTokenizer, CharacterTokenizer, Tokenizer
+from jaxrl4lm.types import InputError
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,11 @@ class HuggingFaceTokenizer:
         """The tokenizer of a model's folder; the end tokens are those of `generation_config.json`, where it
         says."""
         folder = pathlib.Path(folder)
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        read_object(folder / "tokenizer.json")  # says more clearly what is wrong
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # that is what it raises
+            raise InputError(f"{folder / 'tokenizer.json'} is no tokenizer ({error}): replace it") from None
         config = _json(folder / "tokenizer_config.json")
         model, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
         template = folder / "chat_template.jinja"
@@ -46,7 +52,7 @@ class HuggingFaceTokenizer:
         listed = listed if isinstance(listed, list) else [listed]
         eos_ids = tuple(dict.fromkeys(i for i in [*named, *listed] if i is not None))
         if not eos_ids:
-            raise ValueError(
+            raise InputError(
                 f"{folder}: no end token in tokenizer_config.json or config.json: set eos_token there"
             )
         begin = backend.encode("", add_special_tokens=True).ids
@@ -127,13 +133,11 @@ class HuggingFaceTokenizer:
             raise ValueError(
                 "this tokenizer has no chat template: write the prompt out, or load a chat model's folder"
             )
-        import jinja2.sandbox  # only chat models need it
+        from jaxrl4lm.data.chat_template import compiled  # jinja2: only chat models need it
 
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
         special = {k: _content(v) for k, v in self.config.items() if k.endswith("_token")}
-        template = environment.from_string(self.chat_template)
-        return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **special)
+        given = {"messages": messages, "add_generation_prompt": add_generation_prompt, **special}
+        return compiled(self.chat_template).render(tools=None, documents=None, **given)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which holds the chat template."""
@@ -146,7 +150,7 @@ class HuggingFaceTokenizer:
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_object(path) if path.exists() else {}
 
 
 def _content(token: str | dict | None) -> str | None:
@@ -173,7 +177,3 @@ def _byte_characters() -> list[str]:
     others = [b for b in range(256) if b not in printable]
     names = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
     return [names[b] for b in range(256)]
-
-
-def _refuse(message: str) -> None:
-    raise ValueError(f"the chat template refuses the conversation: {message}")

@@ -14,7 +14,7 @@ from jaxrl4lm.decoding.processors import History, Penalty, Truncation
 from jaxrl4lm.types import Array, ScalarLike
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays do not compare: one record is one key to compiled programs
 class Sampling:
     """How prompts are completed: which parts there are is static, the temperature and the settings of the
     parts may be traced."""

@@ -6,6 +6,7 @@ Shapes: `G` prompts, `B` = G x copies completions, `P` prompt tokens, `T` comple
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -127,9 +128,12 @@ def stream(
     key: Key,
     sampling: Sampling,
     *,
+    row_offset: ScalarLike = 0,
     chunk: int = 8,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The tokens of `generate`, `chunk` at a time as they come: compiled inside, called from the host.
+
+    Compiled once for one `sampling` object and one shape of prompts.
 
     Args:
       chunk: tokens between two returns to the host.
@@ -138,12 +142,11 @@ def stream(
       The next tokens int `[B, C]` and their mask, C at most `chunk`, until every row has ended.
     """
     decoder, max_new_tokens = _Decoder(policy, sampling), sampling.max_new_tokens
-    text = _Text(prompts, prompt_mask, key, 0)
+    text = _Text(prompts, prompt_mask, key, row_offset)
     params = jax.jit(policy.for_decoding)(params)
-    until = jax.jit(decoder.until, donate_argnums=2)
-    loop, shown = jax.jit(decoder.begin)(params, text), 0
+    loop, shown = _begin(decoder, params, text), 0
     while True:
-        loop = until(params, text, loop, min(shown + chunk, max_new_tokens))
+        loop = _until(decoder, params, text, loop, min(shown + chunk, max_new_tokens))
         done = int(loop.step)
         yield np.asarray(loop.out.tokens[:, shown:done]), np.asarray(loop.out.mask[:, shown:done])
         shown = done
@@ -209,3 +212,13 @@ class _Decoder:
         added = columns(choice, self.policy.values(params, hidden), ~loop.ended, sampling.pad_id)
         out = loop.out._replace(**{name: put(getattr(loop.out, name), x) for name, x in added.items()})
         return loop._replace(step=step + 1, out=out, ended=loop.ended | ended, token=choice.token)
+
+
+@partial(jax.jit, static_argnums=0)
+def _begin(decoder: _Decoder, params: Params, text: _Text) -> _Loop:
+    return decoder.begin(params, text)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _until(decoder: _Decoder, params: Params, text: _Text, loop: _Loop, limit: ScalarLike) -> _Loop:
+    return decoder.until(params, text, loop, limit)

@@ -82,6 +82,10 @@ def read_config(hf: Json, where: str = "config.json") -> TransformerConfig:
         ) from error
     except ValueError as error:
         raise CheckpointError(f"{where}: {error}") from error
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{where}: a value is not of the kind that it should be ({error}): mend it"
+        ) from error
 
 
 def write_config(config: TransformerConfig) -> Json:
@@ -147,8 +151,8 @@ def _rope(hf: Json, theta: float) -> tuple[Rope, float]:
         if missing:
             raise ValueError(f"the rope type 'longrope' needs {', '.join(sorted(missing))}")
         given.setdefault("factor", hf["max_position_embeddings"] / given[name])
-    stretch = {ours: given[name] for ours, name in STRETCHES[kind].items() if name in given}
-    stretch = {ours: tuple(x) if isinstance(x, list) else x for ours, x in stretch.items()}
+    stretch: Json = {ours: given[name] for ours, name in STRETCHES[kind].items() if name in given}
+    stretch |= {ours: tuple(x) for ours, x in stretch.items() if isinstance(x, list)}
     rope = Rope(float(p.get("rope_theta", theta)), kind, **stretch)
     return rope, p.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
 

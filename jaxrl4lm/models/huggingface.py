@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from jaxrl4lm.data.files import read_object
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.data.tokenizer import Tokenizer
 from jaxrl4lm.models import names
@@ -50,13 +51,14 @@ def load(
         gives it. None: the default device.
     Raises:
       CheckpointError: if the `model_type` is not supported, or a tensor is missing, left over or of the
-        wrong shape.
+        wrong shape, or a file is damaged.
+      InputError: if `config.json` or a file of the tokenizer is damaged.
     """
     folder = pathlib.Path(folder)
     config_file = folder / "config.json"
     if not config_file.exists():
         raise CheckpointError(f"{config_file} is missing: name the folder of a Hugging Face model")
-    config = read_config(json.loads(config_file.read_text()), str(config_file))
+    config = read_config(read_object(config_file), str(config_file))
     config = dataclasses.replace(config, dtype=jnp.dtype(compute_dtype or dtype).name)
     policy = LanguagePolicy(config)
 
@@ -140,11 +142,13 @@ def save(
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, tensors, shard_bytes=shard_bytes)
-    ids: dict[str, int | None] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    ids: dict[str, int | list[int] | None] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if tokenizer is not None:
         text = HuggingFaceTokenizer.of(tokenizer)
         text.save(folder)
-        ids = {"bos_token_id": text.bos_id, "eos_token_id": text.eos_id, "pad_token_id": text.pad_id}
+        ends = list(text.eos_ids) if len(text.eos_ids) > 1 else text.eos_id
+        ids = {"bos_token_id": text.bos_id, "eos_token_id": ends, "pad_token_id": text.pad_id}
+        (folder / "generation_config.json").write_text(json.dumps(ids, indent=2))
     # Both spellings: transformers 4 reads torch_dtype, 5 reads dtype.
     name = np.dtype(leaves["embedding"].dtype).name
     (folder / "config.json").write_text(

@@ -13,6 +13,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl4lm.data.files import read_object
+from jaxrl4lm.types import InputError
+
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -26,7 +29,7 @@ DTYPES = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A folder does not hold the model that its files promise."""
 
 
@@ -58,7 +61,11 @@ def read_tensors(folder: str | os.PathLike, stem: str = "model") -> dict[str, np
             f"{folder} holds neither {single.name} nor {index.name}: name a folder with one of them"
         )
     tensors = {}
-    promised = json.loads(index.read_text())["weight_map"]
+    promised = read_object(index).get("weight_map")
+    if not isinstance(promised, dict):
+        raise CheckpointError(
+            f"{index} has no weight_map, which names the file of each tensor: download it again"
+        )
     for shard in sorted(set(promised.values())):
         if not (folder / shard).exists():
             raise CheckpointError(f"{folder / shard} is missing, which {index.name} lists: download it")
@@ -84,6 +91,8 @@ def _read_file(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
             header = json.loads(file.read(length))
         except ValueError as error:
             raise CheckpointError(f"{path} is not a safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} is not a safetensors file: its header is no JSON object")
     header.pop("__metadata__", None)
     data = np.memmap(path, np.uint8, mode="r")[8 + length :] if size > 8 + length else np.zeros(0, np.uint8)
     for name, entry in header.items():
