@@ -69,11 +69,12 @@ class GenerateArguments:
 def main(arguments: list[str]) -> int:
     """Runs the command."""
     parsed = tyro.cli(GenerateArguments, args=arguments, prog="jaxrl4lm generate")
+    folder = _model_folder(parsed)
     _check(parsed)
     enable_compilation_cache()
     report = Report()
     try:
-        _run(parsed, report)
+        _run(parsed, folder, report)
     except KeyboardInterrupt:
         print()
         return INTERRUPTED
@@ -82,8 +83,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _run(parsed: GenerateArguments, report: Report) -> None:
-    folder = _model_folder(parsed)
+def _run(parsed: GenerateArguments, folder: Path, report: Report) -> None:
     policy, params, tokenizer = load_model(Model(model=folder, dtype=parsed.dtype), parsed.dtype)
     rows, source = _rows(parsed)
     texts = [row.columns["prompt"] for row in rows]

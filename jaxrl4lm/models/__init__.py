@@ -2,6 +2,7 @@
 
 from jaxrl4lm.models import lora
 from jaxrl4lm.models.config import Rope, TransformerConfig
+from jaxrl4lm.models.head_files import load_with_head, save_with_head
 from jaxrl4lm.models.heads import Head, init_head, sequence_outputs, span_outputs, token_outputs
 from jaxrl4lm.models.huggingface import load, save
 from jaxrl4lm.models.partition import combine, matching, partition
@@ -23,6 +24,7 @@ __all__ = [
     "combine",
     "init_head",
     "load",
+    "load_with_head",
     "lora",
     "make_mesh",
     "matching",
@@ -32,6 +34,7 @@ __all__ = [
     "positions_of",
     "put_batch",
     "save",
+    "save_with_head",
     "sequence_outputs",
     "shardings",
     "span_outputs",

@@ -301,6 +301,11 @@ def read_mistral(hf: Json) -> Json:
     return {**fields, "windows": _windows({**hf, "layer_types": None}, [True] * fields["layers"])}
 
 
+def write_mistral(c: TransformerConfig) -> Json:
+    """As Llama; a file with `layer_types` would be taken for Ministral."""
+    return {name: value for name, value in write_llama(c).items() if name != "layer_types"}
+
+
 def read_qwen2(hf: Json) -> Json:
     fields = {**read_llama(hf), **NO_BIAS, "qkv_bias": True}
     first = hf.get("max_window_layers", 28)
@@ -425,7 +430,7 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family("GPT2LMHeadModel", names.gpt2(), read_gpt2, write_gpt2),
     "llama": Family("LlamaForCausalLM", LLAMA, read_llama, write_llama),
     "gpt_neox": Family("GPTNeoXForCausalLM", names.gpt_neox(), read_gpt_neox, write_gpt_neox),
-    "mistral": Family("MistralForCausalLM", LLAMA, read_mistral, write_llama),
+    "mistral": Family("MistralForCausalLM", LLAMA, read_mistral, write_mistral),
     "qwen2": Family("Qwen2ForCausalLM", LLAMA, read_qwen2, write_llama),
     "qwen3": Family("Qwen3ForCausalLM", LLAMA, read_qwen3, write_llama),
     "gemma": Family("GemmaForCausalLM", LLAMA, read_gemma, write_gemma),

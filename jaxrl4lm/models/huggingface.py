@@ -15,12 +15,16 @@ from jaxrl4lm.data.files import read_object
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.data.tokenizer import Tokenizer
 from jaxrl4lm.models import names
+from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.families import FAMILIES, read_config, write_config
 from jaxrl4lm.models.policy import LanguagePolicy
 from jaxrl4lm.models.tensor_files import CheckpointError, Tensor, read_tensors, write_tensors
 from jaxrl4lm.types import Params
 
+Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 VALUE_HEAD = "value_head"
+HEADED = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+"""Endings of the architectures that have a task head in place of the unembedding."""
 IGNORED = (
     ".attn.bias",
     ".attn.masked_bias",
@@ -36,7 +40,7 @@ def load(
     *,
     dtype: DTypeLike = jnp.float32,
     compute_dtype: DTypeLike | None = None,
-    sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
+    sharding: Placement | None = None,
 ) -> tuple[LanguagePolicy, Params, HuggingFaceTokenizer | None]:
     """A policy, its parameters and its tokenizer (None where there is no `tokenizer.json`) from a model's
     folder.
@@ -55,33 +59,64 @@ def load(
       InputError: if `config.json` or a file of the tokenizer is damaged.
     """
     folder = pathlib.Path(folder)
-    config_file = folder / "config.json"
-    if not config_file.exists():
-        raise CheckpointError(f"{config_file} is missing: name the folder of a Hugging Face model")
-    config = read_config(read_object(config_file), str(config_file))
-    config = dataclasses.replace(config, dtype=jnp.dtype(compute_dtype or dtype).name)
-    policy = LanguagePolicy(config)
+    hf = read_hf_config(folder)
+    architecture = next(iter(hf.get("architectures") or []), "")
+    if architecture.endswith(HEADED):
+        raise CheckpointError(
+            f"{folder} holds a {architecture}, which has a task head and no logits: use models.load_with_head"
+        )
+    policy = LanguagePolicy(_computing(read_config(hf, str(folder / "config.json")), dtype, compute_dtype))
+    params = place_leaves(read_leaves(folder, policy, read_tensors(folder)), dtype, sharding)
+    return policy, params, read_tokenizer(folder)
+
+
+def read_hf_config(folder: pathlib.Path) -> dict:
+    """`config.json`."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing: name the folder of a Hugging Face model")
+    return read_object(path)
+
+
+def read_tokenizer(folder: pathlib.Path) -> HuggingFaceTokenizer | None:
+    """The folder's tokenizer, None where it has none."""
+    return HuggingFaceTokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
+
+
+def _computing(
+    config: TransformerConfig, dtype: DTypeLike, compute_dtype: DTypeLike | None
+) -> TransformerConfig:
+    return dataclasses.replace(config, dtype=jnp.dtype(compute_dtype or dtype).name)
+
+
+def place_leaves(leaves: dict[str, np.ndarray], dtype: DTypeLike, sharding: Placement | None) -> Params:
+    """The tree of these arrays, one after another copied in that type and put where it belongs."""
 
     def place(path: str, array: np.ndarray) -> jax.Array:
         # A copy always: the parameters must outlive the file.
         array = np.array(array, dtype=jnp.dtype(dtype), order="C", copy=True)
         return jax.device_put(array, None if sharding is None else sharding(path, array.shape))
 
-    leaves = {path: place(path, array) for path, array in _read_leaves(folder, policy).items()}
-    tokenizer = HuggingFaceTokenizer.load(folder) if (folder / "tokenizer.json").exists() else None
-    return policy, nest(leaves), tokenizer
+    return nest({path: place(path, array) for path, array in leaves.items()})
 
 
-def _read_leaves(folder: pathlib.Path, policy: LanguagePolicy) -> dict[str, np.ndarray]:
-    """Views of every parameter by its path; raises if the files and the configuration disagree."""
-    tensors = {n: t for n, t in read_tensors(folder).items() if not n.endswith(IGNORED)}
-    shapes = _shapes(policy)
-    rows = rows_of(policy)
+def read_leaves(
+    folder: pathlib.Path, policy: LanguagePolicy, tensors: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Views of every parameter by its path, from the folder's tensors; raises if they and the configuration
+    disagree."""
+    rows, shapes = rows_of(policy), _shapes(policy)
+    prefix = rows[0].name.split(".")[0] + "."
+    # Saved without the head around it, or, under a head for spans, by another name.
+    others = () if any(name.startswith(prefix) for name in tensors) else ("transformer.", "")
+    own = next((other for other in others if any(name.startswith(other) for name in tensors)), prefix)
+    rows = [
+        row._replace(name=own + row.name[len(prefix) :]) if row.name.startswith(prefix) else row
+        for row in rows
+    ]
+    tensors = {n: t for n, t in tensors.items() if not n.endswith(IGNORED)}
     if policy.config.tied:
         tensors.pop("lm_head.weight", None)
-    prefix = rows[0].name.split(".")[0] + "."
-    if not any(name.startswith(prefix) for name in tensors):  # saved without the head around it
-        rows = [row._replace(name=row.name.removeprefix(prefix)) for row in rows]
     leaves = {}
     for row in rows:
         tensor = tensors.pop(row.name, None)
@@ -126,9 +161,18 @@ def save(
     """
     folder = pathlib.Path(folder)
     hf = write_config(policy.config)
-    policy = LanguagePolicy(dataclasses.replace(policy.config, family=hf["model_type"]))
-    leaves = flatten(params)
-    shapes = _shapes(policy)
+    tensors = written_tensors(policy, params)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder, tensors, shard_bytes=shard_bytes)
+    write_around(folder, hf, params, tokenizer)
+
+
+def written_tensors(policy: LanguagePolicy, params: Params) -> dict[str, Tensor]:
+    """The checkpoint's tensors, each made when its turn comes; raises if the parameters are not the policy's."""
+    policy = LanguagePolicy(
+        dataclasses.replace(policy.config, family=write_config(policy.config)["model_type"])
+    )
+    leaves, shapes = flatten(params), _shapes(policy)
     if {path: x.shape for path, x in leaves.items()} != shapes:
         wrong = min(set(shapes) ^ set(leaves) or {p for p in shapes if shapes[p] != leaves[p].shape})
         raise CheckpointError(
@@ -140,8 +184,11 @@ def save(
         tensors[row.name] = Tensor(
             shape, dtype, lambda row=row: row.join(_host(leaves, row), policy.config.channels)
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder, tensors, shard_bytes=shard_bytes)
+    return tensors
+
+
+def write_around(folder: pathlib.Path, hf: dict, params: Params, tokenizer: Tokenizer | None) -> None:
+    """What stands beside the tensors: configuration, tokenizer, value head."""
     ids: dict[str, int | list[int] | None] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     if tokenizer is not None:
         text = HuggingFaceTokenizer.of(tokenizer)
@@ -150,13 +197,13 @@ def save(
         ids = {"bos_token_id": text.bos_id, "eos_token_id": ends, "pad_token_id": text.pad_id}
         (folder / "generation_config.json").write_text(json.dumps(ids, indent=2))
     # Both spellings: transformers 4 reads torch_dtype, 5 reads dtype.
-    name = np.dtype(leaves["embedding"].dtype).name
+    name = np.dtype(params["embedding"].dtype).name
     (folder / "config.json").write_text(
         json.dumps({**hf, **ids, "dtype": name, "torch_dtype": name}, indent=2)
     )
     head = folder / f"{VALUE_HEAD}.npy"
     head.unlink(missing_ok=True)
-    value_head = np.asarray(leaves[VALUE_HEAD], np.float32)
+    value_head = np.asarray(params[VALUE_HEAD], np.float32)
     if value_head.any():
         np.save(head, value_head)
 

@@ -120,7 +120,7 @@ def test_the_sizes_of_a_many_seeded_run_are_of_tasks(cli, here):
         ("train --layers many", "many"),
         ("train --task chess", "chess"),
         ("evaluate", "RUN"),
-        ("generate", "MODEL"),
+        ("generate --top-k many", "many"),
     ],
 )
 def test_the_parser_names_what_it_does_not_know(cli, here, arguments, said):
@@ -357,6 +357,7 @@ OTHERS = [
     ("evaluate saved_nothing", "holds no checkpoint"),
     ("generate missing --prompt a", "missing does not exist"),
     ("generate . --prompt a", "config.json is missing"),
+    ("generate", "no model is named: jaxrl4lm generate MODEL"),
     ("generate run", "there is nothing to complete"),
     ("generate run --prompt 1+2", None),
     (

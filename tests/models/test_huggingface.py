@@ -127,6 +127,7 @@ def test_logits_are_those_of_transformers_and_survive_the_way_back(family, tmp_p
     models.save(tmp_path, policy, params, shard_bytes=30_000)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    assert [type(back).__name__] == json.loads((folder / "config.json").read_text())["architectures"]
     assert relative_error(reference(back, tokens, mask), theirs, mask) < 1e-6
     again, same, _ = models.load(tmp_path)
     assert again == policy
@@ -159,6 +160,94 @@ def test_greedy_completions_are_those_of_transformers(family):
         pad_token_id=0,
     )
     np.testing.assert_array_equal(ours.tokens, theirs[:, 12:].numpy())
+
+
+KINDS = {"sequence": "SequenceClassification", "token": "TokenClassification", "span": "QuestionAnswering"}
+HEADS = [
+    *[
+        (case, "sequence")
+        for case in ("gpt2", "gpt_neox", "llama", "qwen3", "gemma2", "gemma3", "phi3", "olmo2")
+    ],
+    *[(case, "token") for case in ("gpt2", "gpt_neox", "mistral", "gemma")],
+    *[(case, "span") for case in ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "smollm3")],
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case, kind", HEADS)
+def test_task_heads_of_transformers_in_and_out(case, kind, tmp_path):
+    auto = getattr(transformers, f"AutoModelFor{KINDS[kind]}")
+    labels = {} if kind == "span" else {"num_labels": 3}
+    config = transformers.AutoConfig.for_model(
+        CASES[case][0], **{**options(case), "pad_token_id": 0}, **labels
+    )
+    torch.manual_seed(0)
+    model = auto.from_config(config, attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        parameter.add_(torch.randn(parameter.shape) * 0.2)
+    model.save_pretrained(tmp_path / "theirs")
+    tokens, mask = batch()
+    tokens = np.where(mask, tokens, 0)  # by which they find the last token
+
+    def outputs(model):
+        positions = torch.from_numpy(np.maximum(np.cumsum(mask, -1) - 1, 0))
+        inputs = {"attention_mask": torch.from_numpy(mask).long(), "position_ids": positions}
+        out = model(torch.from_numpy(tokens).long(), **inputs)
+        pair = (out.start_logits, out.end_logits) if kind == "span" else (out.logits,)
+        return [x.numpy() for x in pair]
+
+    policy, params, head, _ = models.load_with_head(tmp_path / "theirs")
+    hidden = jax.jit(policy.hidden)(params, tokens, mask)
+    if kind == "span":
+        ours = models.span_outputs(head, hidden, mask)
+    else:
+        read = {
+            "sequence": models.sequence_outputs,
+            "token": lambda head, hidden, _: models.token_outputs(head, hidden),
+        }
+        ours = [read[kind](head, hidden, mask)]
+    real = np.ones(4, bool) if kind == "sequence" else mask
+    for mine, theirs in zip(ours, outputs(model), strict=True):
+        assert relative_error(mine, theirs, real) < 1e-5
+    names = [] if kind == "span" else ["no", "yes", "perhaps"]
+    models.save_with_head(tmp_path / "ours", policy, params, head, kind, labels=names)
+    path = tmp_path / "ours" / "config.json"
+    path.write_text(
+        json.dumps({**json.loads(path.read_text()), "pad_token_id": 0})
+    )  # as a tokenizer would say
+    back, loading = auto.from_pretrained(
+        tmp_path / "ours", attn_implementation="eager", output_loading_info=True
+    )
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert type(back) is type(model)
+    assert back.config.architectures == [type(model).__name__]
+    assert back.config.id2label[1] == (names or ["LABEL_0", "LABEL_1"])[1]
+    for one, other in zip(outputs(back.eval()), outputs(model), strict=True):
+        assert relative_error(one, other, real) < 1e-6
+    with pytest.raises(models.CheckpointError, match=f"holds a {type(model).__name__}.*load_with_head"):
+        models.load(tmp_path / "ours")
+
+
+def test_heads_that_transformers_lacks_are_refused(tmp_path):
+    policy = models.LanguagePolicy(models.TransformerConfig(20, width=16, mlp_width=24, tied=False))
+    params = jax.jit(policy.init)(jax.random.key(0))
+    head = models.init_head(jax.random.key(1), 16, 2)
+    models.save_with_head(tmp_path, policy, params, head, "sequence")  # the unembedding is left out
+    policy, params, same, _ = models.load_with_head(tmp_path)
+    np.testing.assert_allclose(same.kernel, head.kernel)
+    assert "unembedding" not in params
+    with pytest.raises(models.CheckpointError, match="LlamaForSequenceClassification has no bias"):
+        models.save_with_head(tmp_path, policy, params, head._replace(bias=head.bias + 1), "sequence")
+    with pytest.raises(models.CheckpointError, match="3 labels for the 2 outputs"):
+        models.save_with_head(tmp_path, policy, params, head, "token", labels=["a", "b", "c"])
+    config = models.TransformerConfig(20, width=16, norm_placement="after", qk_norm="all", family="olmo2")
+    policy = models.LanguagePolicy(config)
+    with pytest.raises(models.CheckpointError, match="transformers has no Olmo2ForQuestionAnswering"):
+        models.save_with_head(tmp_path, policy, policy.init(jax.random.key(0)), head, "span")
+    models.save(tmp_path, policy, policy.init(jax.random.key(0)))
+    with pytest.raises(models.CheckpointError, match="has no task head"):
+        models.load_with_head(tmp_path)
 
 
 def test_a_policy_from_scratch_is_saved_as_the_first_family_that_expresses_it(tmp_path, key):
