@@ -62,17 +62,21 @@ class UCB(Values):
 
 
 class KLUCB(Values):
+    """Newton's method in u = −ln(1 − q), from above: the same four steps as ours."""
+
     def select(self, rng):
-        low, high = self.q.copy(), np.ones_like(self.q)
-        p = np.clip(self.q, 1e-6, 1 - 1e-6)
-        level = np.log(self.time + 1) / np.maximum(self.n, 1)
-        entropy = p * np.log(p) + (1 - p) * np.log(1 - p)
-        for _ in range(12):
-            q = (low + high) / 2
-            q_safe = np.clip(q, 1e-6, 1 - 1e-6)
-            inside = entropy - p * np.log(q_safe) - (1 - p) * np.log(1 - q_safe) <= level
-            low, high = np.where(inside, q, low), np.where(inside, high, q)
-        return np.where(self.n == 0, np.inf, low).argmax(axis=1)
+        p, tiny = np.clip(self.q, 0, 1), np.float32(1.2e-7)
+        level = np.float32(np.log(self.time + 1)) / np.maximum(self.n, 1)
+        rest = 1 - p
+        entropy = p * np.log(np.maximum(p, tiny)) + rest * np.log(np.maximum(rest, tiny))
+        pinsker = -np.log(np.maximum(rest - np.sqrt(level / 2), tiny))
+        u = np.minimum((level - entropy) / np.maximum(rest, tiny), pinsker)
+        for _ in range(4):
+            complement = np.exp(-u)
+            q = np.maximum(1 - complement, tiny)
+            excess = np.maximum(entropy - p * np.log(q) + rest * u - level, 0)
+            u -= excess / np.maximum(rest - p * complement / q, tiny)
+        return np.where(self.n == 0, np.inf, 1 - np.exp(-u)).argmax(axis=1)
 
 
 class Thompson(Values):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.bandits import noise as draw
 from jaxrl4lm.types import Array, Key, ScalarLike
 
 
@@ -76,7 +77,7 @@ def fixed_bernoulli(init: Callable[[Key, int], Array], num_arms: int) -> Problem
         init=init,
         context=lambda key, runs: None,
         means=lambda world, context: world,
-        noise=lambda key, num_steps, runs: jax.random.uniform(key, (num_steps, runs)),
+        noise=lambda key, num_steps, runs: draw.uniform(key, (num_steps, runs)),
         pull=lambda expected, uniform: (uniform < expected).astype(float),
         evolve=lambda world, key: world,
     )
@@ -114,4 +115,4 @@ def restaurants(*, noise: ScalarLike = 2.0) -> Problem:
 
 
 def _normal(key: Key, num_steps: int, num_runs: int) -> Array:
-    return jax.random.normal(key, (num_steps, num_runs))
+    return draw.normal(key, (num_steps, num_runs))

@@ -3,9 +3,8 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from jaxrl4lm.bandits.algorithms import Algorithm, is_arm
+from jaxrl4lm.bandits.algorithms import Algorithm, is_arm, of_arm
 from jaxrl4lm.bandits.problems import Problem
 from jaxrl4lm.types import Array, Key
 
@@ -40,7 +39,7 @@ def run(key: Key, problem: Problem, algorithm: Algorithm, num_steps: int, num_ru
         context = problem.context(for_context, num_runs)
         arms = algorithm.select(state, for_select, context)
         means = problem.means(worlds, context)
-        expected = jnp.sum(jnp.where(is_arm(means, arms), means, 0), axis=0)
+        expected = of_arm(means, is_arm(means, arms))
         rewards = problem.pull(expected, for_pull)
         state = algorithm.update(state, arms, rewards, context)
         regrets = means.max(axis=0) - expected

@@ -44,6 +44,10 @@ class SolveArguments:
 def main(arguments: list[str]) -> int:
     """Runs the command; exit code 1 if the solver did not converge."""
     parsed = tyro.cli(SolveArguments, args=arguments, prog="jaxrl4lm solve")
+    if not parsed.tolerance > 0:
+        raise InputError(f"--tolerance is {parsed.tolerance:g}: give a positive number.")
+    if parsed.max_iterations < 1:
+        raise InputError(f"--max-iterations is {parsed.max_iterations}: give at least 1.")
     import jax
 
     with jax.enable_x64(True):
@@ -72,7 +76,12 @@ def _solve(arguments: SolveArguments) -> int:
     solution = jax.tree.map(np.asarray, solve(grid.mdp))
     terminal = np.asarray(grid.mdp.terminal)
     console = Console()
-    console.print(_table(grid.index, solution.values, solution.policy, terminal))
+    table = _table(grid.index, solution.values, solution.policy, terminal)
+    if console.measure(table, options=console.options.update(max_width=10**6)).maximum <= console.width:
+        console.print(table)
+    else:
+        console.print("Too wide for values here: the policy alone (# wall, * end).", soft_wrap=True)
+        console.print(_arrows(grid.index, solution.policy, terminal), highlight=False, soft_wrap=True)
     settings = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in options.items())
     summary = (
         f"{grid.mdp.num_states} states, {settings}: {arguments.method.replace('-', ' ')}, "
@@ -131,6 +140,16 @@ def _table(index, values, policy, terminal):
                 cells.append(f"{values[state]:.3f}\n{ARROWS[policy[state]]}")
         table.add_row(*cells)
     return table
+
+
+def _arrows(index, policy, terminal) -> str:
+    """One character a cell."""
+    from jaxrl4lm.mdp import ARROWS
+
+    def sign(state: int) -> str:
+        return "#" if state < 0 else "*" if terminal[state] else ARROWS[policy[state]]
+
+    return "\n".join("".join(sign(state) for state in row) for row in index)
 
 
 def _draw(path: pathlib.Path, index, solution, terminal, title: str) -> None:

@@ -1,5 +1,6 @@
 """Finite Markov decision processes, solved exactly and fast, with stated error bounds."""
 
+from jaxrl4lm.mdp.batch import solve_batch
 from jaxrl4lm.mdp.bounds import span, supremum
 from jaxrl4lm.mdp.enumeration import from_environment
 from jaxrl4lm.mdp.exact import (
@@ -87,6 +88,7 @@ __all__ = [
     "russell_norvig",
     "soft_backup",
     "soft_value_iteration",
+    "solve_batch",
     "span",
     "sparse",
     "supremum",

@@ -195,14 +195,17 @@ def _read_map(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rows = [line.split() for line in lines[skipped:]]
     held = np.full((len(rows), len(rows[0])), np.nan)
     for i, row in enumerate(rows):
-        where = f"Line {i + skipped + 1}"
-        if len(row) != len(rows[0]):
-            raise MapError(
-                f"{where} has {len(row)} cells, line {skipped + 1} has {len(rows[0])}: give equal rows."
-            )
+        where, line = f"Line {i + skipped + 1}", lines[i + skipped]
         for j, cell in enumerate(row):
             if cell not in (".", "#", "S"):
-                held[i, j] = _held_value(cell, where, lines[i + skipped], j)
+                value = _held_value(cell, where, line, j)
+                held[i, min(j, len(rows[0]) - 1)] = value
+        if len(row) != len(rows[0]):
+            column = _column(line, len(rows[0])) if len(row) > len(rows[0]) else len(line.rstrip()) + 1
+            raise MapError(
+                f"{where}, column {column}: the line has {len(row)} cells, line {skipped + 1} has"
+                f" {len(rows[0])}: give equal rows."
+            )
     cells = np.array(rows)
     if (cells == "#").all():
         raise MapError("The map has only walls: give at least one free cell.")

@@ -36,7 +36,7 @@ def grid_solution(
     rows, columns = index.shape
     cell = min(1.0, 12 / max(rows, columns))
     figure = matplotlib.figure.Figure(
-        figsize=(max(4.0, columns * cell + 1.6), max(2.6, rows * cell + 1.0)), layout="constrained"
+        figsize=(max(5.6, columns * cell + 1.6), max(2.6, rows * cell + 1.0)), layout="constrained"
     )
     ax = figure.subplots()
     shown = np.ma.masked_where(index < 0, np.asarray(values, float)[index])

@@ -52,6 +52,29 @@ def test_a_missing_map_and_a_bad_picture_are_refused(run, tmp_path):
         run("--picture", tmp_path / "picture.nonsense")
 
 
+def test_a_short_line_names_line_and_column(run, tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text(". . +1\n. .\n")
+    with pytest.raises(InputError, match="Line 2, column 4: the line has 2 cells, line 1 has 3"):
+        run(path)
+
+
+@pytest.mark.parametrize("option, value", [("--tolerance", "0"), ("--max-iterations", "0")])
+def test_limits_that_make_no_sense_are_refused(run, option, value):
+    with pytest.raises(InputError, match=f"{option} is {value}: give"):
+        run(option, value)
+
+
+def test_a_world_too_wide_for_the_terminal_is_drawn_as_arrows(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    path = tmp_path / "wide.txt"
+    path.write_text("S " + ". " * 18 + "+1\n" + "# " * 20)
+    code, out = run(path, "--picture", "None")
+    assert code == 0
+    assert "→" * 19 + "*\n" + "#" * 20 in out
+    assert "…" not in out
+
+
 def test_an_endless_world_exits_with_1_and_says_so(run, tmp_path):
     path = tmp_path / "closed.txt"
     path.write_text(". # +1\n")

@@ -137,7 +137,7 @@ def test_bad_successors_are_refused_with_a_sentence(successors, message):
     "text, message",
     [
         (". . +1\n. x .", r"Line 2, column 3: 'x'"),
-        ("\n. . +1\n. . . .", "Line 3 has 4 cells, line 2 has 3"),
+        ("\n. . +1\n. . . .", "Line 3, column 7: the line has 4 cells, line 2 has 3"),
         (". inf", "Line 1, column 3: 'inf'"),
         ("  \n ", "empty"),
         ("# #", "only walls"),

@@ -1,0 +1,74 @@
+"""Many small MDPs in blocks: the answers of the single solver, whatever the block, and bounds that hold."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm import mdp as M
+
+KINDS = {
+    "dense": lambda seed: M.garnet(jax.random.key(seed), 9, 3, 9, discount=0.5 + 0.09 * (seed % 6)),
+    "sparse": lambda seed: M.garnet(jax.random.key(seed), 12, 2, 3, discount=0.99 if seed % 2 else 0.3),
+    "banded, terminals": lambda seed: (
+        M.grid_world("S . +1\n. # -1\n. . .", slip=0.05 * seed, discount=0.95, living_reward=-0.04).mdp
+    ),
+    "γ = 1 in some": lambda seed: M.russell_norvig(1.0 if seed % 3 else 0.9).mdp,
+}
+
+
+def stacked(worlds):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *worlds)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("block", [None, 1, 3])
+def test_each_answer_is_that_of_the_single_solver(kind, block, x64):
+    worlds = [KINDS[kind](seed) for seed in range(7)]
+    solution = jax.jit(functools.partial(M.solve_batch, tolerance=1e-7, block=block))(stacked(worlds))
+    assert bool(solution.converged.all())
+    exact = jax.jit(functools.partial(M.policy_iteration, tolerance=1e-9))
+    for i, world in enumerate(worlds):
+        truth = exact(world)
+        error = np.abs(solution.values[i] - truth.values).max()
+        assert error <= solution.error_bound[i] <= 1e-7
+        q = M.action_values(world, solution.values[i])
+        np.testing.assert_allclose(solution.action_values[i], q, atol=1e-12)
+        chosen = np.asarray(truth.action_values)[np.arange(world.num_states), solution.policy[i]]
+        np.testing.assert_allclose(chosen, truth.values, atol=2e-7)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.05])
+def test_the_bound_holds_in_single_precision(tolerance):
+    worlds = [M.garnet(jax.random.key(seed), 9, 3, 9, discount=0.99) for seed in range(5)]
+    solution = jax.jit(M.solve_batch)(stacked(worlds), tolerance=tolerance)
+    with jax.enable_x64(True):
+        for i, world in enumerate(worlds):
+            precise = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, world)
+            truth = M.policy_iteration(precise).values
+            assert (
+                np.abs(np.asarray(solution.values[i], float) - truth).max() <= solution.error_bound[i] < 0.2
+            )
+    assert bool(solution.converged.all()) == (tolerance > 0)
+
+
+def test_a_limit_on_sweeps_is_reported():
+    worlds = stacked([M.garnet(jax.random.key(seed), 9, 3, 2, discount=0.99) for seed in range(3)])
+    solution = jax.jit(M.solve_batch)(worlds, max_iterations=3)
+    assert not bool(solution.converged.any())
+    assert (solution.iterations == 3).all()
+
+
+def test_values_are_differentiable(x64):
+    worlds = stacked([M.garnet(jax.random.key(seed), 5, 2, 5, discount=0.9) for seed in range(3)])
+
+    def total(solve, rewards):
+        return solve(worlds._replace(rewards=rewards)).values[:, 0].sum()
+
+    batch = functools.partial(M.solve_batch, tolerance=1e-10, block=2)
+    single = jax.vmap(functools.partial(M.value_iteration, tolerance=1e-10))
+    by_batch, by_single = (jax.grad(functools.partial(total, f))(worlds.rewards) for f in (batch, single))
+    np.testing.assert_allclose(by_batch, by_single, atol=1e-8)
+    assert np.abs(by_batch).max() > 0.5
