@@ -1,12 +1,12 @@
 """How fast are finite MDPs solved, beside QuantEcon and mdpsolver on the same arrays, to the same verified
 error?
 
-    taskset -c 0 python benchmarks/mdp.py dense sparse batch bandwidth million
+    taskset -c 0 python benchmarks/mdp.py dense sparse-0.99 sparse-0.999 batch bandwidth million bounds
 
-Each solver runs once untimed (compilation), then all alternate. What every solver returns is checked by one
-sweep in
-SciPy, outside the clock: the largest possible error of its values by MacQueen's bounds. Times are seconds
-of the solve call on arrays that are already in each library's own form.
+Parts may run one by one: each replaces its own rows of the results. Each solver runs once untimed
+(compilation), then all alternate. What every solver returns is checked by one sweep in SciPy, outside the
+clock: the largest possible error of its values by MacQueen's bounds. Times are seconds of the solve call on
+arrays that are already in each library's own form.
 """
 
 import argparse
@@ -17,6 +17,8 @@ import pathlib
 import platform
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -31,18 +33,23 @@ jax.config.update("jax_enable_x64", True)
 EPSILON = 1e-6
 
 
-def problems(num_states: int, discount: float) -> dict[str, M.FiniteMDP]:
-    """The four sparse worlds. The grid has 3 % traps, slip 0.1, and one goal in a corner."""
-    side = round(num_states**0.5)
-    cells = np.where(np.random.default_rng(0).random((side, side)) < 0.03, "-1", ".")
-    cells[0, -1], cells[-1, 0] = "+1", "S"
-    grid = M.grid_world("\n".join(map(" ".join, cells)), discount=discount, slip=0.1, living_reward=-0.01)
-    return {
-        "grid": grid.mdp,
-        "queue": M.queue(num_states, discount=discount),
-        "garnet": M.garnet(jax.random.key(0), num_states, 4, 5, discount=discount),
-        "forest": M.forest(num_states, discount=discount),
+def problems(num_states: int, discount: float, only: str | None = None) -> dict[str, M.FiniteMDP]:
+    """The four sparse worlds, or one. The grid has 3 % traps, slip 0.1, and one goal in a corner."""
+
+    def grid() -> M.FiniteMDP:
+        side = round(num_states**0.5)
+        cells = np.where(np.random.default_rng(0).random((side, side)) < 0.03, "-1", ".")
+        cells[0, -1], cells[-1, 0] = "+1", "S"
+        text = "\n".join(map(" ".join, cells))
+        return M.grid_world(text, discount=discount, slip=0.1, living_reward=-0.01).mdp
+
+    makers = {
+        "grid": grid,
+        "queue": lambda: M.queue(num_states, discount=discount),
+        "garnet": lambda: M.garnet(jax.random.key(0), num_states, 4, 5, discount=discount),
+        "forest": lambda: M.forest(num_states, discount=discount),
     }
+    return {name: make() for name, make in makers.items() if only in (None, name)}
 
 
 def state_action_matrix(world: M.FiniteMDP) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
@@ -112,10 +119,8 @@ def mdpsolver_solver(matrix, rewards, discount: float, update: str) -> Callable[
 
 
 def our_solver(world: M.FiniteMDP) -> Callable[[], np.ndarray]:
-    """Modified policy iteration with its defaults; value iteration on dense kernels, which mix at once."""
-    dense_kernel = isinstance(world.transitions, M.Dense)
-    solver = M.value_iteration if dense_kernel else M.modified_policy_iteration
-    solve = jax.jit(functools.partial(solver, tolerance=EPSILON))
+    """Modified policy iteration with its defaults."""
+    solve = jax.jit(functools.partial(M.modified_policy_iteration, tolerance=EPSILON))
     return lambda: np.asarray(jax.block_until_ready(solve(world)).values)
 
 
@@ -192,23 +197,20 @@ def dense(rounds: int) -> list[dict]:
     return rows
 
 
-def sparse(rounds: int) -> list[dict]:
+def sparse(rounds: int, discount: float) -> list[dict]:
     """S = 10⁵."""
     rows = []
-    for discount in (0.99, 0.999):
-        for name, world in problems(100_000, discount).items():
-            matrix, rewards = state_action_matrix(world)
-            peers = {"quantecon": quantecon_solver(matrix, rewards, discount, "mpi")}
-            if discount < 0.995:  # beyond, it takes many minutes on the grid and the queue
-                peers["mdpsolver"] = mdpsolver_solver(matrix, rewards, discount, "standard")
-            rows.append(compare(name, world, matrix, rewards, peers, rounds))
-        for who in ("quantecon", "mdpsolver"):
-            measured = [row["ratios"] for row in rows if row["discount"] == discount]
-            ratios = [row[who]["median"] for row in measured if who in row]
-            if ratios:
-                print(
-                    f"geometric mean against {who} at γ={discount}: {statistics.geometric_mean(ratios):.2f}"
-                )
+    for name, world in problems(100_000, discount).items():
+        matrix, rewards = state_action_matrix(world)
+        peers = {"quantecon": quantecon_solver(matrix, rewards, discount, "mpi")}
+        # Near γ = 1 mdpsolver takes many minutes on the grid and the queue.
+        if discount < 0.995 or name not in ("grid", "queue"):
+            peers["mdpsolver"] = mdpsolver_solver(matrix, rewards, discount, "standard")
+        rows.append(compare(name, world, matrix, rewards, peers, rounds))
+    for who in ("quantecon", "mdpsolver"):
+        medians = [row["ratios"][who]["median"] for row in rows if who in row["ratios"]]
+        mean = statistics.geometric_mean(medians)
+        print(f"geometric mean of {len(medians)} against {who} at γ={discount}: {mean:.2f}")
     return rows
 
 
@@ -268,27 +270,106 @@ def bandwidth(rounds: int) -> list[dict]:
 
 
 def million(rounds: int) -> list[dict]:
-    """S = 10⁶: time, bound and peak memory of the process."""
+    """S = 10⁶, each in a process of its own: time, bound and peak memory."""
     rows = []
-    for name in ("queue", "forest", "garnet", "grid"):
-        solve = our_solver(problems(1_000_000, 0.99)[name])
-        solve()
-        start = time.perf_counter()
-        solve()
-        seconds = time.perf_counter() - start
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{name}, S=10⁶, γ=0.99: {seconds:.2f} s, peak memory so far {peak:.2f} GiB", flush=True)
-        rows.append({"problem": name, "states": 10**6, "seconds": seconds, "peak_GiB": peak})
+    for name in ("grid", "queue", "garnet", "forest"):
+        for discount in (0.99, 0.999):
+            command = [sys.executable, __file__, "one", "--world", name, "--discount", str(discount)]
+            done = subprocess.run([*command, "--rounds", str(rounds)], capture_output=True, check=True)
+            rows.append(json.loads(done.stdout))
+            print(rows[-1], flush=True)
     return rows
+
+
+def one(name: str, discount: float, rounds: int) -> dict:
+    """One world of 10⁶ states."""
+    world = problems(1_000_000, discount, name)[name]
+    built = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    solve = jax.jit(functools.partial(M.modified_policy_iteration, tolerance=EPSILON))
+    solution = jax.block_until_ready(solve(world))
+    times = alternate({"jaxrl4lm": lambda: jax.block_until_ready(solve(world))}, rounds)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "problem": name, "discount": discount, "states": world.num_states,
+        "seconds": times["jaxrl4lm"], "iterations": int(solution.iterations),
+        "error_bound": float(solution.error_bound), "converged": bool(solution.converged),
+        "peak_GiB": peak, "peak_GiB_building": built,
+    }  # fmt: skip
+
+
+def bounds(rounds: int) -> list[dict]:
+    """Stated bound and true error on 600 random worlds for each solver and precision."""
+    del rounds  # nothing is timed
+    solvers = (M.value_iteration, M.policy_iteration, M.modified_policy_iteration)
+    rows = []
+    for solver, precision in itertools.product(solvers, (np.float32, np.float64)):
+        solve = jax.jit(solver)
+        quotients, unreached = [], 0
+        for seed in range(600):
+            discount = (0.0, 0.5, 0.9, 0.99, 0.999)[seed % 5]
+            tolerance = (1.0, 1e-3, 1e-6, 0.0)[seed // 5 % 4]
+            kernel, rewards = random_arrays(seed)
+            world = M.from_arrays(kernel.astype(precision), rewards.astype(precision), discount)
+            world = world._replace(discount=world.discount.astype(precision))
+            solution = solve(world, tolerance=tolerance)
+            error = np.abs(np.asarray(solution.values, np.float64) - exact_values(world)).max()
+            quotients.append(float(error) / float(solution.error_bound))
+            unreached += not bool(solution.converged)
+        row = {
+            "solver": solver.__name__, "precision": np.dtype(precision).name, "worlds": len(quotients),
+            "violations": sum(q > 1 for q in quotients), "tolerance_not_reached": unreached,
+            "error_over_bound": {
+                "median": statistics.median(quotients), "max": max(quotients),
+                "p90": float(np.quantile(quotients, 0.9)),
+            },
+        }  # fmt: skip
+        print(row, flush=True)
+        rows.append(row)
+    return rows
+
+
+def random_arrays(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Twenty states, three actions; nearly deterministic rows to nearly uniform ones, rewards of any size."""
+    rng = np.random.default_rng(seed)
+    kernel = rng.dirichlet(np.full(20, rng.choice([0.01, 0.1, 1.0])) + 1e-3, (20, 3))
+    return kernel, rng.normal(size=(20, 3)) * rng.choice([0.01, 1, 100])
+
+
+def exact_values(world: M.FiniteMDP) -> np.ndarray:
+    """V* by policy iteration in NumPy: float64, on the arrays as the solver sees them."""
+    kernel, rewards = (np.asarray(x, np.float64) for x in (world.transitions.probabilities, world.rewards))
+    discount, states = float(world.discount), np.arange(len(rewards))
+    policy = np.zeros(len(rewards), int)
+    while True:
+        system = np.eye(len(rewards)) - discount * kernel[states, policy]
+        values = np.linalg.solve(system, rewards[states, policy])
+        q = rewards + discount * kernel @ values
+        better = q.max(-1) > q[states, policy] + 1e-11 * np.abs(values).max()
+        if not better.any():
+            return values
+        policy = np.where(better, q.argmax(-1), policy)
 
 
 def main() -> None:
     """Runs the named parts and writes results/mdp.json."""
-    parts = {"dense": dense, "sparse": sparse, "batch": batch, "bandwidth": bandwidth, "million": million}
+    parts = {
+        "dense": dense,
+        "sparse-0.99": functools.partial(sparse, discount=0.99),
+        "sparse-0.999": functools.partial(sparse, discount=0.999),
+        "batch": batch,
+        "bandwidth": bandwidth,
+        "million": million,
+        "bounds": bounds,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=list(parts), choices=list(parts))
+    parser.add_argument("parts", nargs="*", default=list(parts), choices=[*parts, "one"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--world", help="of `one`")
+    parser.add_argument("--discount", type=float, help="of `one`")
     arguments = parser.parse_args()
+    if arguments.parts == ["one"]:
+        print(json.dumps(one(arguments.world, arguments.discount, arguments.rounds)))
+        return
     path = pathlib.Path(__file__).parent / "results" / "mdp.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     import quantecon

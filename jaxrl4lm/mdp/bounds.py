@@ -27,14 +27,24 @@ def supremum(low: Array, high: Array) -> tuple[Array, Array]:
     return jnp.zeros_like(low), jnp.maximum(jnp.abs(low), jnp.abs(high))
 
 
-def rounding(mdp: FiniteMDP, values: Array) -> Array:
-    """Bound on the rounding error of one sweep: u (K + 3) (max |r| + γ max |v|), scalar; u the unit roundoff.
+class Rounding(NamedTuple):
+    """Bound on the rounding error of one sweep: u (K + 3) (max |r| + γ max |v|), u the unit roundoff.
 
     Sums of more than 64 terms are taken as sums in blocks, which compiled code makes of them.
     """
-    terms = min(mdp.transitions.shape[2], 64) + 3
-    unit = jnp.finfo(values.dtype).eps / 2
-    return unit * terms * (jnp.abs(mdp.rewards).max() + mdp.discount * jnp.abs(values).max())
+
+    constant: Array
+    slope: Array
+
+    def at(self, size: Array) -> Array:
+        """For max |v| = `size`."""
+        return self.constant + self.slope * size
+
+
+def rounding(mdp: FiniteMDP) -> Rounding:
+    """Once a solve: max |r| takes longer than a sweep of evaluation."""
+    unit = jnp.finfo(mdp.rewards.dtype).eps / 2 * (min(mdp.transitions.shape[2], 64) + 3)
+    return Rounding(unit * jnp.abs(mdp.rewards).max(), unit * mdp.discount)
 
 
 class Ending(NamedTuple):
@@ -63,7 +73,7 @@ def ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike) -> Ending:
 
 def _episodic_ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike) -> Ending:
     q = action_values(mdp, values)
-    optimal = q >= q.max(axis=-1, keepdims=True) - 4 * rounding(mdp, values)
+    optimal = q >= q.max(axis=-1, keepdims=True) - 4 * rounding(mdp).at(jnp.abs(values).max())
     # Under vmap both branches of the caller run: with γ < 1 in this one there is nothing to iterate.
     episodic = mdp.discount >= 1
 

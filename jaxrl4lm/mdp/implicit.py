@@ -1,6 +1,7 @@
 """Derivatives of a fixed point by the implicit function theorem, whatever loop found it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,23 @@ def fixed_point(operator: Callable[[Array], Array], solution: Array) -> Array:
         solve=lambda _, start: start,
         tangent_solve=_linear_solve,
     )
+
+
+def found(function: Callable[..., Array], value: Array, *arguments: Any) -> Array:
+    """`value`, which is `function(*arguments)` but for errors, with the derivative of the latter.
+
+    The function is only evaluated if differentiated.
+    """
+
+    @jax.custom_jvp
+    def look_up(value: Array, *arguments: Any) -> Array:
+        return value
+
+    @look_up.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+        return primals[0], jax.jvp(function, tuple(primals[1:]), tuple(tangents[1:]))[1]
+
+    return look_up(jax.lax.stop_gradient(value), *arguments)
 
 
 def _linear_solve(matvec: Callable[[Array], Array], target: Array) -> Array:

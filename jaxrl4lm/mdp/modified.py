@@ -6,28 +6,28 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.mdp import bounds, operators
+from jaxrl4lm.mdp.evaluation import correction, extent
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP
-from jaxrl4lm.mdp.krylov import bicgstab
 from jaxrl4lm.mdp.solvers import Solution, certify, conclude
 from jaxrl4lm.types import Array, ScalarLike
 
 
 class _Point(NamedTuple):
-    values: Array
+    q: Array
+    """`[A, S]`: r + γ E v."""
     swept: Array
-    """T v."""
+    """T v, their maximum."""
     policy: Array
-    """Greedy with respect to v."""
+    change: Array
+    """T v − v."""
 
 
 class _Progress(NamedTuple):
     point: _Point
-    accepted: _Point
-    """The last point from which an improvement was made."""
-    bold: Array
-    """Whether `point` came out of a Krylov evaluation, which may have to be taken back."""
+    before: Array
+    """Span of the residual one improvement ago."""
     wait: Array
-    """Improvements to go without Krylov evaluation."""
+    """Improvements to go without a Krylov evaluation."""
     penalty: Array
     """How long to wait after the next failure: four times as long each time."""
     iterations: Array
@@ -37,22 +37,27 @@ class _Progress(NamedTuple):
     horizon: Array
 
 
+PATIENCE = 3
+"""So many stalled improvements end the iteration."""
+
+
 def modified_policy_iteration(
     mdp: FiniteMDP,
     *,
     tolerance: ScalarLike = 1e-3,
     max_iterations: ScalarLike = 10_000,
-    forcing: ScalarLike = 0.1,
-    sweeps: ScalarLike = 20,
+    forcing: ScalarLike = 0.2,
+    sweeps: ScalarLike = 40,
     krylov: ScalarLike = 1000,
     start: Array | None = None,
 ) -> Solution:
     """The solver for large MDPs, stopped by MacQueen's bounds.
 
     Each improvement costs a sweep over all actions; evaluation sweeps only over the chosen ones. It goes on
-    until the residual's span has shrunk by `forcing`: first by sweeps, then, if the chain mixes slowly, by
-    BiCGStab on (I − γP_π) v = r_π, whose answer is taken only if its residual is smaller than that of the
-    sweeps.
+    until the residual's span has shrunk by η = min(forcing, 0.9 (span now / span one improvement ago)²): far
+    where improving the policy gained much, not far while the policy still changes. Evaluation is by sweeps;
+    where they are not enough, by BiCGStab on (I − γP_π) v = r_π, whose answer is taken only if its residual
+    is smaller than that of the sweeps; of a birth-death chain by a direct solve.
     In float32 the residual may stop shrinking just above the tolerance: that ends the iteration, and
     `converged` says False beside the bound that was reached.
 
@@ -60,129 +65,90 @@ def modified_policy_iteration(
       mdp: any kernel.
       tolerance: absolute; 0 goes to the rounding level.
       max_iterations: improvements at most.
-      forcing: η in (0, 1), how far one evaluation goes.
+      forcing: the largest η, in (0, 1).
       sweeps, krylov: at most so many evaluation sweeps, and BiCGStab iterations, per improvement; 0 for none.
-      start: first v, `[S]`; 0 by default.
-    Reference: Puterman & Shin 1978; Gargiani et al. 2023, arXiv:2211.04299 (inexact policy iteration).
+      start: first v, `[S]`; 0 by default, whose sweep costs nothing.
+    Reference: Puterman & Shin 1978; Gargiani et al. 2023, arXiv:2211.04299 (inexact policy iteration);
+    Eisenstat & Walker 1996 (η, choice 2).
     """
-    dtype = mdp.rewards.dtype
-    first = operators.held_values(mdp) if start is None else start
-    discount = mdp.discount
+    dtype, discount, rounding = mdp.rewards.dtype, mdp.discount, bounds.rounding(mdp)
     hint = jnp.where(discount < 1, discount / jnp.where(discount < 1, 1 - discount, 1), 1).astype(dtype)
-    patience = 3
+    rewards = mdp.rewards.T
 
-    def point_at(values: Array) -> _Point:
-        return _Point(values, operators.backup(mdp, values), operators.greedy(mdp, values))
+    def sweep_from(values: Array) -> _Point:
+        return _point(rewards + discount * mdp.transitions.expect_by_action(values), values)
 
     def error(progress: _Progress) -> tuple[Array, Array]:
-        change = progress.point.swept - progress.point.values
-        return certify(mdp, progress.point.swept, change.min(), change.max(), progress.horizon, bounds.span)
-
-    def ending(progress: _Progress) -> bounds.Ending:
-        return jax.lax.cond(
-            discount < 1,
-            lambda: bounds.Ending(hint, progress.point.policy),
-            lambda: bounds.ending(mdp, progress.point.swept, max_iterations),
-        )
+        low, high = progress.point.change.min(), progress.point.change.max()
+        return certify(mdp, rounding, progress.point.swept, low, high, progress.horizon, bounds.span)
 
     def unfinished(progress: _Progress) -> Array:
-        going = (progress.stalled < patience) & (progress.iterations < max_iterations)
+        going = (progress.stalled < PATIENCE) & (progress.iterations < max_iterations)
         return (error(progress)[1] > tolerance) & going
 
     def improve(progress: _Progress) -> _Progress:
-        # Policies may alternate for ever if each is evaluated beyond what it is good for: a Krylov
-        # evaluation that left a wider residual than it found is taken back, and sweeps alone go on from
-        # there.
-        point, accepted = progress.point, progress.accepted
-        widened = ~(extent(point.swept - point.values) <= extent(accepted.swept - accepted.values))
-        rejected = progress.bold & widened
-        point = jax.lax.cond(rejected, lambda: accepted, lambda: point)
-        # Sweep and policy enter as loop state: so each is stored once, where a body that went on to use
-        # them would have them recomputed in every consumer (measured: 3 times slower on gathers).
-        change = point.swept - point.values
-        size = jnp.abs(change).max()
-        stuck = (size <= 4 * bounds.rounding(mdp, point.values)) & (size > 0.5 * progress.best)
+        point, span = progress.point, extent(progress.point.change)
         enough = tolerance / jnp.maximum(progress.horizon, 1) / 4
-        target = jnp.maximum(forcing * extent(change), enough)
-        # A change common to all states goes on as γ/(1−γ) times itself: exactly, so not through single
-        # precision.
-        common = jnp.where(mdp.terminal.any(), 0, (change.max() + change.min()) / 2)
-        chain = jax.tree.map(_halved, operators.policy_chain(mdp, point.policy))
-        allowed = jnp.where(rejected | (progress.wait > 0), 0, krylov)
-        rest, tried, bold = _correction(chain, _halved(change - common), _halved(target), sweeps, allowed)
-        failed = rejected | (tried & ~bold)
-        return progress._replace(
-            point=point_at(point.swept + hint * common + rest),
-            accepted=point,
-            bold=bold,
+        eta = jnp.clip(0.9 * (span / progress.before) ** 2, 1e-4, forcing)
+        # A change common to all states goes on as γ/(1−γ) times itself: exactly, so not by sweeps.
+        low, high = point.change.min(), point.change.max()
+        common = jnp.where(mdp.terminal.any(), 0, (low + high) / 2)
+        rest = correction(
+            mdp.transitions.under(point.policy),
+            discount,
+            point.change - common,
+            jnp.maximum(eta * span, enough),
+            sweeps=sweeps,
+            krylov=jnp.where(progress.wait > 0, 0, krylov),
+        )
+        base = point.swept + hint * common
+        new = sweep_from(base + rest.total)
+        # Policies may alternate for ever if each is evaluated beyond what it is good for: an evaluation that
+        # widened the residual is taken back, if it was not by sweeps.
+        widened = rest.solved & ~(extent(new.change) <= span)
+        new = jax.lax.cond(widened, lambda: sweep_from(base + rest.safe), lambda: new)
+        failed = widened | (rest.tried & ~rest.solved)
+        size = jnp.maximum(-low, high)
+        stuck = (size <= 4 * rounding.at(jnp.abs(point.swept).max())) & (size > 0.5 * progress.best)
+        return _Progress(
+            new,
+            before=span,
             wait=jnp.where(failed, progress.penalty, jnp.maximum(progress.wait - 1, 0)),
             penalty=jnp.where(failed, 4 * progress.penalty, progress.penalty),
             iterations=progress.iterations + 1,
             stalled=jnp.where(stuck, progress.stalled + 1, 0),
             best=jnp.minimum(progress.best, size),
+            horizon=progress.horizon,
         )
 
-    infinite, zero = jnp.asarray(jnp.inf, dtype), jnp.int32(0)
-    opening = point_at(first)
-    state = _Progress(opening, opening, jnp.asarray(False), zero, jnp.int32(4), zero, zero, infinite, hint)
+    zero, infinite = jnp.int32(0), jnp.asarray(jnp.inf, dtype)
+    first = _point(rewards, jnp.zeros_like(rewards[0])) if start is None else sweep_from(start)
+    state = _Progress(first, extent(first.change), zero, jnp.int32(4), zero, zero, infinite, hint)
     state = jax.lax.while_loop(unfinished, improve, state)
     # At γ = 1 the horizon is only known near the end: go on with it. Below, nothing is left to do.
     state = state._replace(
-        horizon=ending(state).horizon, stalled=jnp.where(discount < 1, patience, zero), best=infinite
+        horizon=_ending(mdp, state.point, hint, max_iterations).horizon,
+        stalled=jnp.where(discount < 1, PATIENCE, zero),
+        best=infinite,
     )
     state = jax.lax.while_loop(unfinished, improve, state)
-    final = ending(state)
+    final = _ending(mdp, state.point, hint, max_iterations)
     shift, bound = error(state._replace(horizon=final.horizon))
-    values = jnp.where(mdp.terminal, state.point.swept, state.point.swept + shift)
-    return conclude(mdp, operators.backup, values, final.policy, state.iterations, bound, tolerance)
+    shift = jnp.where(mdp.terminal, 0, shift)
+    values, q = state.point.swept + shift, state.point.q.T + shift[:, None]
+    return conclude(mdp, operators.backup, values, final.policy, state.iterations, bound, tolerance, q)
 
 
-def _correction(
-    chain: FiniteMDP, change: Array, target: Array, sweeps: ScalarLike, krylov: ScalarLike
-) -> tuple[Array, Array, Array]:
-    """c = Σ_{k≥1} (γP)^k δ, roughly: what T_π v still lacks of V^π, given δ = T_π v − v, in single precision;
-    whether BiCGStab was tried (where `sweeps` were not enough), and whether c comes from it.
+def _point(q: Array, values: Array) -> _Point:
+    # Each stored once, where the compiler would sweep again for every consumer (measured: twice as long).
+    q = jax.lax.optimization_barrier(q)
+    swept = jax.lax.optimization_barrier(q.max(axis=0))
+    return _Point(q, swept, jnp.argmax(q, axis=0).astype(jnp.int32), swept - values)
 
-    A correction needs few digits, because the next improvement measures what it left in full precision; and
-    a sweep of half the bytes takes half the time.
-    """
 
-    def unfinished(state: tuple[Array, Array, Array]) -> Array:
-        # Measured here, when the sweep's result is in memory: beside the sweep, the compiler would compute
-        # the sweep once for the result and once each for minimum and maximum.
-        return (extent(state[0]) > target) & (state[2] < sweeps)
-
-    def product(x: Array) -> Array:
-        return chain.discount * chain.transitions.expect(x)[:, 0]
-
-    def sweep(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        increment, total, count = state
-        new = product(increment)
-        return new, total + new, count + 1
-
-    increment, total, _ = jax.lax.while_loop(
-        unfinished, sweep, (change, jnp.zeros_like(change), jnp.int32(0))
+def _ending(mdp: FiniteMDP, point: _Point, hint: Array, max_iterations: ScalarLike) -> bounds.Ending:
+    return jax.lax.cond(
+        mdp.discount < 1,
+        lambda: bounds.Ending(hint, point.policy),
+        lambda: bounds.ending(mdp, point.swept, max_iterations),
     )
-
-    def by_krylov() -> tuple[Array, Array]:
-        solved, _ = bicgstab(
-            lambda x: x - product(x), product(change), total, tolerance=target / 2, max_iterations=krylov
-        )
-        left = product(change + solved) - solved
-        # Spans do not see a shift common to all states, of which BiCGStab can pick up any amount.
-        better = (extent(left) < extent(increment)) & (jnp.abs(left).max() <= jnp.abs(change).max())
-        better &= jnp.isfinite(left).all()
-        return jnp.where(better, solved, total), better
-
-    slow = (extent(increment) > target) & (jnp.asarray(krylov) > 0)
-    total, better = jax.lax.cond(slow, by_krylov, lambda: (total, jnp.asarray(False)))
-    return total, slow, better
-
-
-def _halved(x: Array) -> Array:
-    return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
-
-
-def extent(change: Array) -> Array:
-    """max − min."""
-    return change.max() - change.min()

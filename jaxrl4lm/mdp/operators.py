@@ -10,7 +10,7 @@ from jaxrl4lm.types import Array, ScalarLike
 
 MAX_COMPARED = 16
 """Up to this many actions the maximum is a chain of comparisons, which fuses with the sweep that makes Q
-(measured: 2.4 times faster than an argmax over the last axis); beyond, it is a reduction."""
+(measured: 2 to 5 times faster than a reduction); beyond, it is a reduction."""
 
 
 def action_values(mdp: FiniteMDP, values: Array) -> Array:
@@ -105,5 +105,5 @@ def backward_visits(mdp: FiniteMDP, weights: Array) -> Array:
 
 def _action_columns(mdp: FiniteMDP, values: Array) -> list[Array]:
     """Q(·, a) for each action, A arrays `[S]`."""
-    ahead = mdp.transitions.expect(values)
-    return [mdp.rewards[:, a] + mdp.discount * ahead[:, a] for a in range(mdp.num_actions)]
+    ahead = mdp.transitions.expect_by_action(values)
+    return [mdp.rewards[:, a] + mdp.discount * ahead[a] for a in range(mdp.num_actions)]

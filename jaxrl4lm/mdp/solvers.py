@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxrl4lm.mdp import bounds, operators
 from jaxrl4lm.mdp.exact import policy_values
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP
-from jaxrl4lm.mdp.implicit import fixed_point
+from jaxrl4lm.mdp.implicit import fixed_point, found
 from jaxrl4lm.types import Array, ScalarLike
 
 Bounds = Callable[[Array, Array], tuple[Array, Array]]
@@ -27,7 +27,7 @@ class Solution(NamedTuple):
     values: Array
     """`[S]`; differentiable in the MDP's arrays through the fixed point."""
     action_values: Array
-    """`[S, A]`: r + γ E[values]."""
+    """`[S, A]`: Q*, as closely as `values` are V*."""
     policy: Array
     """`[S]` actions (soft solver: `[S, A]` probabilities). It is within 2·error_bound of optimal."""
     iterations: Array
@@ -66,13 +66,14 @@ def iterate_operator(
     tolerance = jnp.asarray(tolerance, start.dtype)
     discount = mdp.discount
     hint = jnp.where(discount < 1, discount / jnp.where(discount < 1, 1 - discount, 1), 1)
+    rounding = bounds.rounding(mdp)
 
     def unfinished(progress: _Progress) -> Array:
         # The change is measured here, when the sweep's result is in memory: measured beside the sweep, the
         # compiler would compute the sweep once for the result and once for each of the minimum and the
         # maximum.
         low, high = _range(progress)
-        _, error = certify(mdp, progress.iterate, low, high, progress.horizon, within)
+        _, error = certify(mdp, rounding, progress.iterate, low, high, progress.horizon, within)
         noise = 4 * jnp.finfo(start.dtype).eps * jnp.abs(progress.iterate).max()
         stalled = jnp.maximum(-low, high) <= noise
         return (error > tolerance) & ~stalled & (progress.iterations < max_iterations)
@@ -91,7 +92,7 @@ def iterate_operator(
 
     first = _Progress(start, start, jnp.int32(0), hint.astype(start.dtype), jnp.asarray(False))
     final = jax.lax.while_loop(lambda progress: ~progress.finished, stage, first)
-    shift, error = certify(mdp, final.iterate, *_range(final), final.horizon, within)
+    shift, error = certify(mdp, rounding, final.iterate, *_range(final), final.horizon, within)
     held = mdp.terminal.reshape(-1, *[1] * (start.ndim - 1))
     return jnp.where(held, final.iterate, final.iterate + shift), error, final.iterations
 
@@ -104,7 +105,13 @@ def _range(progress: _Progress) -> tuple[Array, Array]:
 
 
 def certify(
-    mdp: FiniteMDP, new: Array, low: Array, high: Array, horizon: Array, within: Bounds
+    mdp: FiniteMDP,
+    rounding: bounds.Rounding,
+    new: Array,
+    low: Array,
+    high: Array,
+    horizon: Array,
+    within: Bounds,
 ) -> tuple[Array, Array]:
     """(shift, error): |new + shift − V*| ≤ error, if new = T v up to rounding and low ≤ T v − v ≤ high."""
     # Episodes that end take an unknown part of N sweeps: then the interval must hold 0 as well.
@@ -114,7 +121,7 @@ def certify(
     # At γ = 1 that part differs from state to state, so a common shift would gain nothing.
     shift = jnp.where(episodic | ~jnp.isfinite(centre), 0, jnp.where(episodic, 0, horizon) * centre)
     radius = jnp.where(episodic, jnp.maximum(-low, high), radius)
-    noise = bounds.rounding(mdp, jnp.abs(new).max() + jnp.abs(shift))
+    noise = rounding.at(jnp.abs(new).max() + jnp.abs(shift))
     error = jnp.where(radius + noise > 0, horizon * (radius + noise), 0) + noise
     return shift, jnp.where(jnp.isfinite(radius) & jnp.isfinite(error), error, jnp.inf)
 
@@ -226,6 +233,7 @@ def policy_iteration(
     held = operators.held_values(mdp)
     start = jax.lax.fori_loop(0, warm_up, lambda _, values: operators.backup(mdp, values), held)
     first = bounds.ending(mdp, start, 10 * mdp.num_states).policy
+    rounding = bounds.rounding(mdp)
 
     def improve(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         policy, _, _, iterations = state
@@ -233,7 +241,7 @@ def policy_iteration(
         q = operators.action_values(mdp, values)
         # Keep the present action unless another is better beyond rounding: no cycling among equals.
         gain = q.max(axis=-1) - operators.select_actions(q, policy)
-        better = gain > 4 * bounds.rounding(mdp, values)
+        better = gain > 4 * rounding.at(jnp.abs(values).max())
         new = jnp.where(better, jnp.argmax(q, axis=-1), policy).astype(jnp.int32)
         return new, values, better.any() & jnp.isfinite(values).all(), iterations + 1
 
@@ -244,7 +252,7 @@ def policy_iteration(
     change = operators.backup(mdp, values) - values
     horizon = bounds.ending(mdp, values, 10 * mdp.num_states).horizon
     low, high = change.min(), change.max()
-    _, error = certify(mdp, values, low, high, horizon, bounds.supremum)
+    _, error = certify(mdp, rounding, values, low, high, horizon, bounds.supremum)
     error += jnp.maximum(jnp.abs(low), jnp.abs(high))  # from T v back to v
     error = jnp.where(jnp.isfinite(values).all(), error, jnp.inf)
     return conclude(mdp, operators.backup, values, policy, iterations, error, tolerance)
@@ -289,9 +297,12 @@ def conclude(
     iterations: Array,
     error: Array,
     tolerance: ScalarLike,
+    q: Array | None = None,
 ) -> Solution:
-    """A `Solution` whose values carry the derivative of the fixed point."""
+    """A `Solution` whose values carry the derivative of the fixed point; `q` saves a sweep where it is known."""
     values = fixed_point(lambda v: operator(mdp, v), values)
-    return Solution(
-        values, operators.action_values(mdp, values), policy, iterations, error, error <= tolerance
-    )
+    if q is None:
+        q = operators.action_values(mdp, values)
+    else:
+        q = found(operators.action_values, q, mdp, values)
+    return Solution(values, q, policy, iterations, error, error <= tolerance)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import mdp as M
+from jaxrl4lm.mdp import evaluation
 
 OPTIMAL = [M.value_iteration, M.action_value_iteration, M.policy_iteration, M.modified_policy_iteration]
 compiled = functools.cache(lambda solver, **fixed: jax.jit(functools.partial(solver, **fixed)))
@@ -326,3 +327,37 @@ def test_krylov_evaluation_gives_what_plain_sweeps_give(world, x64):
     plain = compiled(M.value_iteration)(world, tolerance=1e-7)
     np.testing.assert_allclose(krylov.values, plain.values, atol=2e-7)
     assert bool(krylov.converged)
+
+
+def test_a_birth_death_chain_is_evaluated_directly(x64):
+    world = M.queue(60, discount=0.999)
+    assert isinstance(world.transitions, M.Banded)
+    solution = compiled(M.modified_policy_iteration)(world, tolerance=1e-8)
+    np.testing.assert_allclose(solution.values, M.policy_iteration(world).values, atol=1e-8)
+    assert solution.iterations <= 10
+    policy = jnp.arange(60, dtype=jnp.int32) % 3
+    values, change = M.policy_values(world, policy), jnp.arange(60.0) ** 2
+    start = values - change
+    swept = M.policy_backup(world, policy, start)
+    rest = evaluation.correction(
+        world.transitions.under(policy), world.discount, swept - start, jnp.asarray(0.0), sweeps=0, krylov=1
+    )
+    assert not bool(rest.tried)
+    np.testing.assert_allclose(swept + rest.total, values, rtol=1e-9)
+
+
+def test_action_values_are_differentiable_and_their_maximum_is_the_value(x64):
+    world = random_mdp(9, 0.9)
+
+    def one(rewards):
+        world_ = world._replace(rewards=rewards)
+        return M.modified_policy_iteration(world_, tolerance=1e-11).action_values[2, 1]
+
+    slopes = jax.jit(jax.grad(one))(world.rewards)
+    step = 1e-5 * float(jnp.abs(world.rewards).max())
+    for s, a in [(2, 1), (0, 0), (4, 2)]:
+        nudge = jnp.zeros_like(world.rewards).at[s, a].set(step)
+        slope = (one(world.rewards + nudge) - one(world.rewards - nudge)) / (2 * step)
+        np.testing.assert_allclose(slopes[s, a], slope, rtol=1e-4, atol=1e-5)
+    solution = M.modified_policy_iteration(world, tolerance=1e-3)
+    np.testing.assert_array_equal(solution.action_values.max(-1), solution.values)
