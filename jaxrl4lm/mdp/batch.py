@@ -117,6 +117,6 @@ def _certify(mdps: FiniteMDP, point: _Point, ends: Array) -> tuple[Array, Array]
     states are not to be shifted."""
     horizon = 1 / (1 - mdps.discount)  # V* lies between v + horizon·low and v + horizon·high
     shift, error = jax.vmap(functools.partial(certify, within=bounds.span))(
-        mdps, point.values, *_change(point, ends), horizon
+        mdps, jax.vmap(bounds.rounding)(mdps), point.values, *_change(point, ends), horizon
     )
     return jnp.where(ends, 0, shift), error + jnp.where(ends, jnp.abs(shift), 0)
