@@ -137,6 +137,14 @@ def test_hyper_parameters_are_traced_mapped_and_of_one_shape(call):
         call(np.full((4, 1, 1, 1), 0.5))
 
 
+def test_rounding_is_no_information():
+    """The same reward added up in two orders: one unit in the last place apart."""
+    rewards = np.array([[np.float32(0.1) + np.float32(0.2) + np.float32(0.3), 0.6]], np.float32)
+    rewards[0, 1] = np.nextafter(rewards[0, 0], np.float32(1))
+    assert rewards[0, 0] != rewards[0, 1]
+    assert (advantages.group_normalized(rewards, eps=0.0) == 0).all()
+
+
 def test_small_differences_are_information():
     rewards = np.array([[1.0, 1.0 + 1e-5]], np.float32)
     np.testing.assert_allclose(

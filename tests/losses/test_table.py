@@ -97,6 +97,17 @@ def test_value_is_the_formula(row):
 
 
 @rows
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_padded_sequence_is_the_shorter_one(row, length):
+    """What is averaged or summed over a sequence counts the tokens that exist, and divides by their number."""
+    values = arguments(row.name)
+    short = {k: x[:, :length] if k in per_token(values) else x for k, x in values.items()}
+    _, outputs = compiled(row.name)(cast(values), hyper_arrays(row), np.arange(T) < length + np.zeros((B, 1)))
+    for out, expected in zip(outputs, as_tuple(row.formula(*short.values(), **row.hyper)), strict=True):
+        np.testing.assert_allclose(out[:, :length], expected, rtol=2e-5, atol=2e-6)
+
+
+@rows
 @pytest.mark.parametrize("jitted", [True, False], ids=["jit", "eager"])
 def test_masked_slots_are_never_read(row, jitted):
     values, hyper = arguments(row.name), hyper_arrays(row)
