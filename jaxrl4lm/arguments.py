@@ -41,6 +41,16 @@ def check_broadcastable(name: str, shape: tuple[int, ...], target: tuple[int, ..
         raise ValueError(f"{name} has shape {shape}, which does not broadcast to {target}: {fix}.")
 
 
+def check_rows(name: str, shape: tuple[int, ...], target: tuple[int, ...]) -> None:
+    """Raise a ValueError unless `shape` broadcasts to `target` with an equal last axis: a value per category.
+
+    One logit beside V of them would broadcast, and give a divergence below 0.
+    """
+    check_broadcastable(name, shape, target)
+    if shape[-1:] != target[-1:]:
+        raise ValueError(f"{name} has shape {shape}, which is not {target}: the last axes must be equal.")
+
+
 def coefficients(like: Array | jax.ShapeDtypeStruct, **values: ScalarLike) -> tuple[Array, ...]:
     """Hyper-parameters of a result of the shape and dtype of `like`: numbers, or arrays that broadcast to it.
 

@@ -68,7 +68,14 @@ def categorical_kl(logits: Array, other_logits: Array) -> Array:
       other_logits: of q [..., A]. Gradients flow.
     Returns:
       [...], in nats; inf where p puts mass on what q forbids.
+    Raises:
+      ValueError: if the last axes differ.
     """
+    if jnp.shape(logits)[-1:] != jnp.shape(other_logits)[-1:]:
+        raise ValueError(
+            f"logits has shape {jnp.shape(logits)}, other_logits {jnp.shape(other_logits)}: the last axes must be "
+            "equal."
+        )
     log_p = jax.nn.log_softmax(as_float(logits), axis=-1)
     log_q = jax.nn.log_softmax(as_float(other_logits), axis=-1)
     possible = ~jnp.isneginf(log_p)

@@ -41,6 +41,11 @@ def test_forbidden_actions():
     assert distributions.categorical_kl(np.zeros(3, np.float32), forbidden) == np.inf
 
 
+def test_one_category_does_not_stand_for_all():
+    with pytest.raises(ValueError, match="last axes must be equal"):
+        distributions.categorical_kl(LOGITS, OTHER[:, :1])
+
+
 def test_gaussian():
     std, other_std = np.exp(LOG_STD), np.exp(OTHER_LOG_STD)
     density = scipy.stats.norm(MEAN, std)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.arguments import as_float, as_mask, check_broadcastable, coefficients, mask_inputs
+from jaxrl4lm.arguments import as_float, as_mask, check_rows, coefficients, mask_inputs
 from jaxrl4lm.distributions import categorical_kl
 from jaxrl4lm.losses.importance import MAX_LOG_RATIO
 from jaxrl4lm.types import Array, ScalarLike
@@ -117,7 +117,7 @@ def exact(logits: Array, ref_logits: Array, *, mask: Array | None = None) -> Arr
     Reference: Kullback & Leibler 1951.
     """
     logits, ref_logits = as_float(logits), jax.lax.stop_gradient(as_float(ref_logits))
-    check_broadcastable("ref_logits", ref_logits.shape, logits.shape)
+    check_rows("ref_logits", ref_logits.shape, logits.shape)
     keep = as_mask(mask, logits.shape[:-1])
     logits, ref_logits = (jnp.where(keep[..., None], z, 0) for z in (logits, ref_logits))
     return jnp.where(keep, categorical_kl(logits, ref_logits), 0)

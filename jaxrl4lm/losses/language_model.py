@@ -6,7 +6,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.arguments import as_float, as_mask, check_broadcastable, coefficients
+from jaxrl4lm.arguments import as_float, as_mask, check_rows, coefficients
 from jaxrl4lm.distributions import categorical_kl, categorical_log_prob
 from jaxrl4lm.losses.chunked import chunked_token_log_probs
 from jaxrl4lm.types import Array, ScalarLike
@@ -100,7 +100,7 @@ def _student_and_teacher(
 ) -> tuple[Array, Array, Array]:
     """(mask, student, teacher): logits over the temperature, 0 where masked, the teacher a constant."""
     student, teacher = as_float(student_logits), jax.lax.stop_gradient(as_float(teacher_logits))
-    check_broadcastable("teacher_logits", teacher.shape, student.shape)
+    check_rows("teacher_logits", teacher.shape, student.shape)
     keep = as_mask(mask, student.shape[:-1])
     (temperature,) = coefficients(jax.ShapeDtypeStruct(keep.shape, student.dtype), temperature=temperature)
     temperature = temperature[..., None] if temperature.ndim else temperature

@@ -254,6 +254,14 @@ def test_an_argument_of_a_wrong_shape_is_named(row):
             assert_named(row, values | row.hyper | {name: wrong}, name)
 
 
+@rows
+def test_one_category_does_not_stand_for_all(row):
+    """[..., 1] would broadcast to [..., A], and a divergence of it is below 0."""
+    values = cast(arguments(row.name))
+    for name in [name for name in list(values)[1:] if values[name].ndim == 3]:
+        assert_named(row, values | row.hyper | {name: values[name][..., :1]}, name)
+
+
 @TUNED
 def test_a_hyper_parameter_of_a_wrong_shape_is_named(row):
     """None of these may widen a loss of [3, 4], though NumPy would broadcast them."""
