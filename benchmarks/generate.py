@@ -113,6 +113,8 @@ def beside_peers(size: str, batch: int, dtype: str, args: argparse.Namespace) ->
     with tempfile.TemporaryDirectory() as folder:
         models.save(folder, policy, params)
         sides["hugging face"] = hugging_face(folder, prompts, dtype)
+        if dtype != "float32":  # a rollout in low precision against one in full
+            sides["hugging face, float32"] = hugging_face(folder, prompts, "float32")
     process = None
     if args.tunix and dtype == "float32":
         process, sides["tunix"] = tunix(args.tunix, SIZES[size], prompts)

@@ -77,7 +77,7 @@ def attention(
         if window is not None:
             allowed &= queries - key_positions[:, None, :] < window
         allowed = jnp.repeat(allowed, R, axis=1)[:, None]
-        scores = _product(q, keys)
+        scores = _product(q.astype(keys.dtype), keys)
         if softcap is not None:
             scores = softcap * jnp.tanh(scores / softcap)
         scores = jnp.where(allowed, scores, -1e30)

@@ -7,44 +7,63 @@ import jax.numpy as jnp
 
 from jaxrl4lm.types import Array
 
+FEW = 64
+"""Rows of x up to which a weight stored by output is the left operand of the product."""
 
-def dense(x: Array, kernel: Array, bias: Array | None, dtype: jnp.dtype | None = None) -> Array:
+
+def dense(
+    x: Array, kernel: Array, bias: Array | None, dtype: jnp.dtype | None = None, by_output: bool = False
+) -> Array:
     """x W + b over the last axis of x.
 
     Args:
       x: `[..., in]`.
-      kernel: `[in, out]`, cast to the type of x; the product accumulates in float32.
+      kernel: `[in, out]`, or `[out, in]` where `by_output`; cast to the type of x; the product accumulates in
+        float32.
       bias: `[out]` or None.
       dtype: of the result; None: that of x.
+      by_output: how the kernel is stored: a tied embedding is the unembedding by output.
     Returns:
       `[..., out]`.
     """
     rows = x.reshape(-1, x.shape[-1])
-    y: Array = _matmul(rows, kernel, dtype or x.dtype)  # pyright: ignore[reportAssignmentType]
+    y: Array = _matmul(rows, kernel, dtype or x.dtype, by_output)  # pyright: ignore[reportAssignmentType]
     if bias is not None:
         y = y + bias.astype(y.dtype)[None]
-    return y.reshape(*x.shape[:-1], kernel.shape[-1])
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 # The weight gradient that autodiff emits for a product of higher rank contracts two transposed axes, which
 # XLA:CPU runs at less than half the speed of this form.
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _matmul(x: Array, kernel: Array, dtype) -> Array:
-    return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32).astype(dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _matmul(x: Array, kernel: Array, dtype, by_output: bool) -> Array:
+    kernel = kernel.astype(x.dtype)
+    if by_output and x.shape[0] <= FEW:
+        # XLA:CPU packs the right operand anew at every call. With the table on the left, 32 rows times a
+        # vocabulary of 32,000 run 1.3 times faster than with it on the right.
+        return _product(kernel, x, 1, 1).T.astype(dtype)
+    return _product(x, kernel, 1, 1 if by_output else 0).astype(dtype)
 
 
-def _forward(x, kernel, dtype):
-    return _matmul(x, kernel, dtype), (x, kernel)
+def _product(a: Array, b: Array, over_a: int, over_b: int) -> Array:
+    """Contracts one axis of each; a `.T` before a plain product would keep XLA:CPU from its fast kernel."""
+    dims = (((over_a,), (over_b,)), ((), ()))
+    return jax.lax.dot_general(a, b, dims, preferred_element_type=jnp.float32)
 
 
-def _backward(dtype, saved, g):
+def _forward(x, kernel, dtype, by_output):
+    return _matmul(x, kernel, dtype, by_output), (x, kernel)
+
+
+def _backward(dtype, by_output, saved, g):
     x, kernel = saved
-    g = g.astype(x.dtype)
-    dx = jnp.matmul(g, kernel.astype(x.dtype).T, preferred_element_type=jnp.float32).astype(x.dtype)
-    if x.shape[1] > g.shape[1]:  # XLA:CPU makes a wide result up to twice as fast as a tall one
-        dkernel = jax.lax.optimization_barrier(jnp.matmul(g.T, x, preferred_element_type=jnp.float32)).T
+    g, low = g.astype(x.dtype), kernel.astype(x.dtype)
+    dx = _product(g, low, 1, 0 if by_output else 1).astype(x.dtype)
+    a, b = (g, x) if by_output else (x, g)
+    if a.shape[1] > b.shape[1]:  # XLA:CPU makes a wide result up to twice as fast as a tall one
+        dkernel = jax.lax.optimization_barrier(_product(b, a, 0, 0)).T
     else:
-        dkernel = jnp.matmul(x.T, g, preferred_element_type=jnp.float32)
+        dkernel = _product(a, b, 0, 0)
     return dx, dkernel.astype(kernel.dtype)
 
 

@@ -60,14 +60,27 @@ def _lengths(positions_BT: Array, prefix: Cache | None, cache: Cache | None) -> 
     return jnp.repeat(count(prefix.positions), B // prefix.positions.shape[0]) + own
 
 
+def cache_dtype(config: TransformerConfig) -> jnp.dtype:
+    """Of remembered keys and values: that of the products, but float32 on CPU, where XLA has no low-precision
+    batched products and would convert the whole cache at every step."""
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else config.dtype)
+
+
 def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
     """A cache of `length` empty slots for `batch` sequences."""
-    K, C, dtype = config.num_kv_heads, config.channels, jnp.dtype(config.dtype)
+    K, C, dtype = config.num_kv_heads, config.channels, cache_dtype(config)
     return Cache(
         keys=tuple(jnp.zeros((batch, K, C, length), dtype) for _ in range(config.layers)),
         values=tuple(jnp.zeros((batch, K, length, C), dtype) for _ in range(config.layers)),
         positions=jnp.full((batch, length), EMPTY, jnp.int32),
     )
+
+
+def remembered(config: TransformerConfig, cache: Cache) -> Cache:
+    """The same keys and values in the dtype in which they are kept for many steps."""
+    dtype = cache_dtype(config)
+    keys, values = (tuple(x.astype(dtype) for x in xs) for xs in (cache.keys, cache.values))
+    return Cache(keys, values, cache.positions)
 
 
 class Norm(nn.Module):
@@ -134,8 +147,8 @@ class Attention(nn.Module):
         v_BKTC = v.transpose(0, 2, 1, 3)
         if own is not None:
             # One scalar slot for the whole batch: an in-place slice update, never a scatter.
-            k_BKCT = jax.lax.dynamic_update_slice(own[0], k_BKCT, (0, 0, 0, slot))
-            v_BKTC = jax.lax.dynamic_update_slice(own[1], v_BKTC, (0, 0, slot, 0))
+            k_BKCT = jax.lax.dynamic_update_slice(own[0], k_BKCT.astype(own[0].dtype), (0, 0, 0, slot))
+            v_BKTC = jax.lax.dynamic_update_slice(own[1], v_BKTC.astype(own[1].dtype), (0, 0, slot, 0))
             own_positions = own[2]
         else:
             own_positions = positions_BT
@@ -301,12 +314,10 @@ class Transformer(nn.Module):
     def logits(self, hidden: Array, part: tuple[Array | int, int] | None = None) -> Array:
         """Float32 logits `[..., V]`, or of the `part` (first id, how many) of the vocabulary."""
         c = self.config
-        # A tied table may stand transposed beside itself, see `LanguagePolicy.for_decoding`.
-        laid_out = not c.tied or self.has_variable("params", "unembedding")
-        kernel = self.get_variable("params", "unembedding") if laid_out else self.embedding
+        kernel = self.embedding if c.tied else self.unembedding
         if part is not None:
-            kernel = jax.lax.dynamic_slice_in_dim(kernel, *part, axis=1 if laid_out else 0)
-        logits = dense(hidden, kernel if laid_out else kernel.T, None, jnp.float32)
+            kernel = jax.lax.dynamic_slice_in_dim(kernel, *part, axis=0 if c.tied else 1)
+        logits = dense(hidden, kernel, None, jnp.float32, by_output=c.tied)
         return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
 
     def values(self, hidden: Array) -> Array:
