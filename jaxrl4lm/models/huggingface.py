@@ -18,7 +18,7 @@ from jaxrl4lm.models import names
 from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.families import FAMILIES, read_config, write_config
 from jaxrl4lm.models.policy import LanguagePolicy
-from jaxrl4lm.models.tensor_files import CheckpointError, Tensor, read_tensors, write_tensors
+from jaxrl4lm.models.tensor_files import CheckpointError, Tensor, read_tensors, release, write_tensors
 from jaxrl4lm.types import Params
 
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -90,12 +90,21 @@ def _computing(
 
 
 def place_leaves(leaves: dict[str, np.ndarray], dtype: DTypeLike, sharding: Placement | None) -> Params:
-    """The tree of these arrays, one after another copied in that type and put where it belongs."""
+    """The tree of these arrays, one after another put where it belongs, in that type.
+
+    No more than one of them is held besides what is placed: each is waited for, then its file's pages are let go.
+    """
+    dtype = jnp.dtype(dtype)
 
     def place(path: str, array: np.ndarray) -> jax.Array:
+        cast = array if array.dtype == dtype else array.astype(dtype)
         # A copy always: the parameters must outlive the file.
-        array = np.array(array, dtype=jnp.dtype(dtype), order="C", copy=True)
-        return jax.device_put(array, None if sharding is None else sharding(path, array.shape))
+        placed = jax.device_put(
+            cast, None if sharding is None else sharding(path, array.shape), may_alias=False
+        )
+        placed.block_until_ready()
+        release(array)
+        return placed
 
     return nest({path: place(path, array) for path, array in leaves.items()})
 

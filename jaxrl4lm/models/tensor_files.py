@@ -5,6 +5,7 @@ Format: 8 bytes with the length of a JSON header, the header {name: {dtype, shap
 
 import json
 import math
+import mmap
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -94,7 +95,7 @@ def _read_file(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is not a safetensors file: its header is no JSON object")
     header.pop("__metadata__", None)
-    data = np.memmap(path, np.uint8, mode="r")[8 + length :] if size > 8 + length else np.zeros(0, np.uint8)
+    data = _map(path)[8 + length :]
     for name, entry in header.items():
         if entry["dtype"] not in DTYPES:
             raise CheckpointError(
@@ -112,6 +113,20 @@ def _read_file(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
                 f"{path}: tensor {name} has {end - begin} bytes, which is not its shape {shape}"
             )
         yield name, data[begin:end].view(dtype).reshape(shape)
+
+
+def _map(path: pathlib.Path) -> np.ndarray:
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+
+
+def release(tensor: np.ndarray) -> None:
+    """Lets go of what reading a tensor has brought into memory; reading again brings it back."""
+    owner = tensor
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def write_tensors(
