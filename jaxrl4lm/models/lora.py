@@ -10,11 +10,13 @@ Shapes: `I` inputs, `O` outputs of a kernel, `r` rank.
 import json
 import os
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl4lm.data.files import read_object
 from jaxrl4lm.models import names
 from jaxrl4lm.models.huggingface import flatten, nest, rows_of
 from jaxrl4lm.models.partition import Rule, matching
@@ -73,71 +75,119 @@ def merge(params: Params, adapters: Params, scale: ScalarLike) -> Params:
 def save(folder: str | os.PathLike, policy: LanguagePolicy, adapters: Params, alpha: float) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors` in PEFT's format.
 
+    Where the checkpoint keeps several kernels in one tensor (GPT-2, GPT-NeoX, Phi-3), their adapters become one: of
+    the same rank if they share A, else of as many times the rank as there are kernels, which `rank_pattern` says.
+
+    Args:
+      alpha: α, of the scale α / r that the adapters were trained with.
     Raises:
-      CheckpointError: if the checkpoint keeps several adapted kernels in one tensor (GPT-2, GPT-NeoX,
-        Phi-3): merge the adapters and save the model.
+      CheckpointError: if only some of the kernels that share a tensor are adapted.
     """
     folder = pathlib.Path(folder)
-    leaves, tensors, targets = flatten(adapters), {}, set()
-    rank = next(x for path, x in leaves.items() if path.endswith("lora_a")).shape[-1]
-    for row in rows_of(policy):
-        base = row.leaves[0].removesuffix("kernel")
-        if f"{base}lora_a" not in leaves:
-            continue
-        if len(row.leaves) > 1:
-            raise CheckpointError(
-                f"{row.name} holds {len(row.leaves)} kernels, adapted apart: merge them, save the model"
-            )
+    leaves, tensors = flatten(adapters), {}
+    ranks, rank = {}, next(x for path, x in leaves.items() if path.endswith("lora_a")).shape[-1]
+    rows = [row for row in rows_of(policy) if any(f"{_base(leaf)}lora_a" in leaves for leaf in row.leaves)]
+    for row in rows:
         name = row.name.removesuffix(".weight")
-        targets.add(name.rsplit(".", 1)[-1])
-        for ours, theirs in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
-            array = np.asarray(leaves[base + ours]).T
+        a, b = _joined(row, leaves, policy.config.channels)
+        ranks[name] = a.shape[-1]
+        for theirs, array in (("lora_A", a.T), ("lora_B", b)):
             tensors[f"{PREFIX}{name}.{theirs}.weight"] = Tensor(array.shape, array.dtype, lambda x=array: x)
+    wider = {name: width // rank for name, width in ranks.items() if width != rank}
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha}
     config |= {
-        "target_modules": sorted(targets),
+        "target_modules": sorted({name.rsplit(".", 1)[-1] for name in ranks}),
+        "rank_pattern": {name: times * rank for name, times in wider.items()},
+        "alpha_pattern": {name: times * alpha for name, times in wider.items()},
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(row.layout == "as is" for row in rows),
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, tensors, STEM)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
+def _base(leaf: str) -> str:
+    return leaf.removesuffix("kernel")
+
+
+def _out_first(row: names.Row) -> names.Row:
+    """The row as PEFT lays its second factor out: `[out, in]`, whatever the kernel's own layout is."""
+    return row._replace(layout="transposed") if row.layout == "as is" else row
+
+
+def _joined(row: names.Row, leaves: dict, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """A `[I, R]` and B `[O, R]` of one tensor of the checkpoint, from those of its kernels."""
+    bases = [_base(leaf) for leaf in row.leaves]
+    if not all(f"{base}lora_a" in leaves for base in bases):
+        raise CheckpointError(
+            f"{row.name} holds {len(bases)} kernels, of which only some are adapted: adapt all, or merge and save the model"
+        )
+    firsts = [np.asarray(leaves[f"{base}lora_a"]) for base in bases]
+    seconds = [np.asarray(leaves[f"{base}lora_b"]) for base in bases]
+    if all(a.shape == firsts[0].shape and (a == firsts[0]).all() for a in firsts):
+        return firsts[0], _out_first(row).join(seconds, channels)
+    # Each kernel keeps its own share of the joint rank: the other rows of its B are 0.
+    edges = np.cumsum([0, *(a.shape[1] for a in firsts)])
+    spread = [np.zeros((edges[-1], b.shape[1]), b.dtype) for b in seconds]
+    for whole, b, begin in zip(spread, seconds, edges, strict=False):
+        whole[begin : begin + b.shape[0]] = b
+    return np.concatenate(firsts, 1), _out_first(row).join(spread, channels)
+
+
 def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, float]:
     """Adapters and their scale α / r from a folder in PEFT's format, for the policy of the base model.
 
     Raises:
-      CheckpointError: if an option other than rank, α and rsLoRA is used, or a tensor has no place in the
-        model.
+      CheckpointError: if an option other than ranks, α and rsLoRA is used, or a tensor is missing, of the wrong shape
+        or without a place in the model.
     """
     folder = pathlib.Path(folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    for option in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "trainable_token_indices"):
+    config = read_object(folder / "adapter_config.json")
+    for option in ("use_dora", "modules_to_save", "trainable_token_indices"):
         if config.get(option):
             raise CheckpointError(f"{folder}/adapter_config.json: {option} is not supported")
+    if config.get("peft_type", "LORA") != "LORA" or not {"r", "lora_alpha"} <= set(config):
+        raise CheckpointError(f"{folder}/adapter_config.json is not of a LoRA adapter with r and lora_alpha")
     tensors, adapters = read_tensors(folder, STEM), {}
     shapes = {path: x.shape for path, x in flatten(jax.eval_shape(policy.init, jax.random.key(0))).items()}
+    scale = _scale(config)
     for row in rows_of(policy):
-        name = PREFIX + row.name.removesuffix(".weight")
-        if f"{name}.lora_A.weight" not in tensors:
+        name = row.name.removesuffix(".weight")
+        if f"{PREFIX}{name}.lora_A.weight" not in tensors:
             continue
-        a, b = tensors.pop(f"{name}.lora_A.weight").T, tensors.pop(f"{name}.lora_B.weight")
-        # PEFT's second factor is [out, in] whatever the kernel's own layout is.
-        layout = "transposed" if row.layout == "as is" else row.layout
-        parts = names.Row(row.name, row.leaves, layout).split(
-            b, [shapes[leaf][-1] for leaf in row.leaves], policy.config.channels
-        )
-        for leaf, part in zip(row.leaves, parts, strict=True):
-            base = leaf.removesuffix("kernel")
+        a = tensors.pop(f"{PREFIX}{name}.lora_A.weight").T
+        b = tensors.pop(f"{PREFIX}{name}.lora_B.weight", None)
+        widths = [shapes[leaf][-1] for leaf in row.leaves]
+        expected = (shapes[row.leaves[0]][0], a.shape[1]), (sum(widths), a.shape[1])
+        if b is None or (a.shape, b.shape) != expected:
+            raise CheckpointError(
+                f"{folder}: the adapter of {name} does not fit a kernel {expected[0][0]} x {expected[1][0]}: "
+                "it is of another model"
+            )
+        # What a tensor of its own rank and α is scaled by more than the others stands in B.
+        own = _scale(config, name) / scale
+        for leaf, part in zip(
+            row.leaves, _out_first(row).split(b, widths, policy.config.channels), strict=True
+        ):
             adapters |= {
-                f"{base}lora_a": jnp.array(a, jnp.float32),
-                f"{base}lora_b": jnp.array(part, jnp.float32),
+                f"{_base(leaf)}lora_a": jnp.array(a, jnp.float32),
+                f"{_base(leaf)}lora_b": jnp.array(part, jnp.float32) * own,
             }
     if tensors:
         raise CheckpointError(
             f"{folder}: the tensor {min(tensors)} has no place in a {policy.config.family} model"
         )
-    rank = config["r"] ** 0.5 if config.get("use_rslora") else config["r"]
-    return nest(adapters), config["lora_alpha"] / rank
+    return nest(adapters), scale
+
+
+def _scale(config: dict, name: str = "") -> float:
+    """α / r (of rsLoRA α / √r), of the tensor of that name where the patterns have it."""
+
+    def of(patterns: str, default: str) -> float:
+        given = (config.get(patterns) or {}).items()
+        return next((x for key, x in given if re.match(rf"(.*\.)?({key})$", name)), config[default])
+
+    rank = of("rank_pattern", "r")
+    return of("alpha_pattern", "lora_alpha") / (rank**0.5 if config.get("use_rslora") else rank)

@@ -151,7 +151,7 @@ def test_adapters_in_the_format_of_peft(adapted, tmp_path):
         lora.load(tmp_path, policy)
 
 
-def test_an_adapter_of_a_fused_kernel_is_read_and_its_writing_refused(tmp_path):
+def test_an_adapter_of_a_fused_kernel_as_peft_writes_it(tmp_path):
     policy = LanguagePolicy(TransformerConfig.gpt2(V, layers=1, width=16, heads=4, context=16))
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 16)).astype(np.float32), rng.normal(size=(48, 2)).astype(np.float32)
@@ -167,8 +167,55 @@ def test_an_adapter_of_a_fused_kernel_is_read_and_its_writing_refused(tmp_path):
         [attention[x]["lora_a"] @ attention[x]["lora_b"] for x in ("query", "key", "value")], 1
     )
     np.testing.assert_allclose(joint, (b @ a).T, atol=1e-5)
-    with pytest.raises(models.CheckpointError, match="merge them, save the model"):
-        lora.save(tmp_path, policy, adapters, 4.0)
+    lora.save(tmp_path / "back", policy, adapters, 4.0)  # they share A: the same tensors
+    back = tensor_files.read_tensors(tmp_path / "back", "adapter_model")
+    assert set(back) == set(arrays)
+    jax.tree.map(np.testing.assert_array_equal, back, arrays)
+    assert json.loads((tmp_path / "back" / "adapter_config.json").read_text())["fan_in_fan_out"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi3"])
+def test_adapters_of_kernels_that_share_a_tensor_go_out_and_in(family, tmp_path):
+    gpt2 = TransformerConfig.gpt2(V, layers=2, width=16, heads=4, context=16)
+    neox = dataclasses.replace(gpt2, rope_theta=100.0, parallel=True, activation="gelu", tied=False)
+    configs = {"gpt2": gpt2, "gpt_neox": neox, "phi3": dataclasses.replace(LLAMA, family="phi3")}
+    policy = LanguagePolicy(dataclasses.replace(configs[family], family=family))
+    params = randomised(policy.config)
+    adapters = lora.init(jax.random.key(0), params, 2)
+    adapters = jax.tree.map(lambda x: x + jax.random.normal(jax.random.key(x.size), x.shape), adapters)
+    lora.save(tmp_path, policy, adapters, alpha=6.0)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    joint = {"gpt2": "c_attn", "gpt_neox": "query_key_value", "phi3": "qkv_proj"}[family]
+    (name,) = [name for name in config["rank_pattern"] if name.endswith(joint) and ".1." in name]
+    assert (config["r"], config["rank_pattern"][name], config["alpha_pattern"][name]) == (2, 6, 18.0)
+    loaded, scale = lora.load(tmp_path, policy)
+    assert scale == 3.0
+    expected, ours = lora.merge(params, adapters, 3.0), lora.merge(params, loaded, scale)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), ours, expected)
+    some = lora.init(jax.random.key(0), params, 2, models.matching("attention/query/kernel"))
+    with pytest.raises(models.CheckpointError, match="only some are adapted"):
+        lora.save(tmp_path, policy, some, 4.0)
+
+
+def test_ranks_and_scales_of_their_own_are_read(adapted, tmp_path):
+    policy, _, adapters = adapted
+    moved = jax.tree.map(lambda x: x + 0.5, adapters)
+    lora.save(tmp_path, policy, moved, alpha=6.0)
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "alpha_pattern": {"layers.1.mlp.up_proj": 12.0}}))
+    loaded, scale = lora.load(tmp_path, policy)
+    up = moved["layer_1"]["mlp"]["up"]
+    up["lora_b"] = 2 * up["lora_b"]
+    jax.tree.map(np.testing.assert_array_equal, loaded, moved)
+    assert scale == 2.0
+    path.write_text(json.dumps({"peft_type": "IA3"}))
+    with pytest.raises(models.CheckpointError, match="is not of a LoRA adapter"):
+        lora.load(tmp_path, policy)
+    path.write_text(json.dumps(config))
+    other = LanguagePolicy(dataclasses.replace(LLAMA, mlp_width=28))
+    with pytest.raises(models.CheckpointError, match="gate_proj does not fit a kernel 16 x 28"):
+        lora.load(tmp_path, other)
 
 
 def test_frozen_parameters_stand_still_and_cost_no_optimizer_state(batch):
