@@ -86,7 +86,7 @@ class Rope:
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, channels - 1)
-        return np.clip((np.arange(channels // 2) - low) / max(high - low, 1e-3), 0, 1)
+        return np.clip((np.arange(channels // 2) - low) / ((high - low) or 1e-3), 0, 1)
 
 
 @dataclass(frozen=True)

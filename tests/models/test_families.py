@@ -123,6 +123,29 @@ def test_options_that_are_not_supported_are_named(hf, message):
         read_config({**SIZES, **hf})
 
 
+YARNS = [{}, {"attention_factor": 1.3}, {"beta_fast": 8.0}, {"beta_slow": 2.0}, {"truncate": False}]
+YARNS += [{"original_max_position_embeddings": 64}, {"beta_fast": 1.0, "beta_slow": 1.0}]
+YARNS += [{"beta_fast": 8.0, "beta_slow": 2.0, "truncate": False}]  # no channel turns so often
+
+
+@pytest.mark.parametrize("changes", YARNS)
+def test_frequencies_of_yarn_are_those_of_transformers(changes):
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    yarn = {
+        "rope_type": "yarn",
+        "rope_theta": 100.0,
+        **{k: v for k, v in YARN.items() if k != "type"},
+        **changes,
+    }
+    config = transformers.LlamaConfig(**{**SIZES, "max_position_embeddings": 64}, rope_parameters=yarn)
+    frequencies, amplitude = ROPE_INIT_FUNCTIONS["yarn"](config, None)
+    (rope, _) = read_config(config.to_dict()).ropes
+    np.testing.assert_allclose(rope.frequencies(12), frequencies.numpy(), rtol=1e-6)
+    assert rope.amplitude == pytest.approx(amplitude)
+
+
 def test_early_names_of_longrope_are_read():
     scaling = {**LONGROPE["rope_scaling"], "type": "su"}
     early = read_config({**SIZES, "model_type": "phi3", **LONGROPE, "rope_scaling": scaling})
