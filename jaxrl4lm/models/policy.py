@@ -57,13 +57,16 @@ class LanguagePolicy:
         Raises:
           ValueError: if there is no padding and the text is longer than the table of learned positions.
         """
-        context = self.config.context
-        if mask is None and self.config.rope_theta is None and tokens.shape[1] > context:
-            raise ValueError(
-                f"{tokens.shape[1]} tokens do not fit the table of context {context}: shorten the text"
-            )
+        if mask is None:
+            self._check_length(tokens.shape[1])
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         return self._call(params, tokens, positions_of(mask), method="__call__")
+
+    def _check_length(self, length: int) -> None:
+        """Refuses positions beyond a learned table, which indexing would quietly clamp."""
+        context = self.config.context
+        if self.config.rope_theta is None and length > context:
+            raise ValueError(f"{length} tokens do not fit the table of context {context}: shorten the text")
 
     def for_decoding(self, params: Params) -> Params:
         """The same parameters with matrices in the dtype of the products, for many steps: without it every
@@ -87,7 +90,11 @@ class LanguagePolicy:
           length: room for the tokens of a completion.
         Returns:
           Hidden states `[G * copies, D]` from which the first token is chosen; the carry.
+        Raises:
+          ValueError: if prompts of this width (their padding counts) and completions are longer than the table
+            of learned positions.
         """
+        self._check_length(tokens.shape[1] + length)
         hidden, prefix = self.encode(params, tokens, positions_of(mask), room=length)
         batch = tokens.shape[0] * copies
         carry = Carry(

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from jaxrl4lm import decoding
-from jaxrl4lm.decoding import History, Sampling, choose
+from jaxrl4lm.decoding import History, Sampling, choose, row_uniforms
 
 B, V, T = 6, 53, 8
 
@@ -136,7 +137,40 @@ SAMPLINGS = {
     ),
     "top_k and top_p": Sampling(**DRAWN, truncations=(decoding.top_k(20), decoding.top_p(0.8))),
     "min_p": Sampling(**DRAWN, truncations=(decoding.min_p(0.1),), entropy=True, alternatives=3),
+    "typical": Sampling(**DRAWN, truncations=(decoding.typical(0.7),)),
+    "penalties": Sampling(
+        **DRAWN, penalties=(decoding.repetition_penalty(1.5), decoding.frequency_penalty(0.4, presence=0.2))
+    ),
 }
+
+
+def processed_log_probs(sampling, logits, history):
+    """Of the distribution that is to be sampled `[B, V]`, in double precision."""
+    processed = jnp.array(logits)
+    for penalty in sampling.penalties:
+        processed = penalty(processed, history)
+    processed = processed / 0.7
+    for truncation in sampling.truncations:
+        processed = truncation(processed)
+    return np.asarray(jax.nn.log_softmax(processed), np.float64)
+
+
+@pytest.mark.parametrize("name", SAMPLINGS)
+def test_draws_follow_the_processed_distribution(name, logits, history):
+    """Chi-square of each row, and nothing outside the support; the draws are those that `generate` makes."""
+    sampling, n = SAMPLINGS[name], 20_000
+    uniforms = row_uniforms(jax.random.key(1), jnp.arange(B), n)  # [B, n]
+    run = jax.jit(lambda uniform: choose(jnp.array(logits), uniform, history, sampling).token)
+    tokens = np.asarray(jax.lax.map(run, uniforms.T))
+    probabilities = np.exp(processed_log_probs(sampling, logits, history))
+    for row in range(B):
+        counts, p = np.bincount(tokens[:, row], minlength=V), probabilities[row]
+        assert not counts[p == 0].any()
+        often = n * p >= 5  # the rest are one bin
+        observed, expected = (np.append(x[often], x[~often].sum()) for x in (counts, n * p))
+        real = expected > 0
+        statistic = ((observed - expected)[real] ** 2 / expected[real]).sum()
+        assert statistic < scipy.stats.chi2.isf(1e-6, max(real.sum() - 1, 1))
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
@@ -148,13 +182,7 @@ def test_a_grid_of_uniforms_draws_the_processed_distribution(name, logits, histo
         return choose(jnp.array(logits), jnp.full((B,), uniform), history, sampling)
 
     choice = jax.lax.map(run, (jnp.arange(n) + 0.5) / n)
-    processed = logits.astype(np.float32)
-    for penalty in sampling.penalties:
-        processed = penalty(jnp.array(processed), history)
-    processed = jnp.array(processed) / 0.7
-    for truncation in sampling.truncations:
-        processed = truncation(processed)
-    log_probs = np.asarray(jax.nn.log_softmax(processed), np.float64)
+    log_probs = processed_log_probs(sampling, logits, history)
     for row in range(B):
         counts = np.bincount(np.asarray(choice.token[:, row]), minlength=V)
         assert np.abs(counts - n * np.exp(log_probs[row])).max() < 1.5

@@ -151,6 +151,17 @@ def test_longrope_takes_the_factors_of_the_length_that_a_text_may_reach():
         np.testing.assert_allclose(trained[row : row + 1], other.completion_hidden(params, *args), atol=1e-5)
 
 
+def test_texts_beyond_a_learned_table_are_refused():
+    policy = LanguagePolicy(STYLES["gpt2"])  # 32 positions
+    params = randomised(policy)
+    ones = jnp.ones((1, 30), bool)
+    policy.start(params, ones.astype(int), ones, 1, 2)
+    with pytest.raises(ValueError, match="33 tokens do not fit the table of context 32"):
+        policy.start(params, ones.astype(int), ones, 1, 3)
+    with pytest.raises(ValueError, match="40 tokens do not fit"):
+        policy.apply(params, jnp.zeros((1, 40), jnp.int32))
+
+
 def test_the_value_head_starts_at_zero_and_reads_the_hidden_states(key):
     config = TransformerConfig(V, layers=1, width=8, heads=2)
     policy = LanguagePolicy(config)
