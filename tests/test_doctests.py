@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the ground floor give what they show."""
+"""The examples in docstrings give what they show."""
 
 import doctest
 import importlib
@@ -10,6 +10,7 @@ import jaxrl4lm.losses
 
 MODULES = [f"jaxrl4lm.{name}" for name in ("reduce", "distributions", "returns", "advantages", "diagnostics")]
 MODULES += [f"jaxrl4lm.losses.{module.name}" for module in pkgutil.iter_modules(jaxrl4lm.losses.__path__)]
+MODULES += ["jaxrl4lm.data.text_stream", "jaxrl4lm.models.partition"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -213,6 +213,7 @@ def read_llama(hf: Json, *, theta: float = 10_000.0, tied: bool = False) -> Json
 
 
 def write_llama(c: TransformerConfig) -> Json:
+    """Llama, and what all of its descendants share."""
     rope = _first(c.layer_ropes, Rope())
     return {
         "vocab_size": c.vocab_size,
@@ -236,6 +237,7 @@ def write_llama(c: TransformerConfig) -> Json:
 
 
 def read_gpt2(hf: Json) -> Json:
+    """GPT-2: learned positions, layer norms, biases, one tensor for query, key and value."""
     if hf.get("scale_attn_by_inverse_layer_idx") or not hf.get("scale_attn_weights", True):
         raise ValueError("attention scaled by layer (scale_attn_by_inverse_layer_idx) is not supported")
     return {
@@ -256,6 +258,7 @@ def read_gpt2(hf: Json) -> Json:
 
 
 def write_gpt2(c: TransformerConfig) -> Json:
+    """The inverse of `read_gpt2`."""
     return {
         "vocab_size": c.vocab_size,
         "n_layer": c.layers,
@@ -270,6 +273,7 @@ def write_gpt2(c: TransformerConfig) -> Json:
 
 
 def read_gpt_neox(hf: Json) -> Json:
+    """GPT-NeoX (Pythia): attention and MLP side by side, part of each head rotates."""
     older = {
         "rope_theta": hf.get("rotary_emb_base", 10_000.0),
         "partial_rotary_factor": hf.get("rotary_pct", 0.25),
@@ -289,6 +293,7 @@ def read_gpt_neox(hf: Json) -> Json:
 
 
 def write_gpt_neox(c: TransformerConfig) -> Json:
+    """The inverse of `read_gpt_neox`."""
     llama = write_llama(c)
     theta, fraction = llama.pop("rope_theta"), llama.pop("partial_rotary_factor")
     eps = llama.pop("rms_norm_eps")
@@ -297,6 +302,7 @@ def write_gpt_neox(c: TransformerConfig) -> Json:
 
 
 def read_mistral(hf: Json) -> Json:
+    """Mistral: Llama with one sliding window in all layers."""
     fields = {**read_llama(hf), **NO_BIAS}
     return {**fields, "windows": _windows({**hf, "layer_types": None}, [True] * fields["layers"])}
 
@@ -307,6 +313,7 @@ def write_mistral(c: TransformerConfig) -> Json:
 
 
 def read_qwen2(hf: Json) -> Json:
+    """Qwen2 and 2.5: biases of query, key and value; windows from some layer up."""
     fields = {**read_llama(hf), **NO_BIAS, "qkv_bias": True}
     first = hf.get("max_window_layers", 28)
     hf = hf if hf.get("use_sliding_window") else {**hf, "sliding_window": None}
@@ -314,6 +321,7 @@ def read_qwen2(hf: Json) -> Json:
 
 
 def read_qwen3(hf: Json) -> Json:
+    """Qwen3: Qwen2 with normalised queries and keys in place of the biases."""
     biased = hf.get("attention_bias", False)
     return {**read_qwen2(hf), "qk_norm": "head", "qkv_bias": biased, "output_bias": biased}
 
@@ -325,12 +333,14 @@ def _read_gemma(hf: Json, activation: str, theta: float = 10_000.0) -> Json:
 
 
 def read_gemma(hf: Json) -> Json:
+    """Gemma 1."""
     activation = hf.get("hidden_activation") or hf.get("hidden_act", "gelu")
     # The first checkpoints say "gelu" and were trained with its tanh form.
     return _read_gemma(hf, "gelu_pytorch_tanh" if activation == "gelu" else activation)
 
 
 def read_gemma2(hf: Json) -> Json:
+    """Gemma 2: norms before and after, soft caps, windows in every second layer."""
     fields = _read_gemma(hf, hf.get("hidden_activation") or "gelu_pytorch_tanh")
     alternate = [i % 2 == 0 for i in range(fields["layers"])]
     return {
@@ -344,6 +354,7 @@ def read_gemma2(hf: Json) -> Json:
 
 
 def read_gemma3(hf: Json) -> Json:
+    """Gemma 3 (text): Gemma 2 with normalised queries and keys in place of the caps, and a rope of its own for windows."""
     both = hf.get("rope_parameters") or {}
     activation = hf.get("hidden_activation") or "gelu_pytorch_tanh"
     fields = _read_gemma({**hf, "rope_parameters": both.get(FULL)}, activation, theta=1e6)
@@ -365,6 +376,7 @@ def read_gemma3(hf: Json) -> Json:
 
 
 def write_gemma(c: TransformerConfig) -> Json:
+    """The inverse of `read_gemma` and `read_gemma2`."""
     scale = c.channels**-0.5 if c.attention_scale is None else c.attention_scale
     caps = {"attn_logit_softcapping": c.attention_softcap, "final_logit_softcapping": c.logit_softcap}
     squared = scale**-2
@@ -374,6 +386,7 @@ def write_gemma(c: TransformerConfig) -> Json:
 
 
 def write_gemma3(c: TransformerConfig) -> Json:
+    """The inverse of `read_gemma3`."""
     pairs = list(zip(c.layer_ropes, c.layer_windows, strict=True))
     full = _first(tuple(rope for rope, window in pairs if window is None), Rope(1e6))
     local = _first(tuple(rope for rope, window in pairs if window is not None), Rope())
@@ -386,6 +399,7 @@ def write_gemma3(c: TransformerConfig) -> Json:
 
 
 def read_smollm3(hf: Json) -> Json:
+    """SmolLM3: Llama with some layers that have no positions."""
     fields = read_llama(hf, theta=2e6, tied=True)
     layers, interval = fields["layers"], hf.get("no_rope_layer_interval", 4)
     # 0: a layer without positions.
@@ -396,10 +410,12 @@ def read_smollm3(hf: Json) -> Json:
 
 
 def write_smollm3(c: TransformerConfig) -> Json:
+    """The inverse of `read_smollm3`."""
     return {**write_llama(c), "no_rope_layers": [int(rope is not None) for rope in c.layer_ropes]}
 
 
 def read_phi3(hf: Json) -> Json:
+    """Phi-3, 3.5 and 4-mini: Llama with fused tensors, partial rotation and LongRoPE."""
     key = "rope_parameters" if hf.get("rope_parameters") else "rope_scaling"
     scaling = dict(hf.get(key) or {})
     if scaling.get("rope_type", scaling.get("type", "default")) != "default":
@@ -421,6 +437,7 @@ def write_phi3(c: TransformerConfig) -> Json:
 
 
 def read_olmo2(hf: Json) -> Json:
+    """OLMo 2: norms after attention and MLP only, queries and keys normalised over all heads."""
     fields = {**read_llama({"rms_norm_eps": 1e-5, **hf}), "mlp_bias": False}
     return {**fields, "norm_placement": "after", "qk_norm": "all"}
 
