@@ -22,26 +22,35 @@ Message = dict[str, str]
 
 
 class Report:
-    """How many tokens came, and how fast."""
+    """How many tokens came, and how fast, while any were being made."""
 
     def __init__(self):
-        self._begin, self._first, self._tokens, self._later = time.monotonic(), 0.0, 0, 0
+        self._since = time.monotonic()
+        self._seconds = self._first = 0.0
+        self._tokens = self._later = 0
+
+    def resume(self) -> None:
+        """Leaves out the time since the last tokens came: a user was thinking."""
+        if self._tokens:
+            self._since = time.monotonic()
 
     def add(self, tokens: int) -> None:
         """Counts tokens that have just come."""
-        if not self._tokens:
-            self._first = time.monotonic() - self._begin
-        else:
+        now = time.monotonic()
+        self._seconds, self._since = self._seconds + now - self._since, now
+        if self._tokens:
             self._later += tokens
+        else:
+            self._first = self._seconds
         self._tokens += tokens
 
     def __str__(self) -> str:
         if not self._tokens:
             return ""
-        seconds = time.monotonic() - self._begin
-        text = f"{self._tokens} tokens in {seconds:.1f} s, the first after {self._first:.1f} s (compilation included)"
-        rate = self._later / max(seconds - self._first, 1e-9)
-        return f"{text}, then {rate:.0f} tokens/s\n" if self._later else f"{text}\n"
+        text = f"{self._tokens} tokens in {self._seconds:.1f} s, the first after {self._first:.1f} s"
+        rate = self._later / max(self._seconds - self._first, 1e-9)
+        rate = f", then {rate:.0f} tokens/s" if self._later else ""
+        return f"{text} (compilation included){rate}\n"
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ class Completer:
         Raises:
           InputError: if a token is not one of the model's.
         """
+        self.report.resume()
         known = self.policy.config.vocab_size
         foreign = [i for ids in prompts for i in ids if i >= known]
         if foreign:
