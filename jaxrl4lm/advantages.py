@@ -68,7 +68,8 @@ def group_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
     """
     rewards = _check_group(rewards)
     informative = spread(rewards, axis=-1)
-    std = jnp.sqrt(masked_variance(rewards, axis=-1, ddof=1)[..., None])
+    variance = masked_variance(rewards, axis=-1, ddof=1)[..., None]
+    std = jnp.sqrt(jnp.where(informative, variance, 1))  # the root has no derivative at 0
     (eps,) = coefficients(std, eps=eps)
     scale = jnp.where(informative, std + eps, 1)
     return jnp.where(informative, centered(rewards) / scale, 0)

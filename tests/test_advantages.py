@@ -83,6 +83,22 @@ def test_a_group_without_information_gets_exactly_zero(reward, n):
     assert advantages.informative_fraction(equal) == 0
 
 
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        advantages.group_normalized,
+        advantages.centered,
+        advantages.leave_one_out,
+        lambda rewards: advantages.gdpo(rewards[None], np.ones(1)),
+    ],
+    ids=["group_normalized", "centered", "leave_one_out", "gdpo"],
+)
+def test_equal_rewards_have_a_gradient_of_zero(estimate):
+    """Learned rewards are differentiated too: the root of a variance of 0 must not reach them as nan."""
+    gradient = jax.grad(lambda rewards: estimate(rewards).sum())(jnp.full((2, 4), 0.7))
+    assert (np.asarray(gradient) == 0).all()
+
+
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 def test_a_reward_that_is_not_finite_is_seen(broken):
     """Not taken for a group without information; the other groups are as they were."""
