@@ -215,7 +215,7 @@ FILES = [
     ("--reward r.py:nothing_at_all", "returned a NoneType"),
     ("--reward r.py:bare", "unexpected keyword argument 'answer'"),
     ("--model missing", "missing/config.json is missing"),
-    ("--model broken", "broken cannot be loaded"),
+    ("--model broken", "broken/config.json is not JSON (Expecting property name"),
     ("--model unknown", "unknown"),
 ]
 BROKEN = (
