@@ -14,8 +14,8 @@ from jaxrl4lm.decoding.draw import row_uniforms
 from jaxrl4lm.decoding.generate import Generation, columns, empty_generation
 from jaxrl4lm.decoding.processors import History
 from jaxrl4lm.models.attention import EMPTY
-from jaxrl4lm.models.policy import Carry, LanguagePolicy, positions_of
-from jaxrl4lm.models.transformer import Cache, empty_cache, remembered
+from jaxrl4lm.models.policy import Carry, LanguagePolicy
+from jaxrl4lm.models.transformer import Cache, empty_cache
 from jaxrl4lm.types import Array, Key, Params
 
 
@@ -56,9 +56,7 @@ def generate_queue(
     params = policy.for_decoding(params)
     greedy = sampling.temperature is None
     uniforms = jnp.zeros((M, T)) if greedy else row_uniforms(key, jnp.arange(M), T)
-    hidden_GPD, prefixes = policy.encode(params, prompts, positions_of(prompt_mask), room=T)
-    prefixes = remembered(policy.config, prefixes)
-    first_GD, lengths = hidden_GPD[:, -1], prompt_mask.sum(-1, dtype=jnp.int32)
+    first_GD, prefixes, lengths = policy.prefill(params, prompts, prompt_mask, T)
 
     def refill(q: _Queue) -> _Queue:
         """Moves the next completions into the idle slots."""

@@ -78,32 +78,39 @@ class LanguagePolicy:
             jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
         )
 
-    def start(
-        self, params: Params, tokens: Array, mask: Array, copies: int, length: int
-    ) -> tuple[Array, Carry]:
-        """Reads the prompts once and prepares `copies` completions of each, up to `length` tokens long.
+    def prefill(self, params: Params, tokens: Array, mask: Array, length: int) -> tuple[Array, Cache, Array]:
+        """Reads prompts that completions of up to `length` tokens are to follow.
 
         Args:
           tokens: prompts, int `[G, P]`; the last column must be real (pad on the left).
           mask: bool `[G, P]`.
-          copies: completions of each prompt.
           length: room for the tokens of a completion.
         Returns:
-          Hidden states `[G * copies, D]` from which the first token is chosen; the carry.
+          Hidden states `[G, D]` from which the first token is chosen; the prompts' keys and values, as they are
+          kept for many steps; how many tokens `[G]` each prompt has.
         Raises:
           ValueError: if prompts of this width (their padding counts) and completions are longer than the table
             of learned positions.
         """
         self._check_length(tokens.shape[1] + length)
         hidden, prefix = self.encode(params, tokens, positions_of(mask), room=length)
-        batch = tokens.shape[0] * copies
-        carry = Carry(
-            prefix=remembered(self.config, prefix),
-            cache=empty_cache(self.config, batch, length),
-            positions=jnp.repeat(mask.sum(-1, dtype=jnp.int32), copies),
-            slot=jnp.int32(0),
-        )
-        return jnp.repeat(hidden[:, -1], copies, axis=0), carry
+        return hidden[:, -1], remembered(self.config, prefix), mask.sum(-1, dtype=jnp.int32)
+
+    def start(
+        self, params: Params, tokens: Array, mask: Array, copies: int, length: int
+    ) -> tuple[Array, Carry]:
+        """Reads the prompts once and prepares `copies` completions of each, up to `length` tokens long.
+
+        Args:
+          copies: completions of each prompt.
+          The others: as of `prefill`, and its errors.
+        Returns:
+          Hidden states `[G * copies, D]` from which the first token is chosen; the carry.
+        """
+        hidden, prefix, lengths = self.prefill(params, tokens, mask, length)
+        cache = empty_cache(self.config, tokens.shape[0] * copies, length)
+        carry = Carry(prefix, cache, positions=jnp.repeat(lengths, copies), slot=jnp.int32(0))
+        return jnp.repeat(hidden, copies, axis=0), carry
 
     def step(self, params: Params, carry: Carry, tokens: Array) -> tuple[Array, Carry]:
         """Takes the tokens `[B]` just chosen; returns the hidden states `[B, D]` of the next choice, and the

@@ -119,6 +119,17 @@ def test_scores_are_the_log_softmax_whatever_the_chunk(tied, chunk):
     assert not ours[:, 0].any()
 
 
+@pytest.mark.parametrize("how", [generate, lambda *args: generate_queue(*args, slots=2)])
+def test_a_completion_beyond_a_learned_table_is_refused(how):
+    policy = models.LanguagePolicy(models.TransformerConfig.gpt2(13, layers=1, width=8, heads=2, context=8))
+    params = policy.init(jax.random.key(0))
+    prompts = jnp.ones((2, 5), jnp.int32)
+    arguments = (policy, params, prompts, prompts > 0, jax.random.key(1))
+    assert how(*arguments, Sampling(3, -1, PAD)).tokens.shape == (2, 3)
+    with pytest.raises(ValueError, match="9 tokens do not fit the table of context 8"):
+        how(*arguments, Sampling(4, -1, PAD))
+
+
 def test_a_queue_gives_the_completions_of_the_whole_batch():
     policy, params = model(13, scale=0.3, context=32)
     prompts = jax.random.randint(jax.random.key(1), (6, 5), 2, 13)
