@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import quantecon
+from mdp import EPSILON, alternate, summary
 
 from jaxrl4lm import mdp as M
 
 jax.config.update("jax_enable_x64", True)
-EPSILON, EACH = 1e-6, 1024
+EACH = 1024
 
 
 def dense(states: int, rng: np.random.Generator) -> M.FiniteMDP:
@@ -91,12 +92,7 @@ def measure(family: str, states: int, rounds: int, dtype: np.dtype) -> dict:
     exact = np.stack([result.v for result in calls["quantecon pi"]()])
     for name in ("vmap", "read", "quantecon mpi", "construction"):
         calls[name]()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+    times = alternate(calls, rounds)
     return {
         "family": family, "states": states, "dtype": str(np.dtype(dtype)), "compilation": compilation,
         "bound": float(solution.error_bound.max()), "error": float(np.abs(solution.values - exact).max()),
@@ -120,10 +116,7 @@ def ratios(rows: list[dict]) -> dict[str, dict[str, float]]:
         "vmap(value_iteration)": best / total("vmap"),
         "one pass over the kernels": best / total("read"),
     }
-    return {
-        name: {"median": statistics.median(x), "min": float(min(x)), "max": float(max(x))}
-        for name, x in compared.items()
-    }
+    return {name: summary(x.tolist()) for name, x in compared.items()}
 
 
 def show(name: str, rows: list[dict]) -> dict:

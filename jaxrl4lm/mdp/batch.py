@@ -41,8 +41,7 @@ def solve_batch(
     Args:
       mdps: N MDPs stacked (`jax.tree.map(lambda *x: jnp.stack(x), *worlds)`); each may have its own γ.
       tolerance, max_iterations: as in `value_iteration`.
-      block: MDPs a block (static); by default as many as fit `CACHE_BYTES`, up to
-      `MAX_BLOCK`.
+      block: MDPs a block (static); by default as many as fit `CACHE_BYTES`, up to `MAX_BLOCK`.
     """
     num_mdps = mdps.rewards.shape[0]
     if block is None:
