@@ -4,8 +4,9 @@
 
 `FOLDER` holds `trl_grpo.py` and `tunix_grpo.py`, which print one JSON line with `seconds_per_step`. Every side is a process of
 its own on one core; the sides alternate, round by round; a round's ratio is peer / ours. Ours runs as `jaxrl4lm train` does,
-in chunks of updates that are one compiled program. Leave a peer out by leaving out its Python. Sizes are `layers width
-completions tokens`; the sizes that a run does not measure keep their record.
+in chunks of updates that are one compiled program; `single` is the same update called once at a time, each waited for. Leave
+a peer out by leaving out its Python. Sizes are `layers width completions tokens`; the sizes that a run does not measure keep
+their record.
 """
 
 import argparse
@@ -28,7 +29,7 @@ CHUNK = 10
 
 
 def worker(layers: int, width: int, batch: int, tokens: int, chunks: int = 6, group: int = 8) -> dict:
-    """Seconds of an iteration of ours: the median over chunks, each waited for, of their mean."""
+    """Seconds of an iteration of ours, in chunks and one at a time: the median over calls, each waited for."""
     import jax
     import jax.numpy as jnp
 
@@ -52,20 +53,27 @@ def worker(layers: int, width: int, batch: int, tokens: int, chunks: int = 6, gr
     )
     params = policy.init(jax.random.key(0))
     state = reinforcement.init(jax.random.key(1), config, learner, params)
-    update = jax.jit(lambda s: reinforcement.run(s, config, learner, task, CHUNK), donate_argnums=0)
-    began = time.perf_counter()
-    state, _ = jax.block_until_ready(update(state))
-    compilation = time.perf_counter() - began
-    seconds = []
-    for _ in range(chunks):
+
+    def timed(state, updates: int, calls: int):
+        update = jax.jit(lambda s: reinforcement.run(s, config, learner, task, updates), donate_argnums=0)
         began = time.perf_counter()
-        state, metrics = jax.block_until_ready(update(state))
-        seconds.append((time.perf_counter() - began) / CHUNK)
-    assert jnp.isfinite(metrics["policy/loss"]).all()
+        state, _ = jax.block_until_ready(update(state))
+        compilation = time.perf_counter() - began
+        seconds = []
+        for _ in range(calls):
+            began = time.perf_counter()
+            state, metrics = jax.block_until_ready(update(state))
+            seconds.append((time.perf_counter() - began) / updates)
+        assert jnp.isfinite(metrics["policy/loss"]).all()
+        return state, statistics.median(seconds[1:]), compilation
+
+    state, in_chunks, compilation = timed(state, CHUNK, chunks)
+    state, single, _ = timed(state, 1, 2 * CHUNK)
     return {
         "peer": "jaxrl4lm",
         "parameters": parameter_count(params),
-        "seconds_per_step": statistics.median(seconds[1:]),
+        "seconds_per_step": in_chunks,
+        "single": single,
         "compile_seconds": compilation,
         "device": jax.devices()[0].device_kind,
     }
@@ -117,7 +125,8 @@ def main() -> None:
         rounds = []
         for _ in range(args.rounds):
             here = measure([sys.executable, __file__, "--worker", *size.split()], args.core)
-            row = {"jaxrl4lm": here["seconds_per_step"], "compile": here["compile_seconds"]}
+            row = {"jaxrl4lm": here["seconds_per_step"], "single": here["single"]}
+            row["compile"] = here["compile_seconds"]
             for name, python in pythons.items():
                 options = ["--layers", layers, "--width", width, "--batch", batch, "--completion", tokens]
                 row[name] = measure([python, str(args.peers / f"{name}_grpo.py"), *options], args.core)[
@@ -130,6 +139,8 @@ def main() -> None:
             ratios = sorted(r[name] / r["jaxrl4lm"] for r in rounds)
             record["sizes"][size][f"{name} / jaxrl4lm"] = ratios
             text += f", {name} / ours {statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+            single = statistics.median(r[name] / r["single"] for r in rounds)
+            text += f" ({single:.2f} beside single calls)"
         print(text, flush=True)
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(record, indent=1) + "\n")
