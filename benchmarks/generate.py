@@ -6,11 +6,9 @@ prompt and refilling slots are worth.
     taskset -c 0 python benchmarks/generate.py --tunix PYTHON [--sizes 1M 100M] [--batches 32 64] [--rounds 5]
 
 PYTHON is an interpreter of an environment with google-tunix. A ratio is the other side's time over ours,
-without compile
-time: above 1 we are faster. Seconds are the process's own CPU seconds: on one core they are those of the
-  clock on an idle
-machine, and other programs do not disturb them. Ours and HF's draw at temperature 1, Tunix takes the most
-likely token.
+without compile time: above 1 we are faster. Seconds are the process's own CPU seconds: on one core they are
+those of the clock on an idle machine, and other programs do not disturb them. Ours and HF's draw at
+temperature 1, Tunix takes the most likely token.
 """
 
 import argparse

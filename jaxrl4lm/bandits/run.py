@@ -26,8 +26,7 @@ def run(key: Key, problem: Problem, algorithm: Algorithm, num_steps: int, num_ru
     """`num_runs` learners, each on a world of its own, for `num_steps` (both static).
 
     Pure: `vmap` over hyper-parameters gives a parameter study. Everything random is drawn for a block of
-    steps at
-    once: in bulk it costs a third of drawing inside the loop, and a block still fits the cache.
+    steps at once: in bulk it costs a third of drawing inside the loop, and a block still fits the cache.
     """
     key_init, key_blocks = jax.random.split(key)
     num_blocks = -(-num_steps // BLOCK)

@@ -19,8 +19,8 @@ class HuggingFaceTokenizer:
     """A `tokenizers.Tokenizer` and the ids that the library asks for.
 
     `pad_id` differs from `eos_id`: where a tokenizer has no pad token of its own it is another id, harmless
-    because
-    masks never come from ids. `bos_id` is None unless the tokenizer itself puts that token before a text.
+    because masks never come from ids. `bos_id` is None unless the tokenizer itself puts that token before a
+    text.
     """
 
     backend: tokenizers.Tokenizer

@@ -1,8 +1,7 @@
 """Attention over keys that carry their positions, and the rotary embedding of positions.
 
 Shapes: `B` sequences, `G` prompts (`B` is a multiple of `G`), `T` queries, `S` keys, `H` heads, `K`
-  key-value heads,
-`C` channels of a head.
+key-value heads, `C` channels of a head.
 """
 
 import jax

@@ -27,8 +27,8 @@ class Rope:
     beta_fast: float = 32.0
     """YaRN: the same two limits."""
     attention_factor: float | None = None
-    """YaRN, LongRoPE: scale of cosines and sines. None: 0.1 log(factor) + 1, √(1 + log(factor) / log(original
-    context))."""
+    """YaRN, LongRoPE: scale of cosines and sines. None: 0.1 log(factor) + 1 and
+    √(1 + log(factor) / log(original context))."""
     truncate: bool = True
     """YaRN: limits are rounded to whole channels."""
     short_factors: tuple[float, ...] = ()
@@ -49,13 +49,11 @@ class Rope:
         return math.sqrt(1 + math.log(self.factor) / math.log(self.original_context))
 
     def frequencies(self, channels: int, long: bool = False) -> np.ndarray:
-        """Radians a position `[channels / 2]`, float32; `long`: of texts beyond the original context
-        (LongRoPE).
+        """Radians a position [channels / 2], float32; `long`: of texts beyond the original context (LongRoPE).
 
-        Reference: linear: Chen et al. 2023, arXiv:2306.15595; yarn: Peng et al. 2023, arXiv:2309.00071, eq.
-          23;
-        llama3: Grattafiori et al. 2024, arXiv:2407.21783, and the published reference code;
-        longrope: Ding et al. 2024, arXiv:2402.13753.
+        Reference: linear: Chen et al. 2023, arXiv:2306.15595; yarn: Peng et al. 2023, arXiv:2309.00071, eq. 23;
+          llama3: Grattafiori et al. 2024, arXiv:2407.21783, and the published reference code; longrope: Ding
+          et al. 2024, arXiv:2402.13753.
         """
         plain = self.theta ** (-np.arange(0, channels, 2, dtype=np.float64) / channels)
         if self.kind == "longrope":

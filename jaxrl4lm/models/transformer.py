@@ -5,8 +5,7 @@ Positions are data. Every key carries its position, and the one mask rule `key p
 prompts, cached steps and prompts shared by several completions; the order of the keys does not matter.
 
 Shapes: `B` sequences, `G` prompts (`B` is `G` times the completions of each), `T` queries, `S` keys, `D`
-  width,
-`H` heads, `K` key-value heads, `C` channels of a head, `V` vocabulary.
+width, `H` heads, `K` key-value heads, `C` channels of a head, `V` vocabulary.
 """
 
 import functools
