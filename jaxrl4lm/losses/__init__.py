@@ -22,15 +22,18 @@ from jaxrl4lm.losses import (
     preference,
     sequence_ratio,
     trpo,
+    unpaired,
     value,
 )
 from jaxrl4lm.losses.chunked import chunked_token_log_probs
 from jaxrl4lm.losses.importance import (
+    MAX_LOG_RATIO,
     masked_importance_weights,
     probability_ratio,
     truncated_importance_weights,
 )
 from jaxrl4lm.losses.kl import (
+    Controller,
     adaptive_controller,
     doubling_controller,
     exact,
@@ -52,7 +55,7 @@ from jaxrl4lm.losses.language_model import (
     z_loss,
 )
 from jaxrl4lm.losses.policy_gradient import a2c, cispo, entropy, gpg, reinforce
-from jaxrl4lm.losses.ppo import ppo_clip, ppo_kl_penalty, sapo
+from jaxrl4lm.losses.ppo import clip_range, clipped_surrogate, ppo_clip, ppo_kl_penalty, sapo
 from jaxrl4lm.losses.preference import (
     apo_down,
     apo_zero,
@@ -62,8 +65,7 @@ from jaxrl4lm.losses.preference import (
     exo,
     hinge,
     ipo,
-    kto,
-    kto_reference_kl,
+    log1mexp,
     nca,
     orpo,
     robust_dpo,
@@ -71,7 +73,15 @@ from jaxrl4lm.losses.preference import (
     sppo,
 )
 from jaxrl4lm.losses.sequence_ratio import gmpo, gspo, gspo_token
-from jaxrl4lm.losses.trpo import conjugate_gradient, fisher_vector_product, line_search, step, surrogate
+from jaxrl4lm.losses.trpo import (
+    StepInfo,
+    conjugate_gradient,
+    fisher_vector_product,
+    line_search,
+    step,
+    surrogate,
+)
+from jaxrl4lm.losses.unpaired import kto, kto_reference_kl
 from jaxrl4lm.losses.value import (
     clipped_value,
     double_q_learning_error,
@@ -84,6 +94,9 @@ from jaxrl4lm.losses.value import (
 )
 
 __all__ = [
+    "MAX_LOG_RATIO",
+    "Controller",
+    "StepInfo",
     "a2c",
     "adaptive_controller",
     "apo_down",
@@ -92,6 +105,8 @@ __all__ = [
     "chunked",
     "chunked_token_log_probs",
     "cispo",
+    "clip_range",
+    "clipped_surrogate",
     "clipped_value",
     "conjugate_gradient",
     "cpo",
@@ -124,6 +139,7 @@ __all__ = [
     "kto_reference_kl",
     "language_model",
     "line_search",
+    "log1mexp",
     "masked_importance_weights",
     "nca",
     "next_token_cross_entropy",
@@ -152,6 +168,7 @@ __all__ = [
     "td_error",
     "trpo",
     "truncated_importance_weights",
+    "unpaired",
     "value",
     "z_loss",
 ]

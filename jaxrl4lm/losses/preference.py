@@ -1,9 +1,9 @@
 """Losses on preferences: reward models, DPO and its family. One value per pair (KTO: per completion).
 
-A log-prob here is that of a whole completion, the *sum* over its tokens, unless an argument says `mean`. The
-reference's log-probs are constants. In the formulas d = log π − log π_ref and Δ = d_chosen − d_rejected.
-Gradients flow through the policy's log-probs only. `mask` marks the pairs that count: exactly 0 value and
-gradient elsewhere.
+A log-prob here is that of a whole completion, the *sum* over its tokens in nats, unless an argument says
+`mean`. The reference's log-probs are constants. In the formulas d = log π − log π_ref and
+Δ = d_chosen − d_rejected. Gradients flow through the policy's log-probs only. `mask` marks the pairs that
+count: exactly 0 value and gradient elsewhere.
 """
 
 import math
@@ -12,8 +12,27 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.arguments import coefficients, mask_inputs
-from jaxrl4lm.reduce import masked_mean
+from jaxrl4lm.losses.unpaired import kto, kto_reference_kl
 from jaxrl4lm.types import Array, ScalarLike
+
+__all__ = [
+    "apo_down",
+    "apo_zero",
+    "bradley_terry",
+    "cpo",
+    "dpo",
+    "exo",
+    "hinge",
+    "ipo",
+    "kto",
+    "kto_reference_kl",
+    "log1mexp",
+    "nca",
+    "orpo",
+    "robust_dpo",
+    "simpo",
+    "sppo",
+]
 
 log_sigmoid = jax.nn.log_sigmoid
 sigmoid = jax.nn.sigmoid
@@ -36,7 +55,7 @@ def bradley_terry(
       center_coef: c, which keeps the rewards near 0 (0.01 is usual).
       mask: the pairs that count.
     Returns:
-      Loss of the shape of `chosen_rewards`.
+      Loss of the shape of `chosen_rewards`, in nats; exactly 0, with exactly 0 gradient, where masked.
     Raises:
       ValueError: if the shapes do not fit.
     Reference: Bradley & Terry 1952; margin: Touvron et al. 2023, arXiv:2307.09288, eq. 2; centring:
@@ -96,11 +115,14 @@ def dpo(
       label_smoothing: ε, the assumed share of labels that are wrong.
       mask: the pairs that count.
     Returns:
-      Loss [B].
+      Loss [B]; exactly 0, with exactly 0 gradient, where masked.
     Raises:
       ValueError: if the shapes do not fit.
     Reference: Rafailov et al. 2023, arXiv:2305.18290, eq. 7; Mitchell 2023, "A note on DPO with noisy
       preferences".
+
+    >>> dpo(jnp.array([-2.0]), jnp.array([-3.0]), jnp.array([-2.0]), jnp.array([-3.0]))  # no change: log 2
+    Array([0.6931472], dtype=float32)
     """
     keep, chosen, rejected, beta, label_smoothing = _log_ratios(
         chosen_log_probs,
@@ -132,7 +154,7 @@ def robust_dpo(
 
     Arguments as of `dpo`.
 
-    Reference: Chowdhury et al. 2024, arXiv:2403.00409.
+    Reference: Chowdhury et al. 2024, arXiv:2403.00409, the rDPO loss.
     """
     keep, chosen, rejected, beta, label_smoothing = _log_ratios(
         chosen_log_probs,
@@ -248,7 +270,7 @@ def nca(
 
     Arguments as of `dpo`.
 
-    Reference: Chen et al. 2024, arXiv:2402.05369.
+    Reference: Chen et al. 2024, arXiv:2402.05369, the NCA loss for pairs.
     """
     keep, chosen, rejected, beta = _log_ratios(
         chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask, beta=beta
@@ -355,7 +377,7 @@ def cpo(
         chosen completion.
       mask: the pairs that count.
     Returns:
-      Loss [B].
+      Loss [B]; exactly 0, with exactly 0 gradient, where masked.
     Reference: Xu et al. 2024, arXiv:2401.08417, eq. 3.
     """
     keep, chosen, rejected, lengths = mask_inputs(
@@ -388,7 +410,7 @@ def simpo(
       gamma: γ, the margin itself (some code takes the ratio γ/β).
       mask: the pairs that count.
     Returns:
-      Loss [B].
+      Loss [B]; exactly 0, with exactly 0 gradient, where masked.
     Reference: Meng et al. 2024, arXiv:2405.14734, eq. 6.
     """
     keep, chosen, rejected = mask_inputs(
@@ -413,7 +435,7 @@ def orpo(
       odds_coef: λ.
       mask: the pairs that count.
     Returns:
-      Loss [B].
+      Loss [B]; exactly 0, with exactly 0 gradient, where masked.
     Reference: Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7.
     """
     keep, chosen, rejected = mask_inputs(
@@ -439,60 +461,3 @@ def log1mexp(x: Array) -> Array:
     near = jnp.log(-jnp.expm1(jnp.where(near_zero, x, -1.0)))
     far = jnp.log1p(-jnp.exp(jnp.where(near_zero, -1.0, x)))
     return jnp.where(near_zero, near, far)
-
-
-def kto_reference_kl(
-    mismatched_log_probs: Array, ref_mismatched_log_probs: Array, *, mask: Array | None = None
-) -> Array:
-    """KTO's reference point z = max(0, mean d) over completions paired with the wrong prompt; a constant.
-
-    Args:
-      mismatched_log_probs: log π(y′|x) [B], y′ the completion of another prompt of the batch.
-      ref_mismatched_log_probs: of the reference [B].
-      mask: the pairs that count.
-    Returns:
-      A scalar, in nats.
-    Reference: Ethayarajh et al. 2024, arXiv:2402.01306, sec. 4.1.
-    """
-    keep, policy, reference = mask_inputs(
-        mask, mismatched_log_probs=mismatched_log_probs, ref_mismatched_log_probs=ref_mismatched_log_probs
-    )
-    return jax.lax.stop_gradient(jnp.maximum(masked_mean(policy - reference, keep), 0))
-
-
-def kto(
-    log_probs: Array,
-    ref_log_probs: Array,
-    desirable: Array,
-    reference_kl: ScalarLike,
-    *,
-    beta: ScalarLike = 0.1,
-    desirable_weight: ScalarLike = 1.0,
-    undesirable_weight: ScalarLike = 1.0,
-    mask: Array | None = None,
-) -> Array:
-    """KTO, unpaired: λ_D·(1 − σ(β(d − z))) where desirable, λ_U·(1 − σ(β(z − d))) elsewhere.
-
-    Args:
-      log_probs: log π(y|x) of each completion [B]. Gradients flow through this argument only.
-      ref_log_probs: of the reference [B].
-      desirable: booleans [B].
-      reference_kl: z, from `kto_reference_kl`; a constant.
-      beta: β.
-      desirable_weight: λ_D.
-      undesirable_weight: λ_U.
-      mask: the completions that count.
-    Returns:
-      Loss [B].
-    Reference: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8.
-    """
-    keep, log_probs, ref_log_probs, desirable, z = mask_inputs(
-        mask, log_probs=log_probs, ref_log_probs=ref_log_probs, desirable=desirable, reference_kl=reference_kl
-    )
-    ref_log_probs, z = jax.lax.stop_gradient((ref_log_probs, z))
-    beta, desirable_weight, undesirable_weight = coefficients(
-        log_probs, beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight
-    )
-    margin = beta * (log_probs - ref_log_probs - z)
-    good, bad = desirable_weight * sigmoid(-margin), undesirable_weight * sigmoid(margin)
-    return jnp.where(keep, jnp.where(desirable > 0, good, bad), 0)

@@ -38,6 +38,9 @@ def clipped_value(
     Returns:
       Loss of the shape of `values`; exactly 0, with exactly 0 gradient, where masked.
     Reference: the PPO reference implementation; Huang et al. 2022, "The 37 implementation details", no. 9.
+
+    >>> clipped_value(jnp.array([0.9]), jnp.array([0.0]), jnp.array([1.0]))  # only to 0.2: ½(0.2 − 1)²
+    Array([0.32000002], dtype=float32)
     """
     keep, values, old_values, targets = mask_inputs(
         mask, values=values, old_values=old_values, targets=targets
@@ -60,7 +63,8 @@ def huber_value(
       mask: the elements that count.
     Returns:
       Loss of the shape of `values`; exactly 0, with exactly 0 gradient, where masked.
-    Reference: Huber 1964.
+    Reference: Huber 1964, "Robust estimation of a location parameter"; as Mnih et al. 2015, "Human-level
+      control through deep reinforcement learning", use it with δ = 1.
     """
     keep, values, targets = mask_inputs(mask, values=values, targets=targets)
     size = jnp.abs(values - jax.lax.stop_gradient(targets))
@@ -115,7 +119,7 @@ def _action_values(q_values: Array, actions: Array, mask: Array | None, name: st
     return keep, jnp.where(known, jnp.take_along_axis(rows, index[..., None], axis=-1)[..., 0], jnp.nan)
 
 
-def _check_rows(name: str, array: Array, like: Array) -> None:
+def _check_per_action(name: str, array: Array, like: Array) -> None:
     """Raise a ValueError unless both hold one value per action of the same states."""
     if jnp.shape(array) != jnp.shape(like):
         raise ValueError(
@@ -152,7 +156,7 @@ def sarsa_error(
     Reference: Sutton & Barto 2018, eq. 6.7.
     """
     keep, chosen = _action_values(q_values, actions, mask, "actions")
-    _check_rows("next_q_values", next_q_values, q_values)
+    _check_per_action("next_q_values", next_q_values, q_values)
     _, following = _action_values(next_q_values, next_actions, keep, "next_actions")
     return td_error(chosen, rewards, following, terminated, discount=discount, mask=keep)
 
@@ -178,8 +182,8 @@ def expected_sarsa_error(
     Reference: Sutton & Barto 2018, eq. 6.9.
     """
     keep, chosen = _action_values(q_values, actions, mask, "actions")
-    _check_rows("next_q_values", next_q_values, q_values)
-    _check_rows("next_probs", next_probs, next_q_values)
+    _check_per_action("next_q_values", next_q_values, q_values)
+    _check_per_action("next_probs", next_probs, next_q_values)
     # An action that is never taken counts for nothing, also where its value is −inf.
     next_probs = as_float(next_probs)
     following = jnp.where(next_probs == 0, 0, next_probs * as_float(next_q_values)).sum(-1)
@@ -216,7 +220,7 @@ def q_learning_error(
     Array(1.5, dtype=float32)
     """
     keep, chosen = _action_values(q_values, actions, mask, "actions")
-    _check_rows("next_q_values", next_q_values, q_values)
+    _check_per_action("next_q_values", next_q_values, q_values)
     return td_error(
         chosen, rewards, as_float(next_q_values).max(-1), terminated, discount=discount, mask=keep
     )
@@ -243,8 +247,8 @@ def double_q_learning_error(
 
     Reference: van Hasselt et al. 2016, arXiv:1509.06461, eq. 4.
     """
-    _check_rows("next_q_values", next_q_values, q_values)
-    _check_rows("next_q_selector", next_q_selector, q_values)
+    _check_per_action("next_q_values", next_q_values, q_values)
+    _check_per_action("next_q_selector", next_q_selector, q_values)
     best = jnp.argmax(as_float(next_q_selector), axis=-1)
     return sarsa_error(
         q_values, actions, rewards, next_q_values, best, terminated, discount=discount, mask=mask

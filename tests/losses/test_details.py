@@ -1,6 +1,9 @@
 """Identities and edges that the table does not hold."""
 
+import ast
 import functools
+import inspect
+import pkgutil
 
 import jax
 import jax.numpy as jnp
@@ -304,3 +307,19 @@ def test_numbers_do_not_widen_the_result(call, x64):
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+SUB_MODULES = [getattr(losses, module.name) for module in pkgutil.iter_modules(losses.__path__)]
+
+
+@pytest.mark.parametrize("module", SUB_MODULES, ids=lambda module: module.__name__)
+def test_what_a_sub_module_defines_is_reachable_from_losses(module):
+    """Every public function, class and constant: `losses.<name>`, and in `losses.__all__`."""
+    tree = ast.parse(inspect.getsource(module))
+    names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names |= {name for name in vars(module) if name.isupper()}
+    for name in names:
+        if not name.startswith("_"):
+            assert getattr(losses, name) is getattr(module, name)
+            assert name in losses.__all__
+    assert names

@@ -273,12 +273,15 @@ def test_a_hyper_parameter_of_a_wrong_shape_is_named(row):
 
 ELSEWHERE = {
     "adaptive_controller": "test_details.py",
+    "clip_range": "the bounds of every clip above",
+    "clipped_surrogate": "what ppo_clip, gspo and gspo_token do with their ratios",
     "conjugate_gradient": "test_trpo.py",
     "doubling_controller": "test_details.py",
     "fisher_vector_product": "test_trpo.py",
     "fixed_controller": "test_details.py",
     "kto_reference_kl": "test_details.py, a mean",
     "line_search": "test_trpo.py",
+    "log1mexp": "test_details.py",
     "next_token_cross_entropy": "test_details.py, one element shorter",
     "probability_ratio": "the ratio of every row above",
     "associative_recurrence": "tests/test_returns.py",
