@@ -57,7 +57,7 @@ def group_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
       rewards: [..., groups, n].
       eps: ε.
     Returns:
-      Advantages of the same shape.
+      Advantages of the same shape, constants to every loss.
     Raises:
       ValueError: if a group has fewer than two completions.
     Reference: Shao et al. 2024, arXiv:2402.03300, sec. 4.1.2.
@@ -83,7 +83,7 @@ def centered(rewards: Array) -> Array:
     Args:
       rewards: [..., groups, n].
     Returns:
-      Advantages of the same shape.
+      Advantages of the same shape, constants to every loss.
     Raises:
       ValueError: if a group has fewer than two completions.
     Reference: Liu et al. 2025, arXiv:2503.20783, sec. 3.2.
@@ -98,10 +98,11 @@ def leave_one_out(rewards: Array) -> Array:
     Args:
       rewards: [..., groups, n].
     Returns:
-      Advantages of the same shape.
+      Advantages of the same shape, constants to every loss.
     Raises:
       ValueError: if a group has fewer than two completions.
-    Reference: Ahmadian et al. 2024, arXiv:2402.14740.
+    Reference: Kool et al. 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; Ahmadian et al. 2024,
+      arXiv:2402.14740.
 
     >>> leave_one_out(jnp.array([0.0, 1.0, 2.0]))
     Array([-1.5,  0. ,  1.5], dtype=float32)
@@ -112,13 +113,13 @@ def leave_one_out(rewards: Array) -> Array:
 
 
 def informative_fraction(rewards: Array) -> Array:
-    """Share of groups whose rewards are not all equal: what GPG divides its loss by (`losses.gpg`).
+    """(N − M)/N, the share of groups whose rewards are not all equal: what `losses.gpg` divides its loss by.
 
     Args:
       rewards: [..., groups, n].
     Returns:
       A scalar in [0, 1]; 0 without groups.
-    Reference: Chu et al. 2025, arXiv:2504.02546.
+    Reference: Chu et al. 2025, arXiv:2504.02546, the gradient correction for groups without information.
     """
     return masked_mean(spread(_check_group(rewards), axis=-1))
 
@@ -130,7 +131,7 @@ def remax(rewards: Array, greedy_rewards: Array) -> Array:
       rewards: [..., groups, n].
       greedy_rewards: [..., groups], one greedy completion per prompt.
     Returns:
-      Advantages of the same shape.
+      Advantages of the same shape, constants to every loss.
     Raises:
       ValueError: if the shapes do not fit.
     Reference: Li et al. 2023, arXiv:2310.10505, alg. 1.
@@ -146,10 +147,10 @@ def opo(rewards: Array, lengths: Array) -> Array:
       rewards: [..., groups, n].
       lengths: tokens of each completion, same shape.
     Returns:
-      Advantages of the same shape.
+      Advantages of the same shape, constants to every loss.
     Raises:
       ValueError: if a group has fewer than two completions.
-    Reference: Hao et al. 2025, arXiv:2505.23585.
+    Reference: Hao et al. 2025, arXiv:2505.23585, the length-weighted baseline.
     """
     rewards = _check_group(rewards)
     _check_shape("lengths", lengths, rewards.shape)
@@ -168,7 +169,7 @@ def pass_at_k(rewards: Array, *, k: int) -> Array:
       rewards: [..., groups, n], any real rewards.
       k: size of the subsets, static.
     Returns:
-      Advantages of the same shape.
+      Advantages of the same shape, constants to every loss.
     Raises:
       ValueError: unless 1 <= k < n (a baseline needs a subset without i).
     Reference: Walder & Karkhanis 2025, arXiv:2505.15201, sec. 3 (their leave-one-out baseline).
@@ -208,7 +209,7 @@ def _subset_maximum_weights(n: int, k: int) -> np.ndarray:
 
 
 def gdpo(rewards: Array, weights: Array, *, eps: ScalarLike = 1e-4) -> Array:
-    """GDPO: each objective normalised in its group on its own, then weighed, summed and whitened.
+    """GDPO: whiten(Σ_k w_k·A_k): each objective k normalised in its group on its own, then weighed.
 
     Summing the objectives first lets the one with the largest spread drown the others.
 
@@ -217,10 +218,10 @@ def gdpo(rewards: Array, weights: Array, *, eps: ScalarLike = 1e-4) -> Array:
       weights: [objectives].
       eps: ε of `group_normalized`.
     Returns:
-      [..., groups, n].
+      Advantages [..., groups, n], constants to every loss.
     Raises:
       ValueError: if the shapes do not fit.
-    Reference: Liu et al. 2026, arXiv:2601.05242.
+    Reference: Liu et al. 2026, arXiv:2601.05242: rewards normalised by group, their sum over the batch.
     """
     _check_shape("weights", weights, jnp.shape(rewards)[:1])
     normalized = group_normalized(rewards, eps=eps)
@@ -240,10 +241,10 @@ def reinforce_plus_plus(
       kl_coef: β.
       discount: γ.
     Returns:
-      Advantages [..., T], 0 where masked.
+      Advantages [..., T], 0 where masked, constants to every loss.
     Raises:
       ValueError: if the shapes do not fit.
-    Reference: Hu 2025, arXiv:2501.03262.
+    Reference: Hu 2025, arXiv:2501.03262, first version: KL per token in the reward.
     """
     keep, kl = mask_inputs(mask, kl=kl)
     _check_shape("rewards", rewards, kl.shape[:-1])
@@ -261,10 +262,10 @@ def reinforce_plus_plus_baseline(rewards: Array, mask: Array) -> Array:
       rewards: [groups, n].
       mask: the tokens of the completions [groups, n, T].
     Returns:
-      Advantages [groups, n, T], 0 where masked.
+      Advantages [groups, n, T], 0 where masked, constants to every loss.
     Raises:
       ValueError: if the shapes do not fit.
-    Reference: Hu et al. 2025, arXiv:2501.03262v3.
+    Reference: Hu et al. 2025, arXiv:2501.03262, from its third version: REINFORCE++-baseline.
     """
     keep = jnp.asarray(mask) != 0
     _check_shape("rewards", rewards, keep.shape[:-1])
@@ -277,9 +278,9 @@ def overlong_penalty(lengths: Array, *, max_length: ScalarLike, buffer: ScalarLi
     Args:
       lengths: tokens of each completion, any shape.
       max_length: L_max.
-      buffer: L_c, in tokens.
+      buffer: L_c, in tokens; 0 for a step at L_max.
     Returns:
-      A reward of the same shape, in [−1, 0].
+      A reward of the same shape, in [−1, 0]; a constant to every loss.
     Reference: Yu et al. 2025, arXiv:2503.14476, eq. 13.
 
     >>> overlong_penalty(jnp.array([80, 95, 120]), max_length=100, buffer=10)
@@ -288,4 +289,5 @@ def overlong_penalty(lengths: Array, *, max_length: ScalarLike, buffer: ScalarLi
     lengths = as_float(lengths)
     max_length, buffer = coefficients(lengths, max_length=max_length, buffer=buffer)
     excess = lengths - (max_length - buffer)
-    return jnp.where(excess > 0, -jnp.minimum(excess / buffer, 1), 0)
+    ramp = jnp.where(buffer > 0, excess / jnp.where(buffer > 0, buffer, 1), 1)  # no buffer, no ramp
+    return jnp.where(excess > 0, -jnp.minimum(ramp, 1), 0)

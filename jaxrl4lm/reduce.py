@@ -33,12 +33,16 @@ class Fraction(NamedTuple):
 
 
 def add(*fractions: Fraction) -> Fraction:
-    """The fraction of the union of micro-batches: totals and denominators summed.
+    """(Σ totals, Σ denominators): the fraction of the union of micro-batches.
 
     Args:
       *fractions: one per micro-batch, of equal shapes.
     Returns:
-      A `Fraction`.
+      A `Fraction`. Gradients flow.
+    Reference: Hugging Face 2024, "Fixing gradient accumulation": the mean of means is not the mean.
+
+    >>> float(divide(add(token_fraction(jnp.array([1.0])), token_fraction(jnp.array([2.0, 6.0])))))
+    3.0
     """
     return Fraction(sum(f.total for f in fractions), sum(f.denominator for f in fractions))  # pyright: ignore
 
@@ -49,7 +53,8 @@ def divide(fraction: Fraction) -> Array:
     Args:
       fraction: of any shape.
     Returns:
-      The mean, of that shape.
+      The mean, of that shape. Gradients flow.
+    Reference: the convention of this module; that nothing counted gives 0 keeps an empty batch out of a sum.
     """
     total, denominator = fraction
     return jnp.where(denominator > 0, total / jnp.where(denominator > 0, denominator, 1), 0)
@@ -85,11 +90,11 @@ def token_mean(values: Array, mask: Array | None = None) -> Array:
     """Mean over tokens: Σ m·l / Σ m. Long sequences weigh more. (DAPO, CISPO).
 
     Args:
-      values: loss per token, any shape.
+      values: loss per token, any shape. Gradients flow.
       mask: the tokens that count, broadcastable to `values`; None for all.
     Returns:
       A scalar; 0 if no token counts.
-    Reference: Yu et al. 2025, arXiv:2503.14476, sec. 3.3.
+    Reference: DAPO, Yu et al. 2025, arXiv:2503.14476, sec. 3.3, eq. 12.
 
     >>> float(token_mean(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), jnp.array([[1, 1], [1, 0]])))
     3.0
@@ -103,11 +108,11 @@ def sequence_mean(values: Array, mask: Array | None = None) -> Array:
     Sequences without a counted token are left out, so that padding a batch with empty rows changes nothing.
 
     Args:
-      values: loss per token [..., T].
+      values: loss per token [..., T]. Gradients flow.
       mask: the tokens that count.
     Returns:
       A scalar; 0 if no token counts.
-    Reference: Shao et al. 2024, arXiv:2402.03300, eq. 3.
+    Reference: GRPO, Shao et al. 2024, arXiv:2402.03300, eq. 3.
 
     >>> float(sequence_mean(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), jnp.array([[1, 1], [1, 0]])))
     3.75
@@ -121,10 +126,12 @@ def sequence_sum(values: Array, mask: Array | None = None) -> Array:
     Sequences without a counted token are left out.
 
     Args:
-      values: loss per token [..., T].
+      values: loss per token [..., T]. Gradients flow.
       mask: the tokens that count.
     Returns:
       A scalar; 0 if no token counts.
+    Reference: the return of an episode, Sutton & Barto 2018, sec. 13.3; for language models without the bias
+      of a division by length, Liu et al. 2025, arXiv:2503.20783, sec. 3.2.
 
     >>> float(sequence_sum(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), jnp.array([[1, 1], [1, 0]])))
     4.5
@@ -136,14 +143,14 @@ def constant_length(values: Array, mask: Array | None = None, *, length: ScalarL
     """Sum over tokens by a constant: Σ m·l / (B · length). (Dr.GRPO).
 
     Args:
-      values: loss per token [..., T].
+      values: loss per token [..., T]. Gradients flow.
       mask: the tokens that count.
       length: the constant, usually the longest completion allowed, in tokens; may be traced.
     Returns:
       A scalar; 0 if no token counts. B is the number of sequences with a counted token.
     Raises:
       ValueError: if `length` is not a scalar.
-    Reference: Liu et al. 2025, arXiv:2503.20783, sec. 3.2.
+    Reference: Dr. GRPO, Liu et al. 2025, arXiv:2503.20783, sec. 3.2.
 
     >>> float(constant_length(jnp.array([[1.0, 2.0], [6.0, jnp.nan]]), jnp.array([[1, 1], [1, 0]]), length=4))
     1.125
@@ -160,6 +167,7 @@ def masked_mean(values: Array, mask: Array | None = None, *, axis: Axis = None) 
       axis: what to average over; None for everything.
     Returns:
       The shape of `values` without `axis`.
+    Reference: the sample mean, Casella & Berger 2002, def. 5.2.2.
     """
     keep, kept = mask_inputs(mask, values=values)
     return divide(Fraction(kept.sum(axis), keep.sum(axis, dtype=kept.dtype)))
@@ -175,6 +183,7 @@ def masked_variance(values: Array, mask: Array | None = None, *, axis: Axis = No
       ddof: 0 for the population, 1 for a sample; static.
     Returns:
       The shape of `values` without `axis`.
+    Reference: the sample variance, Casella & Berger 2002, def. 5.2.3 (ddof=1).
     """
     keep, kept = mask_inputs(mask, values=values)
     count = keep.sum(axis, keepdims=True, dtype=kept.dtype)
@@ -190,11 +199,13 @@ def spread(values: Array, mask: Array | None = None, *, axis: Axis = None) -> Ar
     standard deviation.
 
     Args:
-      values: any shape.
+      values: any shape; a boolean has no gradient.
       mask: the elements that count.
       axis: along which they are compared; None for everything.
     Returns:
       Booleans; False where at most one element counts.
+    Reference: this library's own test, for the standard deviation that GRPO divides by (Shao et al. 2024,
+      arXiv:2402.03300, sec. 4.1.2).
     """
     keep, kept = mask_inputs(mask, values=values)
     largest = jnp.max(kept, axis, keepdims=True, initial=-jnp.inf, where=keep)
@@ -216,7 +227,9 @@ def whiten(
       eps: added to the population variance.
     Returns:
       The same shape; 0 where masked. Elements that are all equal (or only one) become exactly 0 (with
-      `shift_mean=False`: their mean).
+      `shift_mean=False`: their mean). Gradients flow.
+    Reference: advantages: Huang et al. 2022, "The 37 implementation details", no. 7; rewards, with
+      `shift_mean=False`: the code of Ziegler et al. 2019, arXiv:1909.08593.
 
     >>> whiten(jnp.array([1.0, 3.0, jnp.inf]), jnp.array([True, True, False]))
     Array([-1.,  1.,  0.], dtype=float32)
@@ -224,6 +237,7 @@ def whiten(
     keep, kept = mask_inputs(mask, values=values)
     (eps,) = coefficients(kept, eps=eps)
     mean = masked_mean(kept, keep)
-    scale = jax.lax.rsqrt(masked_variance(kept, keep) + eps)
-    whitened = jnp.where(spread(kept, keep), (kept - mean) * scale, 0)
+    informative = spread(kept, keep)
+    variance = jnp.where(informative, masked_variance(kept, keep), 1)  # the root has no derivative at 0
+    whitened = jnp.where(informative, (kept - mean) * jax.lax.rsqrt(variance + eps), 0)
     return jnp.where(keep, whitened if shift_mean else whitened + mean, 0)

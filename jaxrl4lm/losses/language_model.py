@@ -45,7 +45,10 @@ def cross_entropy(
       [..., T], in nats; exactly 0, with exactly 0 gradient, where masked.
     Raises:
       ValueError: if the shapes do not fit.
-    Reference: label smoothing: Szegedy et al. 2016, arXiv:1512.00567, sec. 7.
+    Reference: Shannon 1948; label smoothing: Szegedy et al. 2016, arXiv:1512.00567, sec. 7.
+
+    >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([1, -100]), mask=jnp.array([True, False]))
+    Array([1.3862944, 0.       ], dtype=float32)
     """
     _check_aligned("targets", targets, logits)
     keep = as_mask(mask, jnp.shape(targets))
@@ -53,9 +56,13 @@ def cross_entropy(
     log_probs = categorical_log_prob(logits, jnp.where(keep, targets, 0))
     (label_smoothing,) = coefficients(log_probs, label_smoothing=label_smoothing)
     uniform = logits.mean(-1) - jax.nn.logsumexp(logits, axis=-1)
-    # A forbidden token (−inf) makes the uniform part infinite; without smoothing there is none (not 0 · inf).
-    smoothing = jnp.where(label_smoothing == 0, 0, label_smoothing * uniform)
-    return jnp.where(keep, -(1 - label_smoothing) * log_probs - smoothing, 0)
+    loss = -_share(1 - label_smoothing, log_probs) - _share(label_smoothing, uniform)
+    return jnp.where(keep, loss, 0)
+
+
+def _share(weight: Array, log_probs: Array) -> Array:
+    """weight · log p; 0, not nan, where the weight of a forbidden token (−inf) is 0."""
+    return weight * jnp.where((weight == 0) & jnp.isneginf(log_probs), 0, log_probs)
 
 
 def next_token_cross_entropy(
@@ -69,10 +76,15 @@ def next_token_cross_entropy(
       label_smoothing: ε, see `cross_entropy`.
       mask: the tokens to learn [..., T] (its first column is not used: nothing predicts the first token).
     Returns:
-      [..., T−1], in nats, aligned with `tokens[..., 1:]`: average with `reduce.token_mean(loss, mask[...,
-      1:])`. Exactly 0, with exactly 0 gradient, where masked.
+      [..., T−1], in nats, aligned with `tokens[..., 1:]`; exactly 0, with exactly 0 gradient, where masked.
+      Average with `reduce.token_mean(loss, mask[..., 1:])`.
     Raises:
       ValueError: if the shapes do not fit.
+    Reference: Bengio et al. 2003, "A neural probabilistic language model", sec. 2; Radford et al. 2018,
+      "Improving language understanding by generative pre-training", eq. 1.
+
+    >>> next_token_cross_entropy(jnp.zeros((1, 3, 4)), jnp.array([[3, 0, 1]]), mask=jnp.array([[0, 1, 0]]))
+    Array([[1.3862944, 0.       ]], dtype=float32)
     """
     _check_aligned("tokens", tokens, logits, least=1)
     if mask is not None:
@@ -87,7 +99,7 @@ def z_loss(logits: Array, *, mask: Array | None = None) -> Array:
       logits: [..., V]. Gradients flow through this argument.
       mask: the rows that count [...].
     Returns:
-      [...]; exactly 0, with exactly 0 gradient, where masked.
+      [...], in nats²; exactly 0, with exactly 0 gradient, where masked.
     Reference: Chowdhery et al. 2022, arXiv:2204.02311, sec. 5.
     """
     keep = as_mask(mask, jnp.shape(logits)[:-1])
@@ -104,7 +116,7 @@ def _student_and_teacher(
     keep = as_mask(mask, student.shape[:-1])
     (temperature,) = coefficients(jax.ShapeDtypeStruct(keep.shape, student.dtype), temperature=temperature)
     temperature = temperature[..., None] if temperature.ndim else temperature
-    student, teacher = (jnp.where(keep[..., None], z / temperature, 0) for z in (student, teacher))
+    student, teacher = (jnp.where(keep[..., None], z, 0) / temperature for z in (student, teacher))
     return keep, student, teacher
 
 
@@ -123,7 +135,7 @@ def forward_distillation(
       [...], in nats; exactly 0, with exactly 0 gradient, where masked.
     Raises:
       ValueError: if the shapes do not fit.
-    Reference: Hinton et al. 2015, arXiv:1503.02531.
+    Reference: Hinton et al. 2015, arXiv:1503.02531, sec. 2.
     """
     keep, student, teacher = _student_and_teacher(student_logits, teacher_logits, temperature, mask)
     return jnp.where(keep, categorical_kl(teacher, student), 0)
@@ -136,7 +148,7 @@ def reverse_distillation(
 
     Arguments as of `forward_distillation`.
 
-    Reference: Gu et al. 2023, arXiv:2306.08543.
+    Reference: Gu et al. 2023, arXiv:2306.08543, sec. 2.1.
     """
     keep, student, teacher = _student_and_teacher(student_logits, teacher_logits, temperature, mask)
     return jnp.where(keep, categorical_kl(student, teacher), 0)
@@ -152,9 +164,9 @@ def generalized_jsd(
 ) -> Array:
     """Generalised Jensen–Shannon: β·KL(teacher‖m) + (1−β)·KL(student‖m), m = β·teacher + (1−β)·student.
 
-    Near its ends it is β and (1−β) times a plain KL, and 0 *at* β = 0 and 1; TRL returns the plain KL
-    there. Use `forward_distillation` (its β = 0) and `reverse_distillation` (β = 1) for those. Other
-    arguments as of `forward_distillation`.
+    Near its ends it is β and (1−β) times a plain KL, and 0 *at* β = 0 and 1, where its derivative in β is
+    that KL; TRL returns the plain KL there. Use `forward_distillation` (its β = 0) and
+    `reverse_distillation` (β = 1) for those. Other arguments as of `forward_distillation`.
 
     Args:
       beta: β, a number or one per token [...].
@@ -165,8 +177,13 @@ def generalized_jsd(
     log_s, log_t = jax.nn.log_softmax(student, axis=-1), jax.nn.log_softmax(teacher, axis=-1)
     (beta,) = coefficients(jax.ShapeDtypeStruct(keep.shape, student.dtype), beta=beta)
     rows = beta[..., None] if beta.ndim else beta
+    # At its ends the mixture keeps a trace of either side, so that both logarithms, and the derivative in β,
+    # KL(teacher‖m) − KL(student‖m), are finite there.
+    tiny = jnp.finfo(student.dtype).tiny
+    inside = rows < 1
+    log_rest = jnp.where(inside, jnp.log1p(-jnp.where(inside, rows, 0)), jnp.log(tiny))
     # The log of a probability is also its logits, so the divergences can be those of distributions.
-    from_t, from_s = log_t + jnp.log(rows), log_s + jnp.log1p(-rows)
+    from_t, from_s = log_t + jnp.log(jnp.maximum(rows, tiny)), log_s + log_rest
     forbidden = jnp.isneginf(from_t) & jnp.isneginf(from_s)  # logaddexp has a nan gradient there
     log_m = jnp.logaddexp(jnp.where(forbidden, 0, from_t), jnp.where(forbidden, 0, from_s))
     log_m = jnp.where(forbidden, -jnp.inf, log_m)
