@@ -19,12 +19,13 @@ def categorical_log_prob(logits: Array, actions: Array) -> Array:
     """log softmax(z)[a] = z_a − logsumexp(z).
 
     Args:
-      logits: [..., A], unnormalised.
+      logits: [..., A], unnormalised. Gradients flow.
       actions: integers [...].
     Returns:
       [...], in nats; nan for an action that is not in 0 … A−1.
     Raises:
       ValueError: if `actions` does not have the shape of `logits` without its last axis.
+    Reference: Goodfellow et al. 2016, "Deep learning", sec. 6.2.2.3.
 
     >>> float(categorical_log_prob(jnp.zeros(4), jnp.array(2)))  # log 1/4
     -1.3862943649291992
@@ -48,6 +49,7 @@ def categorical_entropy(logits: Array) -> Array:
       logits: [..., A], unnormalised. Gradients flow.
     Returns:
       [...], in nats.
+    Reference: Shannon 1948; Cover & Thomas 2006, eq. 2.1.
 
     >>> float(categorical_entropy(jnp.zeros(4)))  # log 4
     1.3862943649291992
@@ -70,6 +72,7 @@ def categorical_kl(logits: Array, other_logits: Array) -> Array:
       [...], in nats; inf where p puts mass on what q forbids.
     Raises:
       ValueError: if the last axes differ.
+    Reference: Kullback & Leibler 1951; Cover & Thomas 2006, sec. 2.3.
     """
     if jnp.shape(logits)[-1:] != jnp.shape(other_logits)[-1:]:
         raise ValueError(
@@ -90,7 +93,8 @@ def categorical_sample(key: Key, logits: Array) -> Array:
       key: consumed here.
       logits: [..., A], unnormalised.
     Returns:
-      Integers [...].
+      Integers [...], without gradient.
+    Reference: the Gumbel-max trick: Gumbel 1954; Maddison et al. 2014, arXiv:1411.0030.
     """
     return jax.random.categorical(key, as_float(logits), axis=-1)
 
@@ -104,6 +108,7 @@ def gaussian_log_prob(mean: Array, log_std: Array, actions: Array) -> Array:
       actions: a [..., D].
     Returns:
       [...], in nats.
+    Reference: Bishop 2006, eq. 2.43, of a diagonal covariance.
     """
     mean, log_std, actions = as_float(mean), as_float(log_std), as_float(actions)
     log_std = jnp.broadcast_to(log_std, mean.shape)
@@ -118,6 +123,7 @@ def gaussian_entropy(log_std: Array) -> Array:
       log_std: log σ [..., D]. Gradients flow.
     Returns:
       [...], in nats.
+    Reference: Cover & Thomas 2006, th. 8.4.1.
     """
     return (as_float(log_std) + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
@@ -132,6 +138,7 @@ def gaussian_kl(mean: Array, log_std: Array, other_mean: Array, other_log_std: A
       other_log_std: log σ′, broadcastable to `mean`.
     Returns:
       [...], in nats.
+    Reference: Kullback & Leibler 1951; the diagonal case of the divergence of two normal distributions.
     """
     mean, other_mean = as_float(mean), as_float(other_mean)
     log_std = jnp.broadcast_to(as_float(log_std), mean.shape)
@@ -150,6 +157,7 @@ def gaussian_sample(key: Key, mean: Array, log_std: Array) -> Array:
       log_std: log σ, broadcastable to `mean`. Gradients flow.
     Returns:
       [..., D].
+    Reference: Kingma & Welling 2014, arXiv:1312.6114, sec. 2.4.
     """
     mean = as_float(mean)
     log_std = jnp.broadcast_to(as_float(log_std), mean.shape)

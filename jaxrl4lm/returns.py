@@ -31,10 +31,14 @@ def sequential_recurrence(x: Array, decay: Array) -> Array:
     """y_t = x_t + decay_t · y_{t+1} by a reverse `lax.scan`: T steps, no extra memory.
 
     Args:
-      x: [T, ...].
+      x: [T, ...]. Gradients flow through both arguments.
       decay: [T, ...], same shape.
     Returns:
       y [T, ...].
+    Reference: Sutton & Barto 2018, eq. 3.9, of which it is the general form.
+
+    >>> sequential_recurrence(jnp.array([1.0, 2.0, 4.0]), jnp.full(3, 0.5))
+    Array([3., 4., 4.], dtype=float32)
     """
 
     def step(following: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -153,7 +157,7 @@ def discounted_returns(
     """Monte-Carlo returns-to-go: G_t = r_t + γ·G_{t+1}; where the return is cut short, r_t + γ·V(s_{t+1}).
 
     Args:
-      rewards: [..., T, ...].
+      rewards: [..., T, ...]. Gradients flow through every floating argument.
       terminated: nothing follows these steps.
       truncated: the return is cut after these steps, and at the end of the array.
       next_values: V(s_{t+1}), read only where cut; the default counts what lies beyond a cut as nothing.
@@ -193,7 +197,7 @@ def lambda_returns(
     λ=0 is the one-step target, λ=1 `discounted_returns` with bootstrapping at cuts.
 
     Args:
-      rewards: [..., T, ...].
+      rewards: [..., T, ...]. Gradients flow through every floating argument.
       values: V(s_t), read only across the gaps of `mask`.
       next_values: V(s_{t+1}), before any reset.
       terminated: nothing follows these steps.
@@ -205,7 +209,7 @@ def lambda_returns(
       recurrence: `sequential_recurrence` or `associative_recurrence`.
     Returns:
       G of the shape of `rewards`, 0 where masked.
-    Reference: Sutton & Barto 2018, eq. 12.2, in recursive form.
+    Reference: Sutton & Barto 2018, eq. 12.2; in recursive form, eq. 12.18.
     """
     steps = _steps(rewards, values, next_values, terminated, truncated, mask, axis)
     discount, lambda_ = _per_step(steps, discount=discount, lambda_=lambda_)
@@ -231,7 +235,7 @@ def n_step_returns(
     n=1 is the one-step target, n ≥ T `discounted_returns`.
 
     Args:
-      rewards: [..., T, ...].
+      rewards: [..., T, ...]. Gradients flow through every floating argument.
       values: V(s_t), read only across the gaps of `mask`.
       next_values: V(s_{t+1}), before any reset.
       terminated: nothing follows these steps.
@@ -245,6 +249,9 @@ def n_step_returns(
     Raises:
       ValueError: if n < 1.
     Reference: Sutton & Barto 2018, eq. 7.1.
+
+    >>> n_step_returns(jnp.ones(3), 0.0, jnp.full(3, 8.0), jnp.zeros(3), n=2, discount=0.5)
+    Array([3.5, 3.5, 5. ], dtype=float32)
     """
     if n < 1:
         raise ValueError(f"n is {n}: an n-step return needs at least one reward, n >= 1.")
@@ -278,7 +285,7 @@ def generalized_advantage_estimation(
     V(s_{t+1}) is 0 after a termination; A_{t+1} is 0 after a termination, a truncation and the last step.
 
     Args:
-      rewards: [..., T, ...].
+      rewards: [..., T, ...]. Gradients flow through every floating argument.
       values: V(s_t).
       next_values: V(s_{t+1}), before any reset.
       terminated: nothing follows these steps.
@@ -328,7 +335,7 @@ def vtrace(
     and the advantage is min(ρ_t, ρ̄)·(r_t + γ·[λ·v_{t+1} + (1−λ)·V(s_{t+1})] − V(s_t)).
 
     Args:
-      rewards: [..., T, ...].
+      rewards: [..., T, ...]. Gradients flow through every floating argument.
       values: V(s_t).
       next_values: V(s_{t+1}), before any reset.
       terminated: nothing follows these steps.

@@ -20,6 +20,10 @@ def probability_ratio(log_ratios: Array) -> Array:
       log_ratios: log π − log π_old, any shape, in nats. Gradients flow.
     Returns:
       The same shape. The bound is what verl uses; rlax and TRL have none.
+    Reference: Schulman et al. 2017, arXiv:1707.06347, sec. 3, r_t(θ).
+
+    >>> probability_ratio(jnp.log(jnp.array([0.5, 2.0])))
+    Array([0.5, 2. ], dtype=float32)
     """
     return jnp.exp(jnp.clip(log_ratios, -MAX_LOG_RATIO, MAX_LOG_RATIO))
 
@@ -48,9 +52,9 @@ def truncated_importance_weights(
     """min(π_train/π_sampler, C): weights of a loss per token whose sampling engine is not the trainer.
 
     Args:
-      log_probs: of the sampled tokens by the training engine at sampling time [..., T].
+      log_probs: of the sampled tokens by the training engine at sampling time [..., T], in nats.
       sampler_log_probs: of the same tokens by the engine that sampled them.
-      cap: C.
+      cap: C, a ratio.
       per_sequence: the ratio of whole sequences (time last), on each of their tokens, instead of one per
         token.
       mask: the tokens that count.
@@ -59,6 +63,9 @@ def truncated_importance_weights(
       argument.
     Reference: Ionides 2008, truncated importance sampling; Yao et al. 2025, "Your efficient RL framework
       secretly brings you off-policy RL training".
+
+    >>> truncated_importance_weights(jnp.array([-1.0, -1.0]), jnp.array([-1.0, -4.0]))
+    Array([1., 2.], dtype=float32)
     """
     keep, ratios = _mismatch(log_probs, sampler_log_probs, mask, per_sequence)
     (cap,) = coefficients(ratios, cap=cap)

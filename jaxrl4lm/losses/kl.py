@@ -56,11 +56,11 @@ def k1(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = None) -> 
     """x = log π − log π_ref, per token: for rewards and reports. As a loss its expected gradient is 0.
 
     Args:
-      log_probs: log π_θ of the sampled tokens, any shape. Gradients flow through this argument only.
+      log_probs: log π_θ of the sampled tokens, any shape, in nats. Gradients flow through this argument only.
       ref_log_probs: those of the reference.
       mask: the tokens that count.
     Returns:
-      The shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
+      The shape of `log_probs`, in nats; exactly 0, with exactly 0 gradient, where masked.
     Reference: Schulman 2020, http://joschu.net/blog/kl-approx.html.
     """
     keep, log_ratios = _log_ratios(log_probs, ref_log_probs, mask)
@@ -96,7 +96,10 @@ def k3(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = None) -> 
 def k3_value_k2_gradient(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = None) -> Array:
     """The value of `k3` (unbiased, low variance) with the gradient of `k2` (∇KL(π‖ref)).
 
-    Arguments as of `k1`. verl calls it `low_var_kl+`.
+    Arguments as of `k1`.
+
+    Reference: k3 and k2 as of `k3` and `k2`, joined by a straight-through estimator (Bengio et al. 2013,
+      arXiv:1308.3432); verl calls it `low_var_kl+`.
     """
     keep, log_ratios = _log_ratios(log_probs, ref_log_probs, mask)
     squared = 0.5 * log_ratios**2
@@ -133,6 +136,9 @@ def sequence_k2(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = 
 
     Every token of a sequence carries the value of the sequence, so `reduce.sequence_mean` is the mean over
     sequences. Arguments as of `k1`, time last.
+
+    Reference: k2 of a whole completion taken as one decision: Schulman 2020 (see `k2`); what the
+      per-token forms miss: Tang & Munos 2025, arXiv:2506.09477. Proven here by enumeration.
     """
     keep, log_ratios = _log_ratios(log_probs, ref_log_probs, mask)
     return _per_sequence(keep, 0.5 * log_ratios.sum(-1, keepdims=True) ** 2)
@@ -149,6 +155,9 @@ def sequence_ratio_k1(log_probs: Array, ref_log_probs: Array, *, mask: Array | N
 
     Every token carries the value of its sequence (average with `reduce.sequence_mean`). For samples of π
     itself. Arguments as of `k1`, time last.
+
+    Reference: of Σ k1, the gradient of an expectation over what depends on θ itself, Schulman et al. 2015,
+      arXiv:1506.05254, theorem 1. Proven here by enumeration.
     """
     keep, log_ratios = _log_ratios(log_probs, ref_log_probs, mask)
     return _per_sequence(keep, _sequence_ratio(log_probs, keep) * log_ratios.sum(-1, keepdims=True))
@@ -158,18 +167,21 @@ def sequence_ratio_k3(log_probs: Array, ref_log_probs: Array, *, mask: Array | N
     """s·Σ_t (e^{−x} − 1 + x) with s = Π π/sg(π): as `sequence_ratio_k1`, with less variance.
 
     Arguments as of `k1`, time last.
+
+    Reference: as of `sequence_ratio_k1`, of Σ k3. Proven here by enumeration.
     """
     keep, log_ratios = _log_ratios(log_probs, ref_log_probs, mask)
     return _per_sequence(keep, _sequence_ratio(log_probs, keep) * _k3(log_ratios).sum(-1, keepdims=True))
 
 
 def fixed_controller(coef: ScalarLike) -> Controller:
-    """A coefficient that stays.
+    """β_t = β: a coefficient that stays.
 
     Args:
-      coef: the coefficient.
+      coef: β, a scalar.
     Returns:
-      A `Controller`.
+      A `Controller`; its coefficient is a constant.
+    Reference: the constant β of Ziegler et al. 2019, arXiv:1909.08593, eq. 2.
     """
     return Controller(lambda: as_float(coef), lambda coef, kl, count: coef)
 
@@ -180,12 +192,17 @@ def adaptive_controller(
     """coef ·= 1 + clip(KL/target − 1, ±0.2)·n/horizon: proportional control of the logarithm.
 
     Args:
-      coef: the first coefficient.
+      coef: the first coefficient, a scalar.
       target: KL per sequence to hold, in nats.
       horizon: number of sequences over which a sustained error of 20 % changes the coefficient by 20 %.
     Returns:
-      A `Controller`; `update` takes the KL per sequence, in nats, and the number of sequences since.
-    Reference: Ziegler et al. 2019, arXiv:1909.08593.
+      A `Controller`; `update` takes the KL per sequence, in nats, and the number of sequences since; plain
+      arithmetic, to be used outside of gradients.
+    Reference: Ziegler et al. 2019, arXiv:1909.08593, sec. 2.2.
+
+    >>> controller = adaptive_controller(0.1, target=6.0, horizon=1000)
+    >>> controller.update(controller.init(), 12.0, 500)  # 20 % at most, for half the horizon
+    Array(0.11000001, dtype=float32)
     """
 
     def update(coef: Array, kl: ScalarLike, count: ScalarLike) -> Array:
@@ -200,10 +217,10 @@ def doubling_controller(coef: ScalarLike = 1.0, *, target: ScalarLike = 0.01) ->
     """β doubles if KL > 1.5·target, and halves if KL < target/1.5: the rule of `losses.ppo_kl_penalty`.
 
     Args:
-      coef: the first β.
+      coef: the first β, a scalar.
       target: KL per element to hold, in nats.
     Returns:
-      A `Controller`; `update` does not use the number of sequences.
+      A `Controller`; `update` does not use the number of sequences; to be used outside of gradients.
     Reference: Schulman et al. 2017, arXiv:1707.06347, sec. 4.
     """
 

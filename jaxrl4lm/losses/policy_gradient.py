@@ -15,7 +15,8 @@ def reinforce(log_probs: Array, returns: Array, *, mask: Array | None = None) ->
 
     Args:
       log_probs: log π_θ(a_t|s_t), any shape, in nats. Gradients flow through this argument only.
-      returns: returns or advantages, of the same shape, or with axes of 1 (one value per sequence is [B, 1]).
+      returns: G, returns or advantages, of the same shape, or with axes of 1 (one value per sequence is
+        [B, 1]).
       mask: the elements that count.
     Returns:
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
@@ -112,7 +113,7 @@ def cispo(
       mask: the elements that count.
     Returns:
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
-    Reference: MiniMax 2025, arXiv:2506.13585.
+    Reference: MiniMax 2025, arXiv:2506.13585, sec. 3.1.
     """
     keep, log_probs, old_log_probs, advantages = mask_inputs(
         mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages

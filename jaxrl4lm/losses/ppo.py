@@ -20,9 +20,11 @@ def clip_range(like: Array, clip_eps: ScalarLike, clip_eps_high: ScalarLike | No
       clip_eps: ε, a number or an array that broadcasts to `like`.
       clip_eps_high: ε_high, likewise.
     Returns:
-      Both, in the dtype of `like`.
+      Both, in the dtype of `like`. Gradients flow.
     Raises:
       ValueError: if one does not broadcast to the shape of `like`.
+    Reference: Schulman et al. 2017, arXiv:1707.06347, eq. 7; asymmetric: Yu et al. 2025, arXiv:2503.14476,
+      eq. 10.
     """
     if clip_eps_high is None:
         (clip_eps,) = coefficients(like, clip_eps=clip_eps)
@@ -77,7 +79,7 @@ def ppo_clip(
     Raises:
       ValueError: if an argument does not broadcast to the shape of `log_probs`.
     Reference: Schulman et al. 2017, arXiv:1707.06347, eq. 7; asymmetric: Yu et al. 2025, arXiv:2503.14476,
-      eq. 10; dual: Ye et al. 2020, arXiv:1912.09729.
+      eq. 10; dual: Ye et al. 2020, arXiv:1912.09729, dual-clip PPO.
 
     >>> ppo_clip(jnp.array([-1.0, -0.5]), jnp.array([-1.0, -1.0]), jnp.array([2.0, 1.0]))
     Array([-2. , -1.2], dtype=float32)
@@ -152,7 +154,7 @@ def sapo(
       mask: the elements that count.
     Returns:
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
-    Reference: Gao et al. 2025, arXiv:2511.20347.
+    Reference: Gao et al. 2025, arXiv:2511.20347, "Soft adaptive policy optimization".
     """
     keep, log_probs, old_log_probs, advantages = mask_inputs(
         mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages

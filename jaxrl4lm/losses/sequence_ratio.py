@@ -70,7 +70,7 @@ def gspo_token(
     With one advantage a sequence, value and gradient of its `reduce.sequence_mean` are those of `gspo`.
     Arguments as of `gspo`, with `advantages` of any shape that broadcasts. (verl's `gspo` is this one.)
 
-    Reference: Zheng et al. 2025, arXiv:2507.18071, GSPO-token.
+    Reference: Zheng et al. 2025, arXiv:2507.18071, sec. 4.3.
     """
     keep, log_ratios, advantages = _log_ratios(log_probs, old_log_probs, advantages, mask)
     mean = jax.lax.stop_gradient(_sequence_mean(log_ratios, keep))
@@ -101,7 +101,7 @@ def gmpo(
     Returns:
       Loss of the shape of `log_probs`, equal on all tokens of a sequence; exactly 0, with exactly 0 gradient,
       where masked.
-    Reference: Zhao et al. 2025, arXiv:2507.20673.
+    Reference: Zhao et al. 2025, arXiv:2507.20673, the GMPO objective with its clip per token.
     """
     keep, log_ratios, advantages = _log_ratios(log_probs, old_log_probs, advantages, mask)
     low, high = clip_range(log_ratios, clip_eps, clip_eps_high)

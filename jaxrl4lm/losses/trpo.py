@@ -72,7 +72,7 @@ def fisher_vector_product(
       vector: v, a pytree like `params`.
       damping: added to the diagonal.
     Returns:
-      A pytree like `params`.
+      A pytree like `params`; no gradient is asked of it.
     Reference: Schulman et al. 2015, arXiv:1502.05477, app. C; Pearlmutter 1994.
     """
     check_broadcastable("damping", jnp.shape(damping), ())
@@ -91,7 +91,7 @@ def conjugate_gradient(
       iterations: at most so many, static.
       tolerance: stop where ‖r‖² ≤ tolerance·‖b‖²; x then stays as it is.
     Returns:
-      x, a pytree like `b`.
+      x, a pytree like `b`; no gradient is asked of it.
     Reference: Hestenes & Stiefel 1952.
     """
     check_broadcastable("tolerance", jnp.shape(tolerance), ())
@@ -136,7 +136,7 @@ def line_search(
       max_backtracks: how often to shorten, static.
     Returns:
       (params, StepInfo): unchanged parameters, with `accepted` False, if no step will do. A loss or KL that
-      is not finite is refused like one that is too large.
+      is not finite is refused like one that is too large. No gradient is asked of it.
     Raises:
       ValueError: if `max_kl` or `backtrack` is not a scalar.
     Reference: Schulman et al. 2015, arXiv:1502.05477, app. C.
