@@ -43,8 +43,8 @@ def _check_group(rewards: Array, least: int = 2) -> Array:
 
 
 def _check_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
-    if jnp.shape(array) != shape:
-        raise ValueError(f"{name} has shape {jnp.shape(array)}; the other arguments ask for {shape}.")
+    if np.shape(array) != shape:
+        raise ValueError(f"{name} has shape {np.shape(array)}; the other arguments ask for {shape}.")
 
 
 def group_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
@@ -136,7 +136,7 @@ def remax(rewards: Array, greedy_rewards: Array) -> Array:
       ValueError: if the shapes do not fit.
     Reference: Li et al. 2023, arXiv:2310.10505, alg. 1.
     """
-    _check_shape("greedy_rewards", greedy_rewards, jnp.shape(rewards)[:-1])
+    _check_shape("greedy_rewards", greedy_rewards, np.shape(rewards)[:-1])
     return as_float(rewards) - as_float(greedy_rewards)[..., None]
 
 
@@ -223,7 +223,7 @@ def gdpo(rewards: Array, weights: Array, *, eps: ScalarLike = 1e-4) -> Array:
       ValueError: if the shapes do not fit.
     Reference: Liu et al. 2026, arXiv:2601.05242: rewards normalised by group, their sum over the batch.
     """
-    _check_shape("weights", weights, jnp.shape(rewards)[:1])
+    _check_shape("weights", weights, np.shape(rewards)[:1])
     normalized = group_normalized(rewards, eps=eps)
     columns = as_float(weights).reshape(-1, *[1] * (normalized.ndim - 1))
     return whiten((columns * normalized).sum(0))

@@ -7,6 +7,7 @@ axis by axis, with equal rank or from a scalar: [B] beside [B, T] is refused, fo
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl4lm.types import Array, ScalarLike
 
@@ -25,7 +26,7 @@ def as_mask(mask: ScalarLike | None, shape: tuple[int, ...], name: str = "mask")
     """
     if mask is None:
         return jnp.ones(shape, bool)
-    check_broadcastable(name, jnp.shape(mask), shape)
+    check_broadcastable(name, np.shape(mask), shape)
     return jnp.broadcast_to(jnp.asarray(mask) != 0, shape)
 
 
@@ -61,7 +62,7 @@ def coefficients(like: Array | jax.ShapeDtypeStruct, **values: ScalarLike) -> tu
       ValueError: if one does not broadcast to the shape of `like` (equal rank, or a scalar).
     """
     for name, value in values.items():
-        check_broadcastable(name, jnp.shape(value), like.shape)
+        check_broadcastable(name, np.shape(value), like.shape)
     return tuple(jnp.asarray(value, like.dtype) for value in values.values())
 
 
@@ -78,7 +79,7 @@ def mask_inputs(mask: ScalarLike | None, **arrays: ScalarLike) -> tuple[Array, .
     shape = first.shape
     selected = []
     for name, array in arrays.items():
-        check_broadcastable(name, jnp.shape(array), shape)
+        check_broadcastable(name, np.shape(array), shape)
         # A Python number has no precision of its own.
         number = isinstance(array, int | float)
         selected.append(

@@ -58,8 +58,14 @@ def combine(*diagnostics: Mapping[str, Fraction | Maximum]) -> Diagnostics:
       *diagnostics: one per micro-batch.
     Returns:
       Diagnostics with the same keys, without gradient.
+    Raises:
+      ValueError: if the keys differ.
     Reference: the convention of `reduce.add`.
     """
+    names = set().union(*diagnostics)
+    for each in diagnostics:
+        if missing := names - set(each):
+            raise ValueError(f"some micro-batches have {sorted(missing)}, others do not: give each the same.")
 
     def merge(*entries: Fraction | Maximum) -> Fraction | Maximum:
         fractions = [entry for entry in entries if isinstance(entry, Fraction)]
@@ -67,7 +73,7 @@ def combine(*diagnostics: Mapping[str, Fraction | Maximum]) -> Diagnostics:
             return add(*fractions)
         return Maximum(jnp.stack([entry.value for entry in entries if isinstance(entry, Maximum)]).max(0))
 
-    return {name: merge(*(each[name] for each in diagnostics)) for name in diagnostics[0]}
+    return {name: merge(*(each[name] for each in diagnostics)) for name in next(iter(diagnostics), {})}
 
 
 def finish(diagnostics: Mapping[str, Fraction | Maximum]) -> dict[str, Array]:

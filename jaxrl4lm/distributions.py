@@ -10,8 +10,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxrl4lm.arguments import as_float, known_index
+from jaxrl4lm.arguments import as_float, check_rows, known_index
 from jaxrl4lm.types import Array, Key
 
 
@@ -31,10 +32,10 @@ def categorical_log_prob(logits: Array, actions: Array) -> Array:
     -1.3862943649291992
     """
     actions = jnp.asarray(actions)
-    if actions.shape != jnp.shape(logits)[:-1]:
+    if actions.shape != np.shape(logits)[:-1]:
         raise ValueError(
-            f"actions has shape {actions.shape}, logits {jnp.shape(logits)}: actions must have the shape "
-            f"{jnp.shape(logits)[:-1]}, one index per row of logits."
+            f"actions has shape {actions.shape}, logits {np.shape(logits)}: actions must have the shape "
+            f"{np.shape(logits)[:-1]}, one index per row of logits."
         )
     logits = as_float(logits)
     known, index = known_index(actions, logits.shape[-1])
@@ -74,9 +75,9 @@ def categorical_kl(logits: Array, other_logits: Array) -> Array:
       ValueError: if the last axes differ.
     Reference: Kullback & Leibler 1951; Cover & Thomas 2006, sec. 2.3.
     """
-    if jnp.shape(logits)[-1:] != jnp.shape(other_logits)[-1:]:
+    if np.shape(logits)[-1:] != np.shape(other_logits)[-1:]:
         raise ValueError(
-            f"logits has shape {jnp.shape(logits)}, other_logits {jnp.shape(other_logits)}: the last axes must be "
+            f"logits has shape {np.shape(logits)}, other_logits {np.shape(other_logits)}: the last axes must be "
             "equal."
         )
     log_p = jax.nn.log_softmax(as_float(logits), axis=-1)
@@ -108,9 +109,12 @@ def gaussian_log_prob(mean: Array, log_std: Array, actions: Array) -> Array:
       actions: a [..., D].
     Returns:
       [...], in nats.
+    Raises:
+      ValueError: if `actions` does not have the shape of `mean`, or one that broadcasts to it but for D.
     Reference: Bishop 2006, eq. 2.43, of a diagonal covariance.
     """
     mean, log_std, actions = as_float(mean), as_float(log_std), as_float(actions)
+    check_rows("actions", actions.shape, mean.shape)
     log_std = jnp.broadcast_to(log_std, mean.shape)
     standard = (actions - mean) * jnp.exp(-log_std)
     return (-0.5 * standard**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
@@ -138,9 +142,12 @@ def gaussian_kl(mean: Array, log_std: Array, other_mean: Array, other_log_std: A
       other_log_std: log σ′, broadcastable to `mean`.
     Returns:
       [...], in nats.
+    Raises:
+      ValueError: if `other_mean` does not have the shape of `mean`, or one that broadcasts to it but for D.
     Reference: Kullback & Leibler 1951; the diagonal case of the divergence of two normal distributions.
     """
     mean, other_mean = as_float(mean), as_float(other_mean)
+    check_rows("other_mean", other_mean.shape, mean.shape)
     log_std = jnp.broadcast_to(as_float(log_std), mean.shape)
     other_log_std = jnp.broadcast_to(as_float(other_log_std), mean.shape)
     log_ratio = log_std - other_log_std

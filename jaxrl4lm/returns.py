@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl4lm.arguments import as_float, as_mask, check_broadcastable, coefficients
 from jaxrl4lm.types import Array, ScalarLike
@@ -92,7 +93,7 @@ def _steps(
         raise ValueError(f"axis is {axis}, rewards has shape {shape}: name one of its axes.")
 
     def like_rewards(name: str, array: ScalarLike) -> Array:
-        check_broadcastable(name, jnp.shape(array), shape)
+        check_broadcastable(name, np.shape(array), shape)
         return jnp.broadcast_to(jnp.asarray(array, dtype), shape)
 
     values, next_values = like_rewards("values", values), like_rewards("next_values", next_values)

@@ -125,3 +125,12 @@ def test_nothing_at_all():
     empty = np.zeros((0, 4), np.float32)
     row = diagnostics.finish(diagnostics.policy(empty, empty, empty))
     assert all(value == 0 for value in row.values())
+
+
+def test_micro_batches_with_other_names_are_refused():
+    rewards, lengths = diagnostics.rewards(np.eye(3)), diagnostics.completions(np.eye(3), np.ones(3))
+    with pytest.raises(ValueError, match=r"some micro-batches have .*reward/mean"):
+        diagnostics.combine(lengths, rewards)
+    with pytest.raises(ValueError, match=r"some micro-batches have .*completion/length_mean"):
+        diagnostics.combine(rewards, rewards | lengths)
+    assert diagnostics.combine() == {}

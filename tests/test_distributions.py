@@ -87,3 +87,12 @@ def test_statistics_are_in_float32(dtype):
         assert result.dtype == jnp.float32
     # A gradient has the dtype of its argument.
     assert jax.grad(lambda z: distributions.categorical_entropy(z).sum())(z).dtype == dtype
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (5, 3, 2), (2,)])
+def test_one_coordinate_does_not_stand_for_all(shape):
+    mean, log_std, wrong = jnp.zeros((3, 2)), jnp.zeros((3, 2)), jnp.zeros(shape)
+    with pytest.raises(ValueError, match="actions has shape"):
+        distributions.gaussian_log_prob(mean, log_std, wrong)
+    with pytest.raises(ValueError, match="other_mean has shape"):
+        distributions.gaussian_kl(mean, log_std, wrong, log_std)

@@ -42,7 +42,8 @@ def chunked_token_log_probs(
     Reference: online softmax: Milakov & Gimelshein 2018, arXiv:1805.02867; as a loss: Wijmans et al. 2024,
       arXiv:2411.09009.
     """
-    shape = jnp.shape(tokens)
+    hidden, unembedding, tokens = jnp.asarray(hidden), jnp.asarray(unembedding), jnp.asarray(tokens)
+    shape = tokens.shape
     if unembedding.ndim != 2 or hidden.shape != (*shape, unembedding.shape[0]):
         raise ValueError(
             f"hidden has shape {hidden.shape}, tokens {shape}, unembedding {unembedding.shape}: hidden must "

@@ -7,7 +7,7 @@ where a clip is active.
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.arguments import coefficients, mask_inputs
+from jaxrl4lm.arguments import as_float, coefficients, mask_inputs
 from jaxrl4lm.types import Array, ScalarLike
 
 MAX_LOG_RATIO = 20.0
@@ -19,13 +19,13 @@ def probability_ratio(log_ratios: Array) -> Array:
     Args:
       log_ratios: log π − log π_old, any shape, in nats. Gradients flow.
     Returns:
-      The same shape. The bound is what verl uses; rlax and TRL have none.
+      The same shape, in float32 or wider. The bound is what verl uses; rlax and TRL have none.
     Reference: Schulman et al. 2017, arXiv:1707.06347, sec. 3, r_t(θ).
 
     >>> probability_ratio(jnp.log(jnp.array([0.5, 2.0])))
     Array([0.5, 2. ], dtype=float32)
     """
-    return jnp.exp(jnp.clip(log_ratios, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    return jnp.exp(jnp.clip(as_float(log_ratios), -MAX_LOG_RATIO, MAX_LOG_RATIO))
 
 
 def _mismatch(

@@ -5,6 +5,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl4lm.arguments import as_float, as_mask, check_rows, coefficients
 from jaxrl4lm.distributions import categorical_kl, categorical_log_prob
@@ -23,9 +24,9 @@ __all__ = [
 
 
 def _check_aligned(name: str, ids: Array, logits: Array, least: int = 0) -> None:
-    if jnp.ndim(ids) < least or jnp.shape(logits)[:-1] != jnp.shape(ids) or jnp.ndim(logits) == 0:
+    if np.ndim(ids) < least or np.shape(logits)[:-1] != np.shape(ids) or np.ndim(logits) == 0:
         raise ValueError(
-            f"{name} has shape {jnp.shape(ids)}, logits {jnp.shape(logits)}: logits must have the shape of "
+            f"{name} has shape {np.shape(ids)}, logits {np.shape(logits)}: logits must have the shape of "
             f"{name} and then the vocabulary."
         )
 
@@ -51,9 +52,9 @@ def cross_entropy(
     Array([1.3862944, 0.       ], dtype=float32)
     """
     _check_aligned("targets", targets, logits)
-    keep = as_mask(mask, jnp.shape(targets))
+    keep = as_mask(mask, np.shape(targets))
     logits = jnp.where(keep[..., None], as_float(logits), 0)
-    log_probs = categorical_log_prob(logits, jnp.where(keep, targets, 0))
+    log_probs = categorical_log_prob(logits, jnp.where(keep, jnp.asarray(targets), 0))
     (label_smoothing,) = coefficients(log_probs, label_smoothing=label_smoothing)
     uniform = logits.mean(-1) - jax.nn.logsumexp(logits, axis=-1)
     loss = -_share(1 - label_smoothing, log_probs) - _share(label_smoothing, uniform)
@@ -86,9 +87,10 @@ def next_token_cross_entropy(
     >>> next_token_cross_entropy(jnp.zeros((1, 3, 4)), jnp.array([[3, 0, 1]]), mask=jnp.array([[0, 1, 0]]))
     Array([[1.3862944, 0.       ]], dtype=float32)
     """
+    logits, tokens = jnp.asarray(logits), jnp.asarray(tokens)
     _check_aligned("tokens", tokens, logits, least=1)
     if mask is not None:
-        mask = as_mask(mask, jnp.shape(tokens))[..., 1:]
+        mask = as_mask(mask, np.shape(tokens))[..., 1:]
     return cross_entropy(logits[..., :-1, :], tokens[..., 1:], label_smoothing=label_smoothing, mask=mask)
 
 
@@ -102,7 +104,7 @@ def z_loss(logits: Array, *, mask: Array | None = None) -> Array:
       [...], in nats²; exactly 0, with exactly 0 gradient, where masked.
     Reference: Chowdhery et al. 2022, arXiv:2204.02311, sec. 5.
     """
-    keep = as_mask(mask, jnp.shape(logits)[:-1])
+    keep = as_mask(mask, np.shape(logits)[:-1])
     logits = jnp.where(keep[..., None], as_float(logits), 0)
     return jnp.where(keep, jax.nn.logsumexp(logits, axis=-1) ** 2, 0)
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl4lm.arguments import as_float, as_mask, coefficients, mask_inputs
 from jaxrl4lm.distributions import categorical_entropy
@@ -44,7 +45,7 @@ def entropy(logits: Array, *, mask: Array | None = None) -> Array:
       [...]; exactly 0, with exactly 0 gradient, where masked.
     Reference: Shannon 1948; as a bonus, Williams & Peng 1991.
     """
-    keep = as_mask(mask, jnp.shape(logits)[:-1])
+    keep = as_mask(mask, np.shape(logits)[:-1])
     logits = jnp.where(keep[..., None], as_float(logits), 0)
     return jnp.where(keep, categorical_entropy(logits), 0)
 

@@ -26,6 +26,7 @@ def clip_range(like: Array, clip_eps: ScalarLike, clip_eps_high: ScalarLike | No
     Reference: Schulman et al. 2017, arXiv:1707.06347, eq. 7; asymmetric: Yu et al. 2025, arXiv:2503.14476,
       eq. 10.
     """
+    like = jnp.asarray(like)
     if clip_eps_high is None:
         (clip_eps,) = coefficients(like, clip_eps=clip_eps)
         return clip_eps, clip_eps
@@ -40,13 +41,16 @@ def clipped_surrogate(
 
     Args:
       ratios: ρ, any shape. Gradients flow through every argument.
-      advantages: A, same shape.
+      advantages: A, of the same shape, or with axes of 1.
       clip_eps: ε.
       clip_eps_high: ε_high; ε if None.
     Returns:
       The shape of `ratios`; nothing is masked.
+    Raises:
+      ValueError: if an argument does not broadcast to the shape of `ratios`.
     Reference: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
     """
+    _, ratios, advantages = mask_inputs(None, ratios=ratios, advantages=advantages)
     low, high = clip_range(ratios, clip_eps, clip_eps_high)
     clipped = jnp.clip(ratios, 1 - low, 1 + high)
     return jnp.maximum(-ratios * advantages, -clipped * advantages)

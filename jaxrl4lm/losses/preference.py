@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.arguments import coefficients, mask_inputs
+from jaxrl4lm.arguments import as_float, coefficients, mask_inputs
 from jaxrl4lm.losses.unpaired import kto, kto_reference_kl
 from jaxrl4lm.types import Array, ScalarLike
 
@@ -452,9 +452,10 @@ def log1mexp(x: Array) -> Array:
     Args:
       x: any shape. Gradients flow.
     Returns:
-      The same shape.
+      The same shape, in float32 or wider.
     Reference: Mächler 2012, "Accurately computing log(1 − exp(−|a|))".
     """
+    x = as_float(x)
     x = jnp.minimum(x, -jnp.finfo(x.dtype).eps)
     near_zero = x > -math.log(2)
     # Each branch sees only arguments at which its derivative is finite.

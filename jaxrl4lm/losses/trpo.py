@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl4lm.arguments import check_broadcastable, mask_inputs
 from jaxrl4lm.losses.importance import probability_ratio
@@ -75,7 +76,7 @@ def fisher_vector_product(
       A pytree like `params`; no gradient is asked of it.
     Reference: Schulman et al. 2015, arXiv:1502.05477, app. C; Pearlmutter 1994.
     """
-    check_broadcastable("damping", jnp.shape(damping), ())
+    check_broadcastable("damping", np.shape(damping), ())
     product = jax.jvp(jax.grad(kl), (params,), (vector,))[1]
     return _axpy(damping, vector, product)
 
@@ -94,7 +95,7 @@ def conjugate_gradient(
       x, a pytree like `b`; no gradient is asked of it.
     Reference: Hestenes & Stiefel 1952.
     """
-    check_broadcastable("tolerance", jnp.shape(tolerance), ())
+    check_broadcastable("tolerance", np.shape(tolerance), ())
     enough = tolerance * _dot(b, b)
 
     def iterate(_: int, state: tuple[Params, Params, Params, Array]) -> tuple[Params, Params, Params, Array]:
@@ -141,8 +142,8 @@ def line_search(
       ValueError: if `max_kl` or `backtrack` is not a scalar.
     Reference: Schulman et al. 2015, arXiv:1502.05477, app. C.
     """
-    check_broadcastable("max_kl", jnp.shape(max_kl), ())
-    check_broadcastable("backtrack", jnp.shape(backtrack), ())
+    check_broadcastable("max_kl", np.shape(max_kl), ())
+    check_broadcastable("backtrack", np.shape(backtrack), ())
     before = loss(params)
 
     def attempt(power: Array) -> tuple[Params, StepInfo]:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl4lm.arguments import as_float, as_mask, coefficients, known_index, mask_inputs
 from jaxrl4lm.types import Array, ScalarLike
@@ -107,23 +108,23 @@ def td_error(
 
 def _action_values(q_values: Array, actions: Array, mask: Array | None, name: str) -> tuple[Array, Array]:
     """(mask, Q(s, a)) for [..., A] and [...]."""
-    shape = jnp.shape(q_values)[:-1]
-    if jnp.shape(actions) != shape:
+    shape = np.shape(q_values)[:-1]
+    if np.shape(actions) != shape:
         raise ValueError(
-            f"{name} has shape {jnp.shape(actions)}, its values {jnp.shape(q_values)}: {name} must have "
+            f"{name} has shape {np.shape(actions)}, its values {np.shape(q_values)}: {name} must have "
             f"the shape {shape}, one index per row."
         )
     keep = as_mask(mask, shape)
     rows = jnp.where(keep[..., None], as_float(q_values), 0)
-    known, index = known_index(jnp.where(keep, actions, 0), rows.shape[-1])
+    known, index = known_index(jnp.where(keep, jnp.asarray(actions), 0), rows.shape[-1])
     return keep, jnp.where(known, jnp.take_along_axis(rows, index[..., None], axis=-1)[..., 0], jnp.nan)
 
 
 def _check_per_action(name: str, array: Array, like: Array) -> None:
     """Raise a ValueError unless both hold one value per action of the same states."""
-    if jnp.shape(array) != jnp.shape(like):
+    if np.shape(array) != np.shape(like):
         raise ValueError(
-            f"{name} has shape {jnp.shape(array)}, which is not {jnp.shape(like)}: one value per action [..., A]."
+            f"{name} has shape {np.shape(array)}, which is not {np.shape(like)}: one value per action [..., A]."
         )
 
 

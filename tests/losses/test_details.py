@@ -94,6 +94,12 @@ def test_k3_keeps_its_digits(x):
     np.testing.assert_allclose(value, exact, atol=3e-7 * abs(x))
 
 
+def test_helpers_take_numbers_and_compute_in_float32():
+    for x in (-1.0, -1, jnp.array(-1, jnp.bfloat16), np.float32(-1)):
+        np.testing.assert_allclose(log1mexp(x), np.log1p(-np.exp(-1.0)), rtol=1e-6)
+        np.testing.assert_allclose(losses.probability_ratio(x), np.exp(-1.0), rtol=1e-6)
+
+
 @pytest.mark.parametrize("x", [-1e-6, -1e-3, -0.69, -0.7, -5.0, -50.0])
 def test_log1mexp(x):
     value, grad = jax.value_and_grad(log1mexp)(jnp.float32(x))
@@ -302,6 +308,7 @@ def test_numbers_do_not_widen_the_result(call, x64):
             "discount has shape",
         ),
         (lambda: losses.q_learning_error(OLD, jnp.zeros(2, int), 0, OLD, 0, discount=1), "actions has shape"),
+        (lambda: losses.clipped_surrogate(OLD[0], ADVANTAGES, 0.2, None), "advantages has shape"),
     ],
 )
 def test_errors_name_the_argument(call, message):

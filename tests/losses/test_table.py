@@ -203,6 +203,25 @@ def test_a_second_call_does_not_trace_again(row):
     assert len(traces) == 1
 
 
+@rows
+def test_lists_and_masks_of_numbers_are_arrays(row):
+    values = arguments(row.name)
+    lists = {k: x.tolist() for k, x in values.items()}
+    together = as_tuple(row.function(**lists, **row.hyper, mask=MASK.astype(np.float32).tolist()))
+    _, outputs = compiled(row.name)(cast(values), hyper_arrays(row), MASK)
+    assert_close(together, tuple(outputs))
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if row.hyper], ids=lambda row: row.name)
+def test_masked_slots_do_not_reach_the_gradient_of_a_hyper_parameter(row):
+    def total(hyper, values):
+        return weigh(row.function(**values, **hyper, mask=MASK))
+
+    values, hyper = cast(arguments(row.name)), hyper_arrays(row)
+    gradient = jax.jit(jax.grad(total))
+    assert_close(gradient(hyper, cast(plant(arguments(row.name)))), gradient(hyper, values))
+
+
 TUNED = pytest.mark.parametrize("row", [row for row in TABLE if row.hyper], ids=lambda row: row.name)
 
 
