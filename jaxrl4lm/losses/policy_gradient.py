@@ -114,7 +114,7 @@ def cispo(
       mask: the elements that count.
     Returns:
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
-    Reference: MiniMax 2025, arXiv:2506.13585, sec. 3.1.
+    Reference: MiniMax 2025, arXiv:2506.13585, eq. 4 and 5.
     """
     keep, log_probs, old_log_probs, advantages = mask_inputs(
         mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages

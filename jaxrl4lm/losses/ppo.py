@@ -158,7 +158,7 @@ def sapo(
       mask: the elements that count.
     Returns:
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
-    Reference: Gao et al. 2025, arXiv:2511.20347, "Soft adaptive policy optimization".
+    Reference: Gao et al. 2025, arXiv:2511.20347, eq. 5 and 6.
     """
     keep, log_probs, old_log_probs, advantages = mask_inputs(
         mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages

@@ -70,7 +70,7 @@ def gspo_token(
     With one advantage a sequence, value and gradient of its `reduce.sequence_mean` are those of `gspo`.
     Arguments as of `gspo`, with `advantages` of any shape that broadcasts. (verl's `gspo` is this one.)
 
-    Reference: Zheng et al. 2025, arXiv:2507.18071, sec. 4.3.
+    Reference: Zheng et al. 2025, arXiv:2507.18071, sec. 4.3, eq. 13.
     """
     keep, log_ratios, advantages = _log_ratios(log_probs, old_log_probs, advantages, mask)
     mean = jax.lax.stop_gradient(_sequence_mean(log_ratios, keep))
