@@ -330,3 +330,11 @@ def test_what_a_sub_module_defines_is_reachable_from_losses(module):
             assert getattr(losses, name) is getattr(module, name)
             assert name in losses.__all__
     assert names
+
+
+def test_clip_range_has_the_dtype_of_the_loss_and_one_value_for_both():
+    low, high = losses.clip_range([0.5, 1.0], 0.2, None)
+    assert low == high == jnp.float32(0.2)
+    low, high = losses.clip_range(jnp.ones((2, 3), jnp.bfloat16), 0.2, jnp.array([[0.25], [0.5]]))
+    assert low.dtype == high.dtype == jnp.bfloat16
+    assert high.shape == (2, 1)
