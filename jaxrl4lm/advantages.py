@@ -267,7 +267,7 @@ def reinforce_plus_plus_baseline(rewards: Array, mask: Array) -> Array:
       ValueError: if the shapes do not fit.
     Reference: Hu et al. 2025, arXiv:2501.03262, from its third version: REINFORCE++-baseline.
     """
-    keep = jnp.asarray(mask) != 0
+    keep = jnp.asarray(mask).astype(bool)
     _check_shape("rewards", rewards, keep.shape[:-1])
     return whiten(jnp.broadcast_to(centered(rewards)[..., None], keep.shape), keep)
 

@@ -15,7 +15,12 @@ from jaxrl4lm.types import Array, ScalarLike
 def as_float(values: ScalarLike) -> Array:
     """float32, or wider if `values` are: bfloat16, integers and booleans become float32."""
     values = jnp.asarray(values)
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    return values.astype(precise_dtype(values.dtype))
+
+
+def precise_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """float64 for float64, float32 for all else; unlike a promotion it is allowed under strict promotion."""
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def as_mask(mask: ScalarLike | None, shape: tuple[int, ...], name: str = "mask") -> Array:
@@ -27,7 +32,7 @@ def as_mask(mask: ScalarLike | None, shape: tuple[int, ...], name: str = "mask")
     if mask is None:
         return jnp.ones(shape, bool)
     check_broadcastable(name, np.shape(mask), shape)
-    return jnp.broadcast_to(jnp.asarray(mask) != 0, shape)
+    return jnp.broadcast_to(jnp.asarray(mask).astype(bool), shape)
 
 
 def check_broadcastable(name: str, shape: tuple[int, ...], target: tuple[int, ...]) -> None:

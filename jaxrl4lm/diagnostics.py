@@ -235,8 +235,8 @@ def completions(mask: Array, ended: Array) -> Diagnostics:
       `completion/truncated_frac`.
     Reference: what becomes of cut completions: Yu et al. 2025, arXiv:2503.14476, sec. 3.4.
     """
-    lengths = (jnp.asarray(mask) != 0).sum(-1)
-    ended = jnp.asarray(ended) != 0
+    lengths = jnp.asarray(mask).astype(bool).sum(-1)
+    ended = jnp.asarray(ended).astype(bool)
     return {
         "completion/length_mean": token_fraction(lengths),
         "completion/eos_frac": token_fraction(ended),

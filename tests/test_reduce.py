@@ -138,3 +138,12 @@ def test_spread_of_what_counts():
     mask = jnp.array([[1, 1, 0], [0, 1, 0]])
     assert not reduce.spread(values, mask, axis=-1).any()
     assert reduce.spread(values, axis=-1).all()
+
+
+def test_strict_promotion_is_respected():
+    values, mask = jnp.ones((2, 3), jnp.bfloat16), jnp.ones((2, 3), jnp.int8)
+    with jax.numpy_dtype_promotion("strict"):
+        for mean, *_ in AVERAGES.values():
+            assert mean(values, mask).dtype == jnp.float32
+        assert reduce.whiten(values, mask).dtype == jnp.float32
+        assert reduce.masked_variance(values, mask, axis=-1, ddof=1).dtype == jnp.float32

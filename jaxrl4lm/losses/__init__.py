@@ -9,6 +9,7 @@ Nothing here knows a model, a config or a trainer. Every loss is a pure function
   reference log-probs are constants;
 - hyper-parameters are numbers or arrays that broadcast to the loss (any other shape is a ValueError that names
   it), and may be traced and mapped over;
+- nothing relies on an implicit promotion (`jax_numpy_dtype_promotion="strict"` is fine);
 - a token id or an action that counts but does not exist gives nan, also a negative one.
 """
 

@@ -13,7 +13,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.arguments import as_mask, coefficients, known_index
+from jaxrl4lm.arguments import as_mask, coefficients, known_index, precise_dtype
 from jaxrl4lm.types import Array, ScalarLike
 
 
@@ -55,7 +55,7 @@ def chunked_token_log_probs(
     keep = as_mask(mask, shape)
     flat_hidden = jnp.where(keep[..., None], hidden, 0).reshape(-1, width)
     known, index = known_index(jnp.where(keep, tokens, 0), vocabulary)
-    like = jax.ShapeDtypeStruct(shape, jnp.promote_types(hidden.dtype, jnp.float32))
+    like = jax.ShapeDtypeStruct(shape, precise_dtype(hidden.dtype))
     (temperature,) = coefficients(like, temperature=jax.lax.stop_gradient(temperature))
     if temperature.ndim:
         temperature = jnp.broadcast_to(temperature, shape).reshape(-1, 1)
@@ -69,7 +69,7 @@ def chunked_token_log_probs(
 def _logits(hidden: Array, unembedding: Array, scale: Array, start: Array, chunk: int) -> tuple[Array, Array]:
     """(columns of W [D, C], their logits [N, C])."""
     columns = jax.lax.dynamic_slice_in_dim(unembedding, start, chunk, axis=1)
-    precise = jnp.promote_types(hidden.dtype, jnp.float32)
+    precise = precise_dtype(hidden.dtype)
     return columns, jnp.dot(hidden, columns, preferred_element_type=precise) * scale.astype(precise)
 
 
@@ -91,7 +91,7 @@ def _forward(
     chunk: int, hidden: Array, unembedding: Array, tokens: Array, scale: Array
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     vocabulary = unembedding.shape[1]
-    precise = jnp.promote_types(hidden.dtype, jnp.float32)
+    precise = precise_dtype(hidden.dtype)
 
     def accumulate(i: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         largest, total, weighted, chosen = state
@@ -143,7 +143,7 @@ def _backward(
         d_columns = jnp.where(ids >= 0, d_columns.astype(seen.dtype), seen)
         return d_hidden, jax.lax.dynamic_update_slice_in_dim(d_unembedding, d_columns, start, axis=1)
 
-    precise = jnp.promote_types(hidden.dtype, jnp.float32)
+    precise = precise_dtype(hidden.dtype)
     start = (jnp.zeros(hidden.shape, precise), jnp.zeros_like(unembedding))
     d_hidden, d_unembedding = jax.lax.fori_loop(0, -(-vocabulary // chunk), accumulate, start)
     return d_hidden.astype(hidden.dtype), d_unembedding, None, jnp.zeros_like(scale)

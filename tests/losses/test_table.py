@@ -259,6 +259,14 @@ def test_dtypes(row, dtype):
         assert grad.dtype == values[name].dtype, name
 
 
+@rows
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_strict_promotion_is_respected(row, dtype):
+    """For users who set `jax_numpy_dtype_promotion`: nothing in here relies on an implicit promotion."""
+    with jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(evaluate(row), cast(arguments(row.name), dtype), hyper_arrays(row), MASK)
+
+
 def assert_named(row, wrong, name):
     with pytest.raises(ValueError) as error:
         row.function(**wrong)
