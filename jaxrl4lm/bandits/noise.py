@@ -1,8 +1,10 @@
-"""Random numbers in bulk: the bits of `jax.random`, three times faster on a CPU.
+"""Random numbers in bulk, several times faster on a CPU than those of `jax.random`.
 
-There `jax.random` compiles Threefry's 20 rounds as a loop, which writes the whole array to memory in every pass.
-Written out, they are one vectorised pass over registers.
+`jax.random` compiles Threefry's 20 rounds as a loop, which writes the whole array to memory in every pass. Written
+out, and 13, they are one vectorised pass over registers.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,35 +12,62 @@ import numpy as np
 
 from jaxrl4lm.types import Array, Key
 
-ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+# Polynomials, highest power first, of least relative error: √2 erf⁻¹(x)/x in √(−ln(1 − x²)) up to 4 (5e-5), and
+# (ln(1 + f) − f)/f² in f (4e-5).
+QUANTILE = (
+    0.000167910338, -0.0026861241, 0.0163887804, -0.0450357336, 0.0451740872,
+    0.00616342092, -0.017609667, 0.340708349, -0.00237545835, 1.25338206,
+)  # fmt: skip
+LOG = (-0.150908091, 0.218946213, -0.252203542, 0.332805321, -0.499976927)
 
 
-def bits(key: Key, shape: tuple[int, ...]) -> Array:
-    """`jax.random.bits(key, shape)`, uint32, for up to 2³² numbers and the default (Threefry) keys.
+def bits(key: Key, shape: tuple[int, ...], rounds: int = 13) -> Array:
+    """Random uint32, up to 2³² of them, for the default (Threefry) keys.
 
-    Reference: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    With 20 rounds they are `jax.random.bits(key, shape)`. 13 are the fewest that pass all of TestU01's BigCrush.
+    Reference: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", table 2.
     """
     first, second = jax.random.key_data(key)
     schedule = (first, second, first ^ second ^ jnp.uint32(0x1BD11BDA))
     count = jax.lax.iota(jnp.uint32, int(np.prod(shape)))
     x, y = jnp.full_like(count, 0) + schedule[0], count + schedule[1]
-    for group in range(5):
-        for rotation in ROTATIONS[group % 2]:
-            x = x + y
-            y = x ^ ((y << jnp.uint32(rotation)) | (y >> jnp.uint32(32 - rotation)))
-        x = x + schedule[(group + 1) % 3]
-        y = y + schedule[(group + 2) % 3] + jnp.uint32(group + 1)
+    for i in range(rounds):
+        rotation = ROTATIONS[i % 8]
+        x = x + y
+        y = x ^ ((y << jnp.uint32(rotation)) | (y >> jnp.uint32(32 - rotation)))
+        if i % 4 == 3:
+            group = i // 4 + 1
+            x, y = x + schedule[group % 3], y + schedule[(group + 1) % 3] + jnp.uint32(group)
     return (x ^ y).reshape(shape)
 
 
 def uniform(key: Key, shape: tuple[int, ...]) -> Array:
-    """`jax.random.uniform(key, shape)`: float32 in [0, 1)."""
+    """float32 in [0, 1), multiples of 2⁻²³."""
     mantissa = (bits(key, shape) >> jnp.uint32(9)) | jnp.uint32(0x3F800000)
     return jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 1
 
 
 def normal(key: Key, shape: tuple[int, ...]) -> Array:
-    """Standard normal float32, by inversion, as `jax.random.normal(key, shape)`."""
+    """Standard normal float32, by inversion of 23 random bits; to 1e-4 of its size, below 5.5.
+
+    √2 erf⁻¹(x)/x is nearly a polynomial in √(−ln(1 − x²)): Giles 2010, "Approximating the erfinv function", has two
+    in its place, for a hundred times the accuracy; nothing that is averaged over fewer than 1e8 numbers can tell.
+    """
     low = np.nextafter(np.float32(-1), np.float32(0))
     inside = jnp.maximum(uniform(key, shape) * (1 - low) + low, low)
-    return np.float32(np.sqrt(2)) * jax.lax.erf_inv(inside)
+    return inside * _polynomial(QUANTILE, jnp.sqrt(jnp.maximum(-_log((1 - inside) * (1 + inside)), 0)))
+
+
+def _log(x: Array) -> Array:
+    """ln x in (0, 1], normal numbers, to 1e-5, without the special cases of `jnp.log`: of 1 + f in [√½, √2) it is
+    f + f² p(f)."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+    exponent = (bits - 0x3F3504F3) >> 23
+    f = jax.lax.bitcast_convert_type(bits - (exponent << 23), jnp.float32) - 1
+    return (_polynomial(LOG, f) * f * f + f) + exponent.astype(jnp.float32) * np.float32(np.log(2))
+
+
+def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
+    first, *others = map(np.float32, coefficients)
+    return functools.reduce(lambda value, c: value * x + c, others, jnp.full_like(x, first))

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrl4lm.bandits.algorithms import Algorithm, is_arm, of_arm
+from jaxrl4lm.bandits.algorithms import Algorithm, of_arm
 from jaxrl4lm.bandits.problems import Problem
 from jaxrl4lm.types import Array, Key
 
@@ -38,7 +38,7 @@ def run(key: Key, problem: Problem, algorithm: Algorithm, num_steps: int, num_ru
         context = problem.context(for_context, num_runs)
         arms = algorithm.select(state, for_select, context)
         means = problem.means(worlds, context)
-        expected = of_arm(means, is_arm(means, arms))
+        expected = of_arm(means, arms)
         rewards = problem.pull(expected, for_pull)
         state = algorithm.update(state, arms, rewards, context)
         regrets = means.max(axis=0) - expected

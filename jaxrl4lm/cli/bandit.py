@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> int:
         smallest = 2 if name == "arms" else 1
         if getattr(parsed, name) < smallest:
             raise InputError(f"--{name} is {getattr(parsed, name)}: give at least {smallest}.")
+    if not -(2**63) <= parsed.seed < 2**63:
+        raise InputError(f"--seed is {parsed.seed}: give a number of at most 18 digits.")
     try:
         parsed.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -108,16 +108,59 @@ def test_sampling_algorithms_choose_with_their_probabilities(algorithm, state, e
     np.testing.assert_allclose(np.bincount(arms) / 20_000, expected / np.sum(expected), atol=1e-3)
 
 
+def played(algorithm, arms, rewards, num_arms):
+    """The state of one run after these choices."""
+    state, update = algorithm.init(num_arms, 1), jax.jit(algorithm.update)
+    for arm, reward in zip(arms, rewards, strict=True):
+        state = update(state, jnp.array([arm]), jnp.array([reward], jnp.float32), None)
+    return state
+
+
 def test_ucb_by_hand():
-    tried = ESTIMATES._replace(counts=jnp.array([[4], [2], [1]]))
-    bonus = 2 * np.sqrt(np.log(8) / np.array([4, 2, 1]))
-    assert B.ucb(2.0).select(tried, None, None)[0] == np.argmax(np.array([0.2, 0.9, 0.5]) + bonus)
-    assert B.ucb(2.0).select(ESTIMATES, None, None)[0] == 2  # never tried
+    arms, rewards = [0, 0, 0, 0, 1, 1, 2], [0.4, 0.0, 0.1, 0.3, 0.8, 1.0, 0.5]
+    for c in (0.1, 1.0, 2.0, 5.0):
+        state = played(B.ucb(c), arms, rewards, 3)
+        index = np.array([0.2, 0.9, 0.5]) + c * np.sqrt(np.log(8) / np.array([4, 2, 1]))
+        assert B.ucb(c).select(state, None, None)[0] == np.argmax(index)
+        np.testing.assert_allclose(state.widths[:, 0], np.array([4, 2, 1]) ** -0.5, rtol=1e-6)
+    untried = played(B.ucb(0.0), arms[:-1], rewards[:-1], 3)
+    assert B.ucb(0.0).select(untried, None, None)[0] == 2
+    assert B.ucb(2.0).select(B.ucb(2.0).init(3, 1), None, None)[0] == 0
+
+
+def test_kl_ucb_follows_the_exact_bounds():
+    """Along whole runs, of rewards of 0, 1 and between, against bisection in float64."""
+    algorithm, num_steps = B.kl_ucb(1.5), 150
+    rewards = np.random.default_rng(0).choice([0.0, 0.3, 1.0], (num_steps, 4, 20), p=[0.5, 0.2, 0.3])
+
+    def step(state, rewards):
+        arm = algorithm.select(state, None, None)
+        state = algorithm.update(state, arm, B.algorithms.of_arm(rewards, arm), None)
+        return state, (state.estimates, state.bounds)
+
+    _, (estimates, u) = jax.jit(lambda x: jax.lax.scan(step, algorithm.init(4, 20), x))(
+        jnp.asarray(rewards, jnp.float32)
+    )
+    mean, counts = (np.asarray(x, float) for x in estimates)
+    log = np.log(np.arange(1, num_steps + 1) + 1)[:, None, None]
+    level = (log + 1.5 * np.log(np.maximum(log, 1))) / np.maximum(counts, 1)
+    assert (np.isinf(u) == (counts == 0)).all()
+    exact = exact_kl_upper_bound(mean, level)
+    found = np.where(counts > 0, 1 - np.exp(-np.asarray(u, float)), exact)
+    # ln t grows fast in the first steps.
+    np.testing.assert_allclose(found[:5], exact[:5], atol=2e-3)
+    np.testing.assert_allclose(found[5:], exact[5:], atol=2e-5)
 
 
 def test_kl_upper_bound_equals_bisection():
     p, level = np.meshgrid(np.linspace(0, 1, 41), np.geomspace(1e-4, 8, 40))
     found = np.asarray(B.kl_upper_bound(jnp.asarray(p, jnp.float32), jnp.asarray(level, jnp.float32)), float)
+
+    np.testing.assert_allclose(found, exact_kl_upper_bound(p, level), atol=2e-4)
+
+
+def exact_kl_upper_bound(p, level):
+    """By bisection."""
 
     def kl(p, q):
         q = np.clip(q, 1e-15, 1 - 1e-15)
@@ -130,7 +173,7 @@ def test_kl_upper_bound_equals_bisection():
         middle = (low + high) / 2
         inside = kl(p, middle) <= level
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
-    np.testing.assert_allclose(found, low, atol=2e-4)
+    return low
 
 
 def test_gradient_bandit_follows_the_gradient_of_expected_reward():
@@ -181,18 +224,24 @@ def test_lin_ucb_equals_ridge_regression():
 
 @pytest.mark.parametrize("kind", ["gaussian", "beta"])
 def test_thompson_draws_from_the_posterior(kind, key):
-    counts, values = jnp.array([[3], [1]]), jnp.array([[2 / 3], [1.0]])
-    state = B.algorithms.Estimates(*(jnp.tile(x, (1, 20_000)) for x in (values, counts)))
-    algorithm = B.thompson_gaussian(noise=2.0) if kind == "gaussian" else B.thompson_beta()
+    algorithm = (
+        B.thompson_gaussian(prior_mean=0.3, prior_scale=1.5, noise=2.0)
+        if kind == "gaussian"
+        else B.thompson_beta(successes=1.5, failures=0.5)
+    )
+    state = played(algorithm, [0, 0, 0, 1], [1.0, 0.0, 1.0, 1.0], 2)
+    state = jax.tree.map(lambda x: jnp.tile(x, (1, 20_000)), state)
     noise = jax.tree.map(lambda x: x[0], algorithm.noise(key, 1, 2, 20_000))
     share = float((algorithm.select(state, noise, None) == 1).mean())
     rng = np.random.default_rng(0)
     if kind == "gaussian":
-        precision = 1 + np.array([3, 1]) / 4
-        mean = np.array([2, 1]) / 4 / precision
+        precision = 1.5**-2 + np.array([3, 1]) / 4
+        mean = (0.3 * 1.5**-2 + np.array([2, 1]) / 4) / precision
+        np.testing.assert_allclose(state.means[:, 0], mean, rtol=1e-5)
+        np.testing.assert_allclose(state.scales[:, 0], precision**-0.5, rtol=1e-5)
         draws = rng.normal(mean, precision**-0.5, (20_000, 2))
     else:
-        draws = rng.beta([3, 2], [2, 1], (20_000, 2))
+        draws = rng.beta([3.5, 2.5], [1.5, 0.5], (20_000, 2))
     assert abs(share - draws.argmax(axis=1).mean()) < 0.02
 
 
@@ -219,10 +268,54 @@ def test_the_new_restaurant_is_found_by_those_who_explore():
     assert share[0] < 0.8 < 0.9 < share[1]
 
 
-def test_hyperparameters_are_one_vmap_and_any_length_runs(key):
-    run = jax.jit(lambda key, eps: B.run(key, NORMAL, B.epsilon_greedy(eps), 130, 3).rewards)
-    epsilons = jnp.array([0.0, 0.2])
-    together = jax.jit(jax.vmap(run, (None, 0)))(key, epsilons)
-    assert together.shape == (2, 130, 3)
-    for i in range(2):
-        np.testing.assert_allclose(together[i], run(key, epsilons[i]), rtol=1e-5, atol=1e-6)
+HYPERPARAMETERS = {
+    "epsilon": (NORMAL, B.epsilon_greedy, [0.0, 0.2]),
+    "epsilon: step_size": (NORMAL, lambda x: B.epsilon_greedy(0.1, step_size=x), [0.05, 0.5]),
+    "epsilon: initial_value": (NORMAL, lambda x: B.epsilon_greedy(0.0, initial_value=x), [0.0, 5.0]),
+    "softmax: temperature": (NORMAL, B.softmax, [0.05, 1.0]),
+    "softmax: step_size": (NORMAL, lambda x: B.softmax(0.2, step_size=x), [0.05, 0.5]),
+    "ucb: c": (NORMAL, B.ucb, [0.1, 3.0]),
+    "ucb: step_size": (NORMAL, lambda x: B.ucb(2.0, step_size=x), [0.05, 0.5]),
+    "kl_ucb: c": (COINS, B.kl_ucb, [0.0, 3.0]),
+    "gradient: step_size": (NORMAL, B.gradient, [0.05, 0.5]),
+    "thompson: prior_mean": (NORMAL, lambda x: B.thompson_gaussian(prior_mean=x), [-1.0, 3.0]),
+    "thompson: prior_scale": (NORMAL, lambda x: B.thompson_gaussian(prior_scale=x), [0.1, 3.0]),
+    "thompson: noise": (NORMAL, lambda x: B.thompson_gaussian(noise=x), [0.3, 3.0]),
+    "thompson: successes": (COINS, lambda x: B.thompson_beta(successes=x), [0.5, 5.0]),
+    "thompson: failures": (COINS, lambda x: B.thompson_beta(failures=x), [0.5, 5.0]),
+    "exp3: gamma": (COINS, B.exp3, [0.05, 0.9]),
+    "lin_ucb: alpha": (LINEAR, lambda x: B.lin_ucb(5, x), [0.0, 3.0]),
+    "lin_ucb: ridge": (LINEAR, lambda x: B.lin_ucb(5, 1.0, ridge=x), [0.1, 10.0]),
+    "gaussian: mean": (lambda x: B.gaussian(mean=x), B.gradient(0.1), [0.0, 4.0]),
+    "gaussian: spread": (lambda x: B.gaussian(spread=x), B.ucb(), [0.5, 2.0]),
+    "gaussian: noise": (lambda x: B.gaussian(noise=x), B.ucb(), [0.5, 2.0]),
+    "gaussian: drift": (lambda x: B.gaussian(drift=x), B.ucb(), [0.0, 0.5]),
+    "linear: noise": (lambda x: B.linear(noise=x), B.lin_ucb(5), [0.0, 2.0]),
+    "restaurants: noise": (lambda x: B.restaurants(noise=x), B.ucb(), [0.5, 4.0]),
+}
+
+
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
+def test_every_hyperparameter_may_be_traced(name, key):
+    """One `vmap` equals a loop over Python numbers, and the two values make different runs."""
+    problem, algorithm, values = HYPERPARAMETERS[name]
+
+    def rewards(value):
+        world = problem if isinstance(problem, B.Problem) else problem(value)
+        learner = algorithm if isinstance(algorithm, B.Algorithm) else algorithm(value)
+        return B.run(key, world, learner, 60, 20).rewards
+
+    together = jax.jit(jax.vmap(rewards))(jnp.array(values))
+    for i, value in enumerate(values):
+        alone = jax.jit(lambda value=value: rewards(value))()
+        # Rounding may turn a choice here and there, and the rest of its run with it.
+        same = np.isclose(together[i], alone, rtol=1e-4, atol=1e-4).all(axis=0)
+        assert same.mean() >= 0.9
+    assert not np.allclose(together[0], together[1])
+
+
+def test_any_number_of_steps_runs(key):
+    run = jax.jit(B.run, static_argnums=(1, 2, 3, 4))
+    for num_steps in (1, 99, 130, 201):
+        history = run(key, NORMAL, B.epsilon_greedy(0.1), num_steps, 3)
+        assert all(leaf.shape == (num_steps, 3) for leaf in history)
