@@ -1,6 +1,7 @@
 """Many small MDPs at once: blocks that fit the cache, each of which stops on its own."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jaxrl4lm.mdp import bounds, operators
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP
 from jaxrl4lm.mdp.implicit import fixed_point
 from jaxrl4lm.mdp.solvers import Solution, certify, value_iteration
+from jaxrl4lm.mdp.transitions import Banded, Dense, Kernel, Sparse
 from jaxrl4lm.types import Array, ScalarLike
 
 CACHE_BYTES, MAX_BLOCK = 512 * 1024, 16
@@ -17,12 +19,18 @@ CACHE_BYTES, MAX_BLOCK = 512 * 1024, 16
 its quicker ones wait for the slowest."""
 
 
+SWEEPS = 6
+"""Evaluation sweeps an improvement: to look after each whether they are enough would cost more than they do."""
+
+
 class _Point(NamedTuple):
     values: Array
     """v, `[N, S]`."""
     swept: Array
     """T v."""
-    sweeps: Array
+    policy: Array
+    """Greedy at v, `[N, S]`."""
+    iterations: Array
 
 
 def solve_batch(
@@ -32,11 +40,13 @@ def solve_batch(
     max_iterations: ScalarLike = 100_000,
     block: int | None = None,
 ) -> Solution:
-    """Value iteration on N MDPs of one shape, `[N, ...]` in every leaf; every leaf of the solution too.
+    """The solver for N MDPs of one shape, `[N, ...]` in every leaf; every leaf of the solution too.
 
-    As `vmap(value_iteration)`, but a sweep over all of a large batch comes from memory, and the slowest MDP
-    would hold up all the others. Here a block of MDPs is solved at a time, in the cache, and stops when its
-    own slowest has converged: `iterations` are the block's. Blocks with a γ of 1 take `value_iteration`.
+    To what `vmap(value_iteration)` finds, but a sweep over all of a large batch comes from memory, and the
+    slowest MDP would hold up all the others. Here a block of MDPs is solved at a time, in the cache, and stops when
+    its own slowest has converged: `iterations` are the block's. Sparse and banded kernels take modified policy
+    iteration on one MDP that holds the whole block, whose sweeps are long vectors; dense ones value iteration,
+    because to pick a policy's rows costs as much as a sweep. Blocks with a γ of 1 take `value_iteration`.
 
     Args:
       mdps: N MDPs stacked (`jax.tree.map(lambda *x: jnp.stack(x), *worlds)`); each may have its own γ.
@@ -85,28 +95,94 @@ def _solve_discounted(mdps: FiniteMDP, tolerance: Array, max_iterations: ScalarL
     target = jnp.maximum(wanted, noise).astype(largest.dtype)
 
     def going(point: _Point) -> Array:
-        low, high = _change(point, ends)
-        return (high - low > target).any() & (point.sweeps < max_iterations)
+        return (_extent(point.swept - point.values, ends) > target).any() & (
+            point.iterations < max_iterations
+        )
 
-    def sweep(point: _Point) -> _Point:
-        return _Point(point.swept, jax.vmap(operators.backup)(mdps, point.swept), point.sweeps + 1)
+    sweep, evaluate = _by_itself(mdps) if isinstance(mdps.transitions, Dense) else _joined(mdps)
 
-    nothing = jnp.zeros_like(mdps.rewards[..., 0])
-    point = _Point(nothing, mdps.rewards.max(axis=-1), jnp.int32(0))
-    point = jax.lax.while_loop(going, sweep, point)
+    def improve(point: _Point) -> _Point:
+        values = evaluate(point)
+        return _Point(values, *sweep(values), point.iterations + 1)
+
+    rewards = mdps.rewards
+    first = _Point(
+        jnp.zeros_like(rewards[..., 0]),
+        rewards.max(axis=-1),
+        jnp.argmax(rewards, axis=-1).astype(jnp.int32),
+        jnp.int32(0),
+    )
+    point = jax.lax.while_loop(going, improve, first)
     shift, error = _certify(mdps, point, ends)
     values = jax.vmap(lambda mdp, v: fixed_point(lambda x: operators.backup(mdp, x), v))(
         mdps, point.values + shift[:, None]
     )
     q = jax.vmap(operators.action_values)(mdps, values)
     policy = jnp.argmax(q, axis=-1).astype(jnp.int32)
-    iterations = jnp.broadcast_to(point.sweeps, error.shape)
+    iterations = jnp.broadcast_to(point.iterations, error.shape)
     return Solution(values, q, policy, iterations, error, error <= tolerance)
 
 
-def _change(point: _Point, ends: Array) -> tuple[Array, Array]:
-    """Least and greatest element of T v − v, `[N]` each; 0 lies between them where episodes end."""
-    change = point.swept - point.values
+_Sweep = Callable[[Array], tuple[Array, Array]]
+_Evaluate = Callable[[_Point], Array]
+
+
+def _by_itself(mdps: FiniteMDP) -> tuple[_Sweep, _Evaluate]:
+    """v ↦ (T v, no policy), and nothing beyond a sweep as evaluation."""
+
+    def sweep(values: Array) -> tuple[Array, Array]:
+        return jax.vmap(operators.backup)(mdps, values), jnp.zeros(values.shape, jnp.int32)
+
+    return sweep, lambda point: point.swept
+
+
+def _joined(mdps: FiniteMDP) -> tuple[_Sweep, _Evaluate]:
+    """The same by one MDP of N·S states: v ↦ (T v, greedy policy), and evaluation of the policy by sweeps."""
+    shape = mdps.rewards.shape[:2]
+    kernel = _side_by_side(mdps.transitions)
+    rewards = jnp.moveaxis(mdps.rewards, -1, 0).reshape(-1, kernel.shape[0])
+    discount = jnp.repeat(mdps.discount, shape[1])
+
+    def sweep(values: Array) -> tuple[Array, Array]:
+        q = rewards + discount[None] * kernel.expect_by_action(values.reshape(-1))
+        return q.max(axis=0).reshape(shape), jnp.argmax(q, axis=0).astype(jnp.int32).reshape(shape)
+
+    def evaluate(point: _Point) -> Array:
+        chain = kernel.under(point.policy.reshape(-1))
+
+        def step(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            change, values = state
+            change = discount * chain.expect_by_action(change)[0]
+            return change, values + change
+
+        start = (point.swept - point.values).reshape(-1), point.swept.reshape(-1)
+        return jax.lax.fori_loop(0, SWEEPS, step, start)[1].reshape(shape)
+
+    return sweep, evaluate
+
+
+def _side_by_side(kernels: Kernel) -> Kernel:
+    """N kernels of S states as one of N·S, which does not lead from one's states to another's."""
+
+    def joined(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)
+
+    assert not isinstance(kernels, Dense)
+    if isinstance(kernels, Banded):
+        return Banded(joined(kernels.probabilities), kernels.offsets)
+    num_mdps, *_, num_states = kernels.successors.shape
+    first = jnp.arange(num_mdps, dtype=jnp.int32) * num_states
+    return Sparse(joined(kernels.successors + first[:, None, None, None]), joined(kernels.probabilities))
+
+
+def _extent(change: Array, ends: Array) -> Array:
+    """The span of each MDP's change, `[N]`."""
+    low, high = _range(change, ends)
+    return high - low
+
+
+def _range(change: Array, ends: Array) -> tuple[Array, Array]:
+    """Least and greatest element, `[N]` each; 0 lies between them where episodes end."""
     low, high = change.min(axis=-1), change.max(axis=-1)
     return jnp.where(ends, jnp.minimum(low, 0), low), jnp.where(ends, jnp.maximum(high, 0), high)
 
@@ -116,6 +192,10 @@ def _certify(mdps: FiniteMDP, point: _Point, ends: Array) -> tuple[Array, Array]
     states are not to be shifted."""
     horizon = 1 / (1 - mdps.discount)  # V* lies between v + horizon·low and v + horizon·high
     shift, error = jax.vmap(functools.partial(certify, within=bounds.span))(
-        mdps, jax.vmap(bounds.rounding)(mdps), point.values, *_change(point, ends), horizon
+        mdps,
+        jax.vmap(bounds.rounding)(mdps),
+        point.values,
+        *_range(point.swept - point.values, ends),
+        horizon,
     )
     return jnp.where(ends, 0, shift), error + jnp.where(ends, jnp.abs(shift), 0)
