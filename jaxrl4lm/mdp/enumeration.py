@@ -8,6 +8,9 @@ import numpy as np
 
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP, MDPError, from_successors
 
+BLOCK = 64
+"""States expanded at once: one compiled shape, the last block is padded."""
+
 
 def from_environment(
     environment: Any,
@@ -42,54 +45,62 @@ def from_environment(
         jax.random.split(key_reset, max(samples, 256))
     )
     treedef = jax.tree.structure(starts)
-    actions = jnp.arange(environment.num_actions, dtype=jnp.int32)
-
-    @jax.jit
-    def expand(states: Any, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-        def step(state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
-            _, new, reward, terminated, _ = environment.step_env(key, state, action, params)
-            return _without_clock(new), jnp.asarray(reward, float), terminated
-
-        keys = jax.random.split(key, (len(actions), samples))
-        over_draws = jax.vmap(step, in_axes=(None, None, 0))
-        over_actions = jax.vmap(over_draws, in_axes=(None, 0, 0))
-        return jax.vmap(over_actions, in_axes=(0, None, None))(states, actions, keys)
-
-    number: dict[bytes, int] = {}
-    found: list[list[np.ndarray]] = []
-
-    def numbered(leaves: list[np.ndarray]) -> int:
-        name = b"".join(leaf.tobytes() for leaf in leaves)
-        if name not in number:
-            number[name] = len(found)
-            found.append(leaves)
-        return number[name]
-
-    first = [numbered(row) for row in _rows(starts)]
+    expand = _expansion(environment, params, samples)
+    found = _Numbering()
+    first = [found.number(row) for row in _rows(starts)]
     outcomes: list[list[dict[int, list[float]]]] = []  # [S][A]: successor (−1: the end) → rewards met
-    block = 64  # one compiled shape, the last block is padded
-    while len(outcomes) < len(found):
-        if len(found) > max_states:
+    while len(outcomes) < len(found.states):
+        if len(found.states) > max_states:
             raise MDPError(
                 f"more than max_states = {max_states} states: raise it, or the states are not discrete."
             )
-        todo = found[len(outcomes) : len(outcomes) + block]
-        padded = todo + [todo[0]] * (block - len(todo))
+        todo = found.states[len(outcomes) : len(outcomes) + BLOCK]
+        padded = todo + [todo[0]] * (BLOCK - len(todo))
         stacked = jax.tree.unflatten(treedef, [np.stack(leaf) for leaf in zip(*padded, strict=True)])
         new, reward, ended = expand(stacked, jax.random.fold_in(key_step, len(outcomes)))
-        rows = _rows(jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), new))
-        shape = (len(todo), len(actions), samples)
-        reward, ended = np.asarray(reward), np.asarray(ended)
-        for s, a, i in np.ndindex(*shape):
-            if i == 0:
-                if a == 0:
-                    outcomes.append([])
-                outcomes[-1].append({})
-            after = (
-                -1 if ended[s, a, i] else numbered(rows[np.ravel_multi_index((s, a, i), (block, *shape[1:]))])
-            )
-            outcomes[-1][-1].setdefault(after, []).append(float(reward[s, a, i]))
+        rows, reward, ended = _rows(new), np.asarray(reward), np.asarray(ended)
+        for s in range(len(todo)):
+            outcomes.append([{} for _ in range(environment.num_actions)])
+            for a, i in np.ndindex(environment.num_actions, samples):
+                place = np.ravel_multi_index((s, a, i), ended.shape)
+                after = -1 if ended[s, a, i] else found.number(rows[place])
+                outcomes[-1][a].setdefault(after, []).append(float(reward[s, a, i]))
     return _tabulate(outcomes, first, samples, discount)
+
+
+class _Numbering:
+    """States in the order in which they were met, told apart by their bytes."""
+
+    def __init__(self) -> None:
+        self.states: list[list[np.ndarray]] = []
+        self._numbers: dict[bytes, int] = {}
+
+    def number(self, leaves: list[np.ndarray]) -> int:
+        """The number of a state, a new one if it is new."""
+        name = b"".join(leaf.tobytes() for leaf in leaves)
+        if name not in self._numbers:
+            self._numbers[name] = len(self.states)
+            self.states.append(leaves)
+        return self._numbers[name]
+
+
+def _expansion(environment: Any, params: Any, samples: int) -> Any:
+    """(`BLOCK` states, key) → what follows: states `[BLOCK · A · samples]`, rewards and ends `[BLOCK, A, samples]`."""
+    actions = jnp.arange(environment.num_actions, dtype=jnp.int32)
+
+    def step(state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        _, new, reward, terminated, _ = environment.step_env(key, state, action, params)
+        return _without_clock(new), jnp.asarray(reward, float), terminated
+
+    @jax.jit
+    def expand(states: Any, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
+        keys = jax.random.split(key, (len(actions), samples))
+        over_draws = jax.vmap(step, in_axes=(None, None, 0))
+        over_actions = jax.vmap(over_draws, in_axes=(None, 0, 0))
+        new, reward, ended = jax.vmap(over_actions, in_axes=(0, None, None))(states, actions, keys)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), new), reward, ended
+
+    return expand
 
 
 def _tabulate(

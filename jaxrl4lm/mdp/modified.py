@@ -37,6 +37,13 @@ class _Progress(NamedTuple):
     horizon: Array
 
 
+class _Limits(NamedTuple):
+    tolerance: ScalarLike
+    forcing: ScalarLike
+    sweeps: ScalarLike
+    krylov: ScalarLike
+
+
 PATIENCE = 3
 """So many stalled improvements end the iteration."""
 
@@ -71,72 +78,90 @@ def modified_policy_iteration(
     Reference: Puterman & Shin 1978; Gargiani et al. 2023, arXiv:2211.04299 (inexact policy iteration);
     Eisenstat & Walker 1996 (η, choice 2).
     """
-    dtype, discount, rounding = mdp.rewards.dtype, mdp.discount, bounds.rounding(mdp)
-    hint = jnp.where(discount < 1, discount / jnp.where(discount < 1, 1 - discount, 1), 1).astype(dtype)
-    rewards = mdp.rewards.T
-
-    def sweep_from(values: Array) -> _Point:
-        return _point(rewards + discount * mdp.transitions.expect_by_action(values), values)
-
-    def error(progress: _Progress) -> tuple[Array, Array]:
-        low, high = progress.point.change.min(), progress.point.change.max()
-        return certify(mdp, rounding, progress.point.swept, low, high, progress.horizon, bounds.span)
+    hint, limits = _hint(mdp), _Limits(tolerance, forcing, sweeps, krylov)
+    rounding = bounds.rounding(mdp)
 
     def unfinished(progress: _Progress) -> Array:
         going = (progress.stalled < PATIENCE) & (progress.iterations < max_iterations)
-        return (error(progress)[1] > tolerance) & going
+        return (_error(mdp, rounding, progress)[1] > tolerance) & going
 
     def improve(progress: _Progress) -> _Progress:
-        point, span = progress.point, extent(progress.point.change)
-        enough = tolerance / jnp.maximum(progress.horizon, 1) / 4
-        eta = jnp.clip(0.9 * (span / progress.before) ** 2, 1e-4, forcing)
-        # A change common to all states goes on as γ/(1−γ) times itself: exactly, so not by sweeps.
-        low, high = point.change.min(), point.change.max()
-        common = jnp.where(mdp.terminal.any(), 0, (low + high) / 2)
-        rest = correction(
-            mdp.transitions.under(point.policy),
-            discount,
-            point.change - common,
-            jnp.maximum(eta * span, enough),
-            sweeps=sweeps,
-            krylov=jnp.where(progress.wait > 0, 0, krylov),
-        )
-        base = point.swept + hint * common
-        new = sweep_from(base + rest.total)
-        # Policies may alternate for ever if each is evaluated beyond what it is good for: an evaluation that
-        # widened the residual is taken back, if it was not by sweeps.
-        widened = rest.solved & ~(extent(new.change) <= span)
-        new = jax.lax.cond(widened, lambda: sweep_from(base + rest.safe), lambda: new)
-        failed = widened | (rest.tried & ~rest.solved)
-        size = jnp.maximum(-low, high)
-        stuck = (size <= 4 * rounding.at(jnp.abs(point.swept).max())) & (size > 0.5 * progress.best)
-        return _Progress(
-            new,
-            before=span,
-            wait=jnp.where(failed, progress.penalty, jnp.maximum(progress.wait - 1, 0)),
-            penalty=jnp.where(failed, 4 * progress.penalty, progress.penalty),
-            iterations=progress.iterations + 1,
-            stalled=jnp.where(stuck, progress.stalled + 1, 0),
-            best=jnp.minimum(progress.best, size),
-            horizon=progress.horizon,
-        )
+        return _improve(mdp, rounding, limits, progress)
 
-    zero, infinite = jnp.int32(0), jnp.asarray(jnp.inf, dtype)
-    first = _point(rewards, jnp.zeros_like(rewards[0])) if start is None else sweep_from(start)
+    zero, infinite = jnp.int32(0), jnp.asarray(jnp.inf, mdp.rewards.dtype)
+    if start is None:
+        first = _point(mdp.rewards.T, jnp.zeros_like(mdp.rewards[:, 0]))
+    else:
+        first = _sweep_from(mdp, start)
     state = _Progress(first, extent(first.change), zero, jnp.int32(4), zero, zero, infinite, hint)
     state = jax.lax.while_loop(unfinished, improve, state)
     # At γ = 1 the horizon is only known near the end: go on with it. Below, nothing is left to do.
     state = state._replace(
         horizon=_ending(mdp, state.point, hint, max_iterations).horizon,
-        stalled=jnp.where(discount < 1, PATIENCE, zero),
+        stalled=jnp.where(mdp.discount < 1, PATIENCE, zero),
         best=infinite,
     )
     state = jax.lax.while_loop(unfinished, improve, state)
     final = _ending(mdp, state.point, hint, max_iterations)
-    shift, bound = error(state._replace(horizon=final.horizon))
+    shift, bound = _error(mdp, rounding, state._replace(horizon=final.horizon))
     shift = jnp.where(mdp.terminal, 0, shift)
     values, q = state.point.swept + shift, state.point.q.T + shift[:, None]
     return conclude(mdp, operators.backup, values, final.policy, state.iterations, bound, tolerance, q)
+
+
+def _improve(mdp: FiniteMDP, rounding: bounds.Rounding, limits: _Limits, progress: _Progress) -> _Progress:
+    """Evaluate the greedy policy roughly, and sweep over all actions from there."""
+    point, span = progress.point, extent(progress.point.change)
+    enough = limits.tolerance / jnp.maximum(progress.horizon, 1) / 4
+    eta = jnp.clip(0.9 * (span / progress.before) ** 2, 1e-4, limits.forcing)
+    # A change common to all states goes on as γ/(1−γ) times itself: exactly, so not by sweeps.
+    low, high = point.change.min(), point.change.max()
+    common = jnp.where(mdp.terminal.any(), 0, (low + high) / 2)
+    rest = correction(
+        mdp.transitions.under(point.policy),
+        mdp.discount,
+        point.change - common,
+        jnp.maximum(eta * span, enough),
+        sweeps=limits.sweeps,
+        krylov=jnp.where(progress.wait > 0, 0, limits.krylov),
+    )
+    base = point.swept + _hint(mdp) * common
+    new = _sweep_from(mdp, base + rest.total)
+    # Policies may alternate for ever if each is evaluated beyond what it is good for: an evaluation that
+    # widened the residual is taken back, if it was not by sweeps.
+    widened = rest.solved & ~(extent(new.change) <= span)
+    new = jax.lax.cond(widened, lambda: _sweep_from(mdp, base + rest.safe), lambda: new)
+    failed = widened | (rest.tried & ~rest.solved)
+    size = jnp.maximum(-low, high)
+    stuck = (size <= 4 * rounding.at(jnp.abs(point.swept).max())) & (size > 0.5 * progress.best)
+    return _Progress(
+        new,
+        before=span,
+        wait=jnp.where(failed, progress.penalty, jnp.maximum(progress.wait - 1, 0)),
+        penalty=jnp.where(failed, 4 * progress.penalty, progress.penalty),
+        iterations=progress.iterations + 1,
+        stalled=jnp.where(stuck, progress.stalled + 1, 0),
+        best=jnp.minimum(progress.best, size),
+        horizon=progress.horizon,
+    )
+
+
+def _error(mdp: FiniteMDP, rounding: bounds.Rounding, progress: _Progress) -> tuple[Array, Array]:
+    """(shift, error) of T v, as `certify` gives them."""
+    low, high = progress.point.change.min(), progress.point.change.max()
+    return certify(mdp, rounding, progress.point.swept, low, high, progress.horizon, bounds.span)
+
+
+def _hint(mdp: FiniteMDP) -> Array:
+    """γ/(1−γ); 1 at γ = 1, where the horizon is not known yet."""
+    discount = mdp.discount
+    return jnp.where(discount < 1, discount / jnp.where(discount < 1, 1 - discount, 1), 1).astype(
+        mdp.rewards.dtype
+    )
+
+
+def _sweep_from(mdp: FiniteMDP, values: Array) -> _Point:
+    return _point(mdp.rewards.T + mdp.discount * mdp.transitions.expect_by_action(values), values)
 
 
 def _point(q: Array, values: Array) -> _Point:
