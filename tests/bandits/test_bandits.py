@@ -123,6 +123,10 @@ def test_ucb_by_hand():
         index = np.array([0.2, 0.9, 0.5]) + c * np.sqrt(np.log(8) / np.array([4, 2, 1]))
         assert B.ucb(c).select(state, None, None)[0] == np.argmax(index)
         np.testing.assert_allclose(state.widths[:, 0], np.array([4, 2, 1]) ** -0.5, rtol=1e-6)
+    # √(ln t) (1 − √⅓) is 0.498, 0.536 and 0.566 for t = 4, 5 and 6: the choice after four takes t = 5.
+    for gap, chosen in ((0.52, 1), (0.55, 0)):
+        state = played(B.ucb(1.0), [0, 0, 0, 1], [1.0, 1.0, 1.0, 1 - gap], 2)
+        assert B.ucb(1.0).select(state, None, None)[0] == chosen
     untried = played(B.ucb(0.0), arms[:-1], rewards[:-1], 3)
     assert B.ucb(0.0).select(untried, None, None)[0] == 2
     assert B.ucb(2.0).select(B.ucb(2.0).init(3, 1), None, None)[0] == 0

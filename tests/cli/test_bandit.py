@@ -32,6 +32,11 @@ def test_table_and_pictures(tmp_path, capsys, monkeypatch, rewards, names):
     assert (tmp_path / "bandit_study.png").exists() == (rewards == "gaussian")
 
 
+def test_a_seed_beyond_64_bits_is_refused():
+    with pytest.raises(InputError, match="--seed is 99999999999999999999: give a number"):
+        bandit.main(["--seed", "9" * 20])
+
+
 @pytest.mark.parametrize("option, value", [("--arms", "1"), ("--runs", "0"), ("--steps", "-3")])
 def test_sizes_that_make_no_sense_are_refused(option, value):
     with pytest.raises(InputError, match=f"{option} is {value}: give at least"):
