@@ -64,7 +64,6 @@ def beam_search(
     """
     G, W, T = prompts.shape[0], beams, max_new_tokens
     eos = jnp.array(as_ids(eos_id))
-    params = policy.for_decoding(params)
     # Each beam proposes one end a token and one going on: of these many at least W go on.
     candidates = W * (1 + len(as_ids(eos_id)))
 
@@ -104,6 +103,7 @@ def beam_search(
         return (s.step < T) & ~full.all()
 
     hidden, carry = policy.start(params, prompts, prompt_mask, W, T)
+    params = policy.for_decoding(params)
     empty = jnp.full((G, W, T), pad_id, jnp.int32)
     none = Beams(empty, jnp.zeros(empty.shape, bool), jnp.full((G, W), NEVER))
     first = jnp.where(jnp.arange(W) == 0, 0.0, NEVER)[None].repeat(G, 0)  # all beams begin alike: one counts

@@ -15,7 +15,7 @@ from jaxrl4lm.decoding.generate import Generation, columns, empty_generation
 from jaxrl4lm.decoding.processors import History
 from jaxrl4lm.models.attention import EMPTY
 from jaxrl4lm.models.policy import Carry, LanguagePolicy
-from jaxrl4lm.models.transformer import Cache, empty_cache
+from jaxrl4lm.models.transformer import Prefix, empty_cache
 from jaxrl4lm.types import Array, Key, Params
 
 
@@ -53,10 +53,10 @@ def generate_queue(
     """
     T, B, copies = sampling.max_new_tokens, slots, sampling.copies
     M = prompts.shape[0] * copies
-    params = policy.for_decoding(params)
     greedy = sampling.temperature is None
     uniforms = jnp.zeros((M, T)) if greedy else row_uniforms(key, jnp.arange(M), T)
     first_GD, prefixes, lengths = policy.prefill(params, prompts, prompt_mask, T)
+    params = policy.for_decoding(params)
 
     def refill(q: _Queue) -> _Queue:
         """Moves the next completions into the idle slots."""
@@ -108,7 +108,7 @@ def generate_queue(
         idle = (q.row == M).sum()
         return jax.lax.cond((idle >= max(B // 8, 1)) & (q.following < M), refill, lambda q: q, q)
 
-    blank = Cache(
+    blank = Prefix(
         keys=tuple(jnp.zeros((B, *k.shape[1:]), k.dtype) for k in prefixes.keys),
         values=tuple(jnp.zeros((B, *v.shape[1:]), v.dtype) for v in prefixes.values),
         positions=jnp.full((B, prompts.shape[1]), EMPTY, jnp.int32),

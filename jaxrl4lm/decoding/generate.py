@@ -108,11 +108,11 @@ def generate(
     B = prompts.shape[0] * sampling.copies
     decoder = _Decoder(policy, sampling)
     text = _Text(prompts, prompt_mask, key, row_offset)
-    params = policy.for_decoding(params)
-    loop = decoder.until(params, text, decoder.begin(params, text), sampling.max_new_tokens)
+    stepping = policy.for_decoding(params)
+    loop = decoder.until(stepping, text, decoder.begin(params, text), sampling.max_new_tokens)
 
     def last_values(loop: _Loop) -> Array:
-        return policy.values(params, policy.step(params, loop.carry, loop.token)[0])
+        return policy.values(stepping, policy.step(stepping, loop.carry, loop.token)[0])
 
     final = jnp.zeros((B,), jnp.float32)
     if final_values:
@@ -143,8 +143,8 @@ def stream(
     """
     decoder, max_new_tokens = _Decoder(policy, sampling), sampling.max_new_tokens
     text = _Text(prompts, prompt_mask, key, row_offset)
-    params = jax.jit(policy.for_decoding)(params)
     loop, shown = _begin(decoder, params, text), 0
+    params = jax.jit(policy.for_decoding)(params)
     while True:
         loop = _until(decoder, params, text, loop, min(shown + chunk, max_new_tokens))
         done = int(loop.step)

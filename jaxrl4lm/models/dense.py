@@ -27,10 +27,16 @@ def dense(
       `[..., out]`.
     """
     rows = x.reshape(-1, x.shape[-1])
-    y: Array = _matmul(rows, kernel, dtype or x.dtype, by_output)  # pyright: ignore[reportAssignmentType]
+    product = _matmul if jax.default_backend() == "cpu" else _plain
+    y: Array = product(rows, kernel, dtype or x.dtype, by_output)  # pyright: ignore[reportAssignmentType]
     if bias is not None:
         y = y + bias.astype(y.dtype)[None]
     return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _plain(x: Array, kernel: Array, dtype, by_output: bool) -> Array:
+    """For compilers that choose the form of a product themselves."""
+    return _product(x, kernel.astype(x.dtype), 1, 1 if by_output else 0).astype(dtype)
 
 
 # The weight gradient that autodiff emits for a product of higher rank contracts two transposed axes, which
@@ -39,9 +45,12 @@ def dense(
 def _matmul(x: Array, kernel: Array, dtype, by_output: bool) -> Array:
     kernel = kernel.astype(x.dtype)
     if by_output and x.shape[0] <= FEW:
-        # XLA:CPU packs the right operand anew at every call. With the table on the left, 32 rows times a
-        # vocabulary of 32,000 run 1.3 times faster than with it on the right.
-        return _product(kernel, x, 1, 1).T.astype(dtype)
+        # XLA:CPU packs the right operand anew at every call: let that be the few rows, not the weights.
+        if x.dtype != jnp.float32:
+            return _product(kernel, x, 1, 1).T.astype(dtype)
+        # In float32 it is faster still if both transposes are copies; they are of few numbers.
+        columns = jax.lax.optimization_barrier(x.T)
+        return jax.lax.optimization_barrier(_product(kernel, columns, 1, 0)).T.astype(dtype)
     return _product(x, kernel, 1, 1 if by_output else 0).astype(dtype)
 
 

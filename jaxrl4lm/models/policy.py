@@ -9,17 +9,25 @@ import jax.numpy as jnp
 
 from jaxrl4lm.models.attention import EMPTY
 from jaxrl4lm.models.config import TransformerConfig
-from jaxrl4lm.models.transformer import Cache, Transformer, empty_cache, remembered
+from jaxrl4lm.models.transformer import (
+    Cache,
+    Prefix,
+    Transformer,
+    empty_cache,
+    extended,
+    laid_out_for_decoding,
+    remembered,
+)
 from jaxrl4lm.types import Array, Key, Params
 
 
 class Carry(NamedTuple):
     """What a completion in progress remembers. `B` completions of `G` prompts."""
 
-    prefix: Cache
-    """The prompts, stored once for all of their completions."""
+    prefix: Prefix | None
+    """The prompts, stored once for all of their completions; None where each prompt has one."""
     cache: Cache
-    """The completions so far."""
+    """The completions so far, each after its prompt where that is not shared."""
     positions: Array
     """int32 `[B]`: the position of the next token."""
     slot: Array
@@ -69,16 +77,13 @@ class LanguagePolicy:
             raise ValueError(f"{length} tokens do not fit the table of context {context}: shorten the text")
 
     def for_decoding(self, params: Params) -> Params:
-        """The same parameters with matrices in the dtype of the products, for many steps: without it every
-        step would cast its weights again. Unchanged where products are float32."""
+        """The same weights in the dtype and the layout in which a step reads them fastest: made once for many
+        steps, each of which would else cast and rearrange them again."""
         dtype = jnp.dtype(self.config.dtype)
-        if dtype == jnp.float32:
-            return params
-        return jax.lax.optimization_barrier(
-            jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
-        )
+        params = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
+        return jax.lax.optimization_barrier(laid_out_for_decoding(params))
 
-    def prefill(self, params: Params, tokens: Array, mask: Array, length: int) -> tuple[Array, Cache, Array]:
+    def prefill(self, params: Params, tokens: Array, mask: Array, length: int) -> tuple[Array, Prefix, Array]:
         """Reads prompts that completions of up to `length` tokens are to follow.
 
         Args:
@@ -107,9 +112,11 @@ class LanguagePolicy:
         Returns:
           Hidden states `[G * copies, D]` from which the first token is chosen; the carry.
         """
-        hidden, prefix, lengths = self.prefill(params, tokens, mask, length)
+        hidden, prompts, lengths = self.prefill(params, tokens, mask, length)
+        if copies == 1:  # nothing to share: one segment is faster than two
+            return hidden, Carry(None, extended(prompts, length), lengths, slot=jnp.int32(tokens.shape[1]))
         cache = empty_cache(self.config, tokens.shape[0] * copies, length)
-        carry = Carry(prefix, cache, positions=jnp.repeat(lengths, copies), slot=jnp.int32(0))
+        carry = Carry(prompts, cache, positions=jnp.repeat(lengths, copies), slot=jnp.int32(0))
         return jnp.repeat(hidden, copies, axis=0), carry
 
     def step(self, params: Params, carry: Carry, tokens: Array) -> tuple[Array, Carry]:
@@ -133,8 +140,8 @@ class LanguagePolicy:
         return self.encode(params, tokens, positions_of(mask))[0]
 
     def encode(
-        self, params: Params, tokens: Array, positions: Array, prefix: Cache | None = None, room: int = 0
-    ) -> tuple[Array, Cache]:
+        self, params: Params, tokens: Array, positions: Array, prefix: Prefix | None = None, room: int = 0
+    ) -> tuple[Array, Prefix]:
         """Hidden states `[B, T, D]` and the keys and values of the tokens, read after the prefix if there is
         one; `room`: how many tokens may follow (only LongRoPE asks)."""
         return self._call(params, tokens, positions, prefix, None, 0, room, method="hidden")

@@ -10,11 +10,13 @@ width, `H` heads, `K` key-value heads, `C` channels of a head, `V` vocabulary.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl4lm.models.attention import EMPTY, attention, rotary_table, rotate
 from jaxrl4lm.models.config import TransformerConfig
@@ -28,13 +30,15 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
+JOINED = {("query", "key", "value"): "query_key_value", ("up", "gate"): "up_gate"}
+"""Dense layers that read the same input, and the name of the layer that holds them side by side."""
 NO_WINDOW = 2**29
 """A sliding window longer than any text."""
 
 
-class Cache(NamedTuple):
-    """Keys and values of every layer; keys are stored transposed, so that a step is two plain matrix
-    products."""
+class Prefix(NamedTuple):
+    """Keys and values of whole sequences, to be read and never written: with transposed keys the scores of many
+    queries are a plain matrix product."""
 
     keys: tuple[Array, ...]
     """Per layer `[B, K, C, S]`."""
@@ -44,18 +48,29 @@ class Cache(NamedTuple):
     """int32 `[B, S]`, `EMPTY` where there is no key."""
 
 
-def _lengths(positions_BT: Array, prefix: Cache | None, cache: Cache | None) -> Array:
-    """Tokens `[B]` of each text: of its prefix, and those of the call or as many as the cache holds."""
+class Cache(NamedTuple):
+    """Keys and values that a step adds to: what it writes is one run of memory a head."""
+
+    keys: tuple[Array, ...]
+    """Per layer `[B, K, S, C]`."""
+    values: tuple[Array, ...]
+    """Per layer `[B, K, S, C]`."""
+    positions: Array
+    """int32 `[B, S]`, `EMPTY` where there is no key."""
+
+
+def _lengths(positions_BT: Array, prefix: Prefix | None, cache: Cache | None, slot: Array | int) -> Array:
+    """Tokens `[B]` of each text: of its prefix and those of the call, or as many as the cache has and may hold."""
 
     def count(positions: Array) -> Array:
         return jnp.where(positions == EMPTY, -1, positions).max(-1) + 1
 
     B, T = positions_BT.shape
-    if prefix is None and cache is None:
-        return count(positions_BT)
-    own = T if cache is None else cache.positions.shape[1]
     if prefix is None:
-        return jnp.full((B,), own)
+        return (
+            count(positions_BT) if cache is None else count(cache.positions) + cache.positions.shape[1] - slot
+        )
+    own = T if cache is None else cache.positions.shape[1]
     return jnp.repeat(count(prefix.positions), B // prefix.positions.shape[0]) + own
 
 
@@ -69,17 +84,61 @@ def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
     """A cache of `length` empty slots for `batch` sequences."""
     K, C, dtype = config.num_kv_heads, config.channels, cache_dtype(config)
     return Cache(
-        keys=tuple(jnp.zeros((batch, K, C, length), dtype) for _ in range(config.layers)),
+        keys=tuple(jnp.zeros((batch, K, length, C), dtype) for _ in range(config.layers)),
         values=tuple(jnp.zeros((batch, K, length, C), dtype) for _ in range(config.layers)),
         positions=jnp.full((batch, length), EMPTY, jnp.int32),
     )
 
 
-def remembered(config: TransformerConfig, cache: Cache) -> Cache:
+def remembered(config: TransformerConfig, prefix: Prefix) -> Prefix:
     """The same keys and values in the dtype in which they are kept for many steps."""
     dtype = cache_dtype(config)
-    keys, values = (tuple(x.astype(dtype) for x in xs) for xs in (cache.keys, cache.values))
-    return Cache(keys, values, cache.positions)
+    keys, values = (tuple(x.astype(dtype) for x in xs) for xs in (prefix.keys, prefix.values))
+    return Prefix(keys, values, prefix.positions)
+
+
+def extended(prefix: Prefix, length: int) -> Cache:
+    """A cache that begins with the prefix and has `length` empty slots more."""
+
+    def pad(x: Array, axis: int, value: int = 0) -> Array:
+        return jnp.pad(x, [(0, length * (i == axis)) for i in range(x.ndim)], constant_values=value)
+
+    keys = tuple(pad(k.swapaxes(2, 3), 2) for k in prefix.keys)
+    return Cache(keys, tuple(pad(v, 2) for v in prefix.values), pad(prefix.positions, 1, EMPTY))
+
+
+def laid_out_for_decoding(params: Params) -> Params:
+    """The weights as a step reads them fastest: dense layers of the same input side by side, so that one product
+    takes the place of three, and stored by output on CPU. Layers with adapters stay as they are."""
+
+    def plain(p: Params | Array | None) -> bool:
+        return isinstance(p, dict) and set(p) in ({"kernel"}, {"kernel", "bias"})
+
+    def lay_out(p: Params | Array) -> Params | Array:
+        if not plain(p):
+            return laid_out_for_decoding(p) if isinstance(p, dict) else p
+        if jax.default_backend() != "cpu":
+            return p
+        return {"by_output": _moved(jnp.transpose, p["kernel"])} | {n: x for n, x in p.items() if n == "bias"}
+
+    layers = dict(params)
+    for names, joined in JOINED.items():
+        if all(plain(layers.get(name)) for name in names):
+            parts = [layers.pop(name) for name in names]
+            layers[joined] = jax.tree.map(
+                lambda *xs: _moved(lambda *xs: jnp.concatenate(xs, -1), *xs), *parts
+            )
+    return {name: lay_out(p) for name, p in layers.items()}
+
+
+def _moved(move: Callable[..., Array], *xs: Array) -> Array:
+    """move(*xs) of a function that only moves numbers: as bits where they have 16, or XLA:CPU would move float32 copies
+    of them."""
+    dtype = xs[0].dtype
+    if dtype.itemsize != 2:
+        return move(*xs)
+    bits = jax.lax.optimization_barrier([jax.lax.bitcast_convert_type(x, jnp.uint16) for x in xs])
+    return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(move(*bits)), dtype)
 
 
 class Norm(nn.Module):
@@ -103,7 +162,8 @@ class Norm(nn.Module):
 
 
 class Dense(nn.Module):
-    """x W + b with W stored `[in, out]`; plus (x A) B where the parameters hold a low-rank adapter."""
+    """x W + b with W stored `[in, out]`, or `[out, in]` as `by_output`; plus (x A) B where the parameters hold a
+    low-rank adapter."""
 
     features: int
     use_bias: bool = False
@@ -112,9 +172,11 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         init = nn.initializers.normal(0.02 * self.scale)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
-        y = dense(x, kernel, bias)
+        if self.has_variable("params", "by_output"):
+            y = dense(x, self.get_variable("params", "by_output"), bias, by_output=True)
+        else:
+            y = dense(x, self.param("kernel", init, (x.shape[-1], self.features)), bias)
         if self.has_variable("params", "lora_a"):
             y = y + dense(
                 dense(x, self.get_variable("params", "lora_a"), None),
@@ -122,6 +184,16 @@ class Dense(nn.Module):
                 None,
             )
         return y
+
+
+def _side_by_side(module: nn.Module, x: Array, features: dict[str, int], use_bias: bool) -> list[Array]:
+    """The outputs of dense layers that read the same input: one product where the parameters hold their weights
+    side by side, as `laid_out_for_decoding` puts them."""
+    joined = JOINED.get(tuple(features))
+    if joined and module.has_variable("params", joined):
+        y = Dense(sum(features.values()), use_bias, name=joined)(x)
+        return jnp.split(y, np.cumsum(list(features.values()))[:-1], axis=-1)
+    return [Dense(size, use_bias, name=name)(x) for name, size in features.items()]
 
 
 class Attention(nn.Module):
@@ -134,31 +206,32 @@ class Attention(nn.Module):
         B, T, _ = x_BTD.shape
         H, K, C = c.heads, c.num_kv_heads, c.channels
         biased = c.bias if c.qkv_bias is None else c.qkv_bias
-        q = Dense(H * C, biased, name="query")(x_BTD)
-        k = Dense(K * C, biased, name="key")(x_BTD)
-        v = Dense(K * C, biased, name="value")(x_BTD).reshape(B, T, K, C)
+        q, k, v = _side_by_side(self, x_BTD, {"query": H * C, "key": K * C, "value": K * C}, biased)
+        v = v.reshape(B, T, K, C)
         if c.qk_norm == "all":
             q, k = Norm(c, name="query_norm")(q), Norm(c, name="key_norm")(k)
         q, k = q.reshape(B, T, H, C), k.reshape(B, T, K, C)
         if c.qk_norm == "head":
             q, k = Norm(c, name="query_norm")(q), Norm(c, name="key_norm")(k)
-        k_BKCT = rotate(k, table).transpose(0, 2, 3, 1)
-        v_BKTC = v.transpose(0, 2, 1, 3)
-        if own is not None:
-            # One scalar slot for the whole batch: an in-place slice update, never a scatter.
-            k_BKCT = jax.lax.dynamic_update_slice(own[0], k_BKCT.astype(own[0].dtype), (0, 0, 0, slot))
-            v_BKTC = jax.lax.dynamic_update_slice(own[1], v_BKTC.astype(own[1].dtype), (0, 0, slot, 0))
-            own_positions = own[2]
+        k, v = rotate(k, table), v.transpose(0, 2, 1, 3)
+        if own is None:
+            made = (k.transpose(0, 2, 3, 1), v)
+            segments = [(*made, positions_BT)]
         else:
-            own_positions = positions_BT
+            # One scalar slot for the whole batch: an in-place slice update, never a scatter.
+            new = (k.transpose(0, 2, 1, 3), v)
+            made = tuple(
+                jax.lax.dynamic_update_slice(old, x.astype(old.dtype), (0, 0, slot, 0))
+                for old, x in zip(own, new, strict=False)
+            )
+            segments = [(made[0].swapaxes(2, 3), made[1], own[2])]
         q = rotate(q, table) * (C**-0.5 if c.attention_scale is None else c.attention_scale)
-        segments = [(k_BKCT, v_BKTC, own_positions)]
         if prefix is not None:
             segments.append(prefix)
         output = attention(q, segments, positions_BT, window, c.attention_softcap).reshape(B, T, H * C)
         depth = 1 / math.sqrt(2 * c.layers)
         biased = c.bias if c.output_bias is None else c.output_bias
-        return Dense(c.width, biased, depth, name="output")(output), (k_BKCT, v_BKTC)
+        return Dense(c.width, biased, depth, name="output")(output), made
 
 
 class Mlp(nn.Module):
@@ -169,8 +242,9 @@ class Mlp(nn.Module):
         c = self.config
         activation = ACTIVATIONS[c.activation]
         biased = c.bias if c.mlp_bias is None else c.mlp_bias
-        up = Dense(c.hidden, biased, name="up")(x_BTD)
-        inner = activation(Dense(c.hidden, biased, name="gate")(x_BTD)) * up if c.gated else activation(up)
+        layers = ("up", "gate") if c.gated else ("up",)
+        up, *gate = _side_by_side(self, x_BTD, dict.fromkeys(layers, c.hidden), biased)
+        inner = activation(gate[0]) * up if c.gated else activation(up)
         return Dense(c.width, biased, 1 / math.sqrt(2 * c.layers), name="down")(inner)
 
 
@@ -214,11 +288,11 @@ class Transformer(nn.Module):
         self,
         tokens_BT: Array,
         positions_BT: Array,
-        prefix: Cache | None = None,
+        prefix: Prefix | None = None,
         cache: Cache | None = None,
         slot: Array | int = 0,
         room: int = 0,
-    ) -> tuple[Array, Cache]:
+    ) -> tuple[Array, Cache | Prefix]:
         """Final hidden states `[B, T, D]`, and the keys and values that this call made.
 
         Args:
@@ -231,14 +305,14 @@ class Transformer(nn.Module):
           room: how many tokens may follow. LongRoPE chooses a text's factors by the length that it may come to
             have: no state depends on a later token, and a cached key is never rotated anew.
         Returns:
-          The hidden states; the updated cache, or a new one of length T.
+          The hidden states; the updated cache, or the prefix that the tokens are for others.
         """
         c = self.config
         x_BTD = self._embed(tokens_BT, positions_BT)
         positions = positions_BT
         if cache is not None:
             positions = jax.lax.dynamic_update_slice(cache.positions, positions_BT, (0, slot))
-        lengths_B = _lengths(positions_BT, prefix, cache) + room
+        lengths_B = _lengths(positions_BT, prefix, cache, slot) + room
         tables = {
             rope: rope and rotary_table(positions_BT, rope, c.rotated, lengths_B)
             for rope in dict.fromkeys(c.layer_ropes)
@@ -257,7 +331,8 @@ class Transformer(nn.Module):
                 x_BTD, (k, v) = call(x_BTD, positions_BT, table, window, shared, own, slot)
                 keys.append(k)
                 values.append(v)
-        return self.final_norm(x_BTD), Cache(tuple(keys), tuple(values), positions)
+        made = (Prefix if cache is None else Cache)(tuple(keys), tuple(values), positions)
+        return self.final_norm(x_BTD), made
 
     def _block(self, params: Params, *args):
         """One block as a function of its parameters, computed again in the backward pass as `remat` says."""
@@ -274,7 +349,7 @@ class Transformer(nn.Module):
         )
 
     def _scan(
-        self, x_BTD: Array, positions_BT: Array, tables: dict, prefix: Cache | None
+        self, x_BTD: Array, positions_BT: Array, tables: dict, prefix: Prefix | None
     ) -> tuple[Array, list[Array], list[Array]]:
         """All blocks as one loop over their stacked parameters; what differs by layer is data."""
         c = self.config

@@ -131,8 +131,7 @@ def test_low_precision_decoding_lays_out_its_weights_once(model):
     policy, params, prompts, mask = model
     half = LanguagePolicy(dataclasses.replace(policy.config, dtype="bfloat16"))
     laid_out = half.for_decoding(params)
-    assert laid_out["embedding"].dtype == laid_out["layer_0"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
-    assert policy.for_decoding(params) is params
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(laid_out) if x.ndim > 1)
     hidden = jax.random.normal(jax.random.key(0), (3, 32), jnp.bfloat16)
     for part in (None, (2, 5)):
         np.testing.assert_allclose(
