@@ -226,9 +226,8 @@ def test_training_finds_the_known_optimum(kl):
         updates=300,
     )  # fmt: skip
     params = jax.tree.map(lambda x: 2.5 * x, policy.init(jax.random.key(1)))
-    state, _ = jax.jit(partial(reinforcement.train, learner=learner, task=task))(
-        jax.random.key(0), config, params=params
-    )
+    train = partial(reinforcement.train, config=config, learner=learner, task=task, params=params)
+    state, _ = jax.jit(jax.vmap(train))(jax.random.split(jax.random.key(0), 4))
 
     def distribution(params):
         everything = reinforcement.Rollout(
@@ -241,7 +240,7 @@ def test_training_finds_the_known_optimum(kl):
     optimum = reference * jnp.exp(worth(texts, mask) / beta)
     optimum = optimum / optimum.sum()
     np.testing.assert_allclose(reference.sum(), 1, atol=1e-5)
-    reached = distribution(state.params)
+    reached = jax.vmap(distribution)(state.params).mean(0)  # over seeds: what is left is bias, not noise
     assert jnp.abs(reference - optimum).sum() > 0.2
     assert jnp.abs(reached - optimum).sum() < 0.03
 
