@@ -126,6 +126,5 @@ def _outcomes(mdp: FiniteMDP, position: Array, action: Array) -> tuple[Array, Ar
     if isinstance(kernel, Dense):
         return jnp.arange(mdp.num_states), kernel.probabilities[position, action]
     if isinstance(kernel, Banded):
-        moved = position + jnp.asarray(kernel.offsets, jnp.int32)
-        return jnp.clip(moved, 0, mdp.num_states - 1), kernel.probabilities[action, :, position]
+        return kernel.successors(position[None])[:, 0], kernel.probabilities[action, :, position]
     return kernel.successors[action, :, position], kernel.probabilities[action, :, position]

@@ -11,7 +11,7 @@ from jaxrl4lm.mdp import bounds, operators
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP
 from jaxrl4lm.mdp.implicit import fixed_point
 from jaxrl4lm.mdp.solvers import Solution, certify, value_iteration
-from jaxrl4lm.mdp.transitions import Banded, Dense, Kernel, Sparse
+from jaxrl4lm.mdp.transitions import Banded, Dense, Kernel, Sparse, as_lists
 from jaxrl4lm.types import Array, ScalarLike
 
 CACHE_BYTES, MAX_BLOCK = 512 * 1024, 16
@@ -168,6 +168,8 @@ def _side_by_side(kernels: Kernel) -> Kernel:
         return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)
 
     assert not isinstance(kernels, Dense)
+    if isinstance(kernels, Banded) and kernels.hub is not None:  # a state of its own in each of them
+        kernels = Sparse(*jax.vmap(as_lists)(kernels))
     if isinstance(kernels, Banded):
         return Banded(joined(kernels.probabilities), kernels.offsets)
     num_mdps, *_, num_states = kernels.successors.shape

@@ -37,7 +37,7 @@ def correction(
 
     In single precision: a correction needs few digits, because the next improvement measures what it left in
     full precision; and a sweep of half the bytes takes half the time. A birth-death chain (successors s − 1,
-    s, s + 1) is solved directly, in full precision.
+    s, s + 1, or one hub) is solved directly, in full precision.
 
     Args:
       chain: P_π, a kernel with one action.
@@ -92,12 +92,18 @@ def extent(change: Array) -> Array:
 
 
 def _birth_death(chain: Banded, discount: Array, target: Array) -> Array:
-    """x = (I − γP)⁻¹ b, `[S]`, where P is tridiagonal."""
-    bands = dict(zip(chain.offsets, -discount * chain.probabilities[0], strict=True))
+    """x = (I − γP)⁻¹ b, `[S]`, where P is tridiagonal but for the column of a hub (Sherman & Morrison 1950)."""
+    rows = -discount * chain.probabilities[0]
+    bands = dict(zip(chain.offsets, rows, strict=False))
     zeros = jnp.zeros_like(target)
     lower, middle, upper = (bands.get(offset, zeros) for offset in (-1, 0, 1))
     lower, upper = lower.at[0].set(0), upper.at[-1].set(0)
-    return jax.lax.linalg.tridiagonal_solve(lower, 1 + middle, upper, target[:, None])[:, 0]
+    sides = target[:, None] if chain.hub is None else jnp.stack([target, rows[-1]], axis=1)
+    solved = jax.lax.linalg.tridiagonal_solve(lower, 1 + middle, upper, sides)
+    if chain.hub is None:
+        return solved[:, 0]
+    without, of_column = solved[:, 0], solved[:, 1]
+    return without - of_column * (without[chain.hub] / (1 + of_column[chain.hub]))
 
 
 def _halved(x: Array) -> Array:

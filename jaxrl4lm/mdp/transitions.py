@@ -1,9 +1,10 @@
 """Transition kernels T(s′|s,a): one linear map, v ↦ E[v(s′) | s, a], in three layouts.
 
 `Dense` suits small or full kernels. `Sparse` lists K successors per state and action. `Banded` is for kernels
-whose successors lie at a few fixed distances s′ − s (grids, queues): its sweep is shifted adds, without a
-gather. The last two keep the states on the last axis, so that a sweep reads memory contiguously (measured: 3
-times faster on a CPU than `[S, A, K]`). A row of zeros ends the episode: terminal states are nothing else.
+whose successors lie at a few fixed distances s′ − s (grids, queues), but for one state that may follow
+everywhere (a forest after a fire): its sweep is shifted adds, without a gather. The last two keep the states
+on the last axis, so that a sweep reads memory contiguously (measured: 3 times faster on a CPU than
+`[S, A, K]`). A row of zeros ends the episode: terminal states are nothing else.
 """
 
 import dataclasses
@@ -90,15 +91,19 @@ class Sparse(NamedTuple):
         return Sparse(self.successors.reshape(shape), (self.probabilities * policy.T[:, None]).reshape(shape))
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["probabilities"], meta_fields=["offsets"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["probabilities"], meta_fields=["offsets", "hub"]
+)
 @dataclasses.dataclass(frozen=True)
 class Banded:
-    """T on few diagonals: s′ = s + offset."""
+    """T on few diagonals: s′ = s + offset; and, with a hub, in one column."""
 
     probabilities: Array
-    """`[A, D, S]`; probability of moving by the d-th offset."""
+    """`[A, D, S]`; probability of moving by the d-th offset. With a hub one more, of moving there, `[A, D + 1, S]`."""
     offsets: tuple[int, ...]
     """D distances s′ − s, static."""
+    hub: int | None = None
+    """The state that may follow everywhere, static."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -116,6 +121,8 @@ class Banded:
         reach = max(abs(offset) for offset in self.offsets)
         padded = jnp.pad(values, reach)
         moved = [padded[reach + offset : reach + offset + num_states] for offset in self.offsets]
+        if self.hub is not None:
+            moved.append(jnp.broadcast_to(values[self.hub], values.shape))
         if num_actions * width > MAX_UNROLLED:
             return jnp.einsum("ads,ds->as", self.probabilities, jnp.stack(moved))
         return _stack_actions(
@@ -125,8 +132,17 @@ class Banded:
     def under(self, policy: Array) -> "Banded":
         """The chain of a policy, as a kernel with one action. `policy`: `[S]` actions or `[S, A]`."""
         if policy.ndim == 1:
-            return Banded(_choose(self.probabilities, policy), self.offsets)
-        return Banded(jnp.einsum("ads,sa->ds", self.probabilities, policy)[None], self.offsets)
+            return dataclasses.replace(self, probabilities=_choose(self.probabilities, policy))
+        mixed = jnp.einsum("ads,sa->ds", self.probabilities, policy)[None]
+        return dataclasses.replace(self, probabilities=mixed)
+
+    def successors(self, states: Array) -> Array:
+        """Where the probabilities of some states lead, `[N]` → `[D, N]` (or D + 1), inside the S states."""
+        moved = states[None] + jnp.asarray(self.offsets, jnp.int32)[:, None]
+        moved = jnp.clip(moved, 0, self.shape[0] - 1).astype(jnp.int32)
+        if self.hub is None:
+            return moved
+        return jnp.concatenate([moved, jnp.full_like(moved[:1], self.hub)])
 
 
 Kernel: TypeAlias = Dense | Sparse | Banded
@@ -137,7 +153,7 @@ def to_dense(kernel: Kernel) -> Dense:
     if isinstance(kernel, Dense):
         return kernel
     num_states, num_actions, _ = kernel.shape
-    successors, probabilities = _as_lists(kernel)
+    successors, probabilities = as_lists(kernel)
     states = jnp.arange(num_states)[None, None, :]
     actions = jnp.arange(num_actions)[:, None, None]
     zeros = jnp.zeros((num_states, num_actions, num_states), probabilities.dtype)
@@ -152,34 +168,48 @@ def to_sparse(kernel: Kernel) -> Sparse:
         successors = np.argsort(dense == 0, axis=-1, kind="stable")[..., :width]
         probabilities = np.take_along_axis(dense, successors, axis=-1)
         return Sparse(_states_last(successors.astype(np.int32)), _states_last(probabilities))
-    return Sparse(*_as_lists(kernel))
+    return Sparse(*as_lists(kernel))
 
 
 def to_banded(kernel: Kernel, max_diagonals: int = 9) -> Kernel:
     """The kernel as `Banded` if its successors lie on at most `max_diagonals` diagonals, else as it is.
 
-    Concrete arrays only: which diagonals are in use decides the program.
+    Beside at most three diagonals one state may follow more often than there are states: the hub. Concrete
+    arrays only: which diagonals are in use decides the program.
     """
     if not isinstance(kernel, Sparse):
         return kernel
     num_states = kernel.shape[0]
     successors, probabilities = np.asarray(kernel.successors), np.asarray(kernel.probabilities)
     distance = successors - np.arange(num_states)
-    used = np.bincount(distance[probabilities != 0] + num_states, minlength=1)
-    offsets = np.flatnonzero(used) - num_states
-    if not 0 < len(offsets) <= max_diagonals:
+
+    def diagonals(used: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(np.bincount(distance[used] + num_states, minlength=1)) - num_states
+
+    used, hub, rest = probabilities != 0, None, probabilities
+    offsets = diagonals(used)
+    if len(offsets) > max_diagonals:
+        follows = np.bincount(successors[used])
+        hub = int(follows.argmax())
+        to_hub = successors == hub
+        offsets = diagonals(used & ~to_hub)
+        if follows[hub] < num_states or len(offsets) > 3:
+            return kernel
+        probabilities, rest = np.where(to_hub, 0, probabilities), np.where(to_hub, probabilities, 0)
+    if not len(offsets):
         return kernel
     bands = [np.where(distance == offset, probabilities, 0).sum(axis=1) for offset in offsets]
-    return Banded(jnp.asarray(np.stack(bands, axis=1)), tuple(int(offset) for offset in offsets))
+    if hub is not None:
+        bands.append(rest.sum(axis=1))
+    return Banded(jnp.asarray(np.stack(bands, axis=1)), tuple(int(offset) for offset in offsets), hub)
 
 
-def _as_lists(kernel: Sparse | Banded) -> tuple[Array, Array]:
+def as_lists(kernel: Sparse | Banded) -> tuple[Array, Array]:
+    """Successors and probabilities, `[A, K, S]` each."""
     if isinstance(kernel, Sparse):
         return kernel.successors, kernel.probabilities
-    num_states, num_actions, width = kernel.shape
-    successors = jnp.arange(num_states)[None] + jnp.asarray(kernel.offsets)[:, None]
-    successors = jnp.clip(successors, 0, num_states - 1).astype(jnp.int32)
-    return jnp.broadcast_to(successors, (num_actions, width, num_states)), kernel.probabilities
+    successors = kernel.successors(jnp.arange(kernel.shape[0], dtype=jnp.int32))
+    return jnp.broadcast_to(successors, kernel.probabilities.shape), kernel.probabilities
 
 
 def _gather(values: Array, states: Array) -> Array:

@@ -220,10 +220,23 @@ def test_lin_ucb_equals_ridge_regression():
     np.testing.assert_allclose(state.inverse[1, :, :, 0], inverse, atol=1e-5)
     np.testing.assert_allclose(state.inverse[0, :, :, 0], np.eye(3) / 2)
     np.testing.assert_allclose(state.moment[1, :, 0], contexts.T @ rewards, atol=1e-4)
-    x = contexts[0]
-    scores = [0.7 * np.sqrt(x @ x / 2), x @ inverse @ contexts.T @ rewards + 0.7 * np.sqrt(x @ inverse @ x)]
-    chosen = algorithm.select(state, None, jnp.asarray(x[:, None], jnp.float32))
-    assert int(chosen[0]) == int(np.argmax(scores))
+    # Contexts at every scale of which the two arms' scores are nearly equal: the bonus must be exact.
+    many = jax.tree.map(lambda leaf: jnp.tile(leaf, (*[1] * (leaf.ndim - 1), 2000)), state)
+    xs = rng.normal(size=(2000, 3)) * 10 ** rng.uniform(-2, 1, (2000, 1))
+    width = np.sqrt(np.einsum("ni,ij,nj->n", xs, inverse, xs))
+    scores = np.stack([0.7 * np.sqrt((xs**2).sum(1) / 2), xs @ inverse @ contexts.T @ rewards + 0.7 * width])
+    chosen = np.asarray(algorithm.select(many, None, jnp.asarray(xs.T, jnp.float32)))
+    clear = np.abs(scores[0] - scores[1]) > 1e-4 * np.abs(scores).max(axis=0)
+    np.testing.assert_array_equal(chosen[clear], scores.argmax(axis=0)[clear])
+
+
+def test_first_argmax_orders_all_floats_and_takes_the_first_of_equals(x64):
+    rng = np.random.default_rng(0)
+    values = rng.choice([-np.inf, -3e38, -2.5, -1.0, -1e-38, 0.0, 1e-38, 0.5, 2.0, np.inf], (7, 3000))
+    values = np.where(rng.random(values.shape) < 0.5, -np.abs(values), values) + 0.0
+    for dtype in (jnp.float32, jnp.float64):
+        found = B.algorithms.first_argmax(jnp.asarray(values, dtype))
+        np.testing.assert_array_equal(found, np.asarray(values, dtype).argmax(axis=0))
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "beta"])

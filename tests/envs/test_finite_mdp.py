@@ -18,6 +18,7 @@ DENSE = M.from_arrays(
 WORLDS = {
     "banded, terminals held at ±1": M.russell_norvig(0.9).mdp,
     "sparse": LISTS,
+    "banded, with a hub": M.forest(12, discount=0.9),
     "dense, rewards by outcome": DENSE,
 }
 

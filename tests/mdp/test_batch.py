@@ -15,6 +15,7 @@ KINDS = {
     "banded, terminals": lambda seed: (
         M.grid_world("S . +1\n. # -1\n. . .", slip=0.05 * seed, discount=0.95, living_reward=-0.04).mdp
     ),
+    "a hub": lambda seed: M.forest(14, discount=0.9, fire=0.1 + 0.05 * seed),
     "γ = 1 in some": lambda seed: M.russell_norvig(1.0 if seed % 3 else 0.9).mdp,
 }
 
@@ -59,6 +60,17 @@ def test_a_limit_on_sweeps_is_reported():
     solution = jax.jit(M.solve_batch)(worlds, max_iterations=3)
     assert not bool(solution.converged.any())
     assert (solution.iterations == 3).all()
+
+
+def test_the_bound_holds_long_before_convergence(x64):
+    """All changes have one sign, but the terminal state's: V* is at the end of what is possible."""
+    kernel = np.zeros((2, 1, 2))
+    kernel[0, 0, 0] = 1
+    for reward in (1.0, -1.0):
+        world = M.from_arrays(kernel, np.array([reward, 0.0]), 0.9, terminal=np.array([False, True]))
+        for limit in (0, 1, 5):
+            solution = jax.jit(M.solve_batch)(stacked([world, world]), max_iterations=limit)
+            assert np.abs(solution.values[0, 0] - 10 * reward) <= solution.error_bound[0] < 10.01
 
 
 def test_values_are_differentiable(x64):

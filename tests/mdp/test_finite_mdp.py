@@ -37,13 +37,33 @@ def test_dense_sparse_and_banded_give_the_same_expectations(x64):
     assert isinstance(lazy, M.Sparse | M.Banded)
     assert isinstance(banded, M.Banded)
     for kernel in (M.Dense(jnp.asarray(full)), lazy, banded):
-        np.testing.assert_allclose(kernel.expect(jnp.asarray(values)), full @ values, atol=1e-12)
-        np.testing.assert_allclose(M.transitions.to_dense(kernel).probabilities, full, atol=1e-12)
-        chain = kernel.under(jnp.asarray(policy)).expect(jnp.asarray(values))[:, 0]
-        np.testing.assert_allclose(chain, np.einsum("sat,sa,t->s", full, policy, values), atol=1e-12)
-        actions = jnp.arange(STATES, dtype=jnp.int32) % ACTIONS
-        chosen = kernel.under(actions).expect(jnp.asarray(values))[:, 0]
-        np.testing.assert_allclose(chosen, full[np.arange(STATES), actions] @ values, atol=1e-12)
+        expectations_agree(kernel, full, values, policy)
+
+
+def test_a_hub_is_found_and_gives_the_same_expectations(x64):
+    """Up or stay, and from everywhere to state 7, which also has itself and its neighbours as successors."""
+    rng, states = np.random.default_rng(0), 16
+    full = np.zeros((states, ACTIONS, states))
+    for offset in (0, 1):
+        here = np.arange(states - offset)
+        full[here, :, here + offset] = rng.random((len(here), ACTIONS))
+    full[:, :, 7] += rng.random((states, ACTIONS))
+    full /= full.sum(axis=-1, keepdims=True)
+    kernel = M.transitions.to_banded(M.sparse(M.from_arrays(full, np.zeros(states), 0.9)).transitions)
+    assert isinstance(kernel, M.Banded)
+    assert kernel.hub == 7
+    assert kernel.offsets == (0, 1)
+    expectations_agree(kernel, full, rng.normal(size=states), rng.dirichlet(np.ones(ACTIONS), states))
+
+
+def expectations_agree(kernel, full, values, policy):
+    np.testing.assert_allclose(kernel.expect(jnp.asarray(values)), full @ values, atol=1e-12)
+    np.testing.assert_allclose(M.transitions.to_dense(kernel).probabilities, full, atol=1e-12)
+    chain = kernel.under(jnp.asarray(policy)).expect(jnp.asarray(values))[:, 0]
+    np.testing.assert_allclose(chain, np.einsum("sat,sa,t->s", full, policy, values), atol=1e-12)
+    actions = jnp.arange(len(full), dtype=jnp.int32) % ACTIONS
+    chosen = kernel.under(actions).expect(jnp.asarray(values))[:, 0]
+    np.testing.assert_allclose(chosen, full[np.arange(len(full)), actions] @ values, atol=1e-12)
 
 
 @pytest.mark.parametrize("layout", ["sparse", "banded"])
