@@ -260,7 +260,7 @@ def thompson_beta(*, successes: ScalarLike = 1.0, failures: ScalarLike = 1.0) ->
 
     def select(state: Estimates, key: Key, context: Array | None) -> Array:
         won = state.counts * state.values
-        return first_argmax(jax.random.beta(key, successes + won, failures + state.counts - won))
+        return first_argmax(draw.beta(key, successes + won, failures + state.counts - won))
 
     return Algorithm(_estimates, select, _learner(None), keys_as_noise)
 

@@ -51,3 +51,11 @@ def test_normal_at_the_ends_of_its_range(monkeypatch, key):
     for bits, size in ((0, 5.42), (2**32 - 1, 5.3)):
         monkeypatch.setattr(noise, "bits", lambda key, shape, b=bits: np.full(shape, b, np.uint32))
         assert abs(abs(float(noise.normal(key, (1,))[0])) - size) < 0.2
+
+
+@pytest.mark.parametrize("a, b", [(1.0, 1.0), (0.3, 0.6), (5.0, 1.5), (400.0, 30.0)])
+def test_beta_is_beta(a, b, key):
+    x = np.asarray(
+        jax.jit(noise.beta)(key, np.full((2, 50_000), a, np.float32), np.full((2, 50_000), b, np.float32))
+    )
+    assert scipy.stats.kstest(x.ravel(), "beta", (a, b)).pvalue > 1e-3
