@@ -102,5 +102,7 @@ def known_index(indices: Array, size: int) -> tuple[Array, Array]:
     Losses give nan where an index that counts is outside: −100, the label that others ignore, is to be masked.
     """
     indices = jnp.asarray(indices)
+    if indices.dtype.itemsize < 4 and not jnp.issubdtype(indices.dtype, jnp.floating):
+        indices = indices.astype(jnp.int32)  # as a uint8 a size of 256 is 0, and no byte would be known
     known = (indices >= 0) & (indices < size)
     return known, jnp.where(known, indices, 0)

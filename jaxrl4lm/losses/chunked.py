@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jaxrl4lm.arguments import as_mask, coefficients, known_index, precise_dtype
 from jaxrl4lm.types import Array, ScalarLike
 
+_LEAST_EXPONENT = -1000.0
+
 
 def chunked_token_log_probs(
     hidden: Array,
@@ -27,6 +29,8 @@ def chunked_token_log_probs(
     mask: Array | None = None,
 ) -> tuple[Array, Array]:
     """log softmax(h·W/τ)[token] and the entropy of that softmax, per token, in float32.
+
+    Derivatives of any order in reverse mode; forward mode (`jax.jvp`) takes its gradient, not the function.
 
     Args:
       hidden: h, states that predict `tokens` [..., D]. Gradients flow.
@@ -100,9 +104,10 @@ def _forward(
         logits = jnp.where(ids >= 0, logits, -jnp.inf)
         new_largest = jnp.maximum(largest, logits.max(-1))
         # Sums of e^(z−m) and (z−m)·e^(z−m), so that the entropy does not lose digits to a large m.
-        shifted = jnp.maximum(logits - new_largest[:, None], jnp.finfo(precise).min)
+        # Their exponents are held where e^x is 0: a far lower bound would overflow in second derivatives.
+        shifted = jnp.maximum(logits - new_largest[:, None], _LEAST_EXPONENT)
         exponential = jnp.exp(shifted)
-        change = jnp.maximum(largest - new_largest, jnp.finfo(precise).min)
+        change = jnp.maximum(largest - new_largest, _LEAST_EXPONENT)
         decay = jnp.exp(change)
         weighted = decay * (weighted + change * total) + (shifted * exponential).sum(-1)
         total = decay * total + exponential.sum(-1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl4lm import losses, reduce
+from jaxrl4lm import advantages, losses, reduce
 from jaxrl4lm.losses.preference import log1mexp
 
 rng = np.random.default_rng(1)
@@ -78,6 +78,46 @@ def test_cispo_keeps_the_gradient_of_clipped_tokens():
     ]
     np.testing.assert_array_equal(grads[0], 0)
     np.testing.assert_allclose(grads[1], -1.2)
+
+
+def test_ratios_are_held_within_exp_of_20():
+    np.testing.assert_allclose(
+        losses.probability_ratio(jnp.array([1e3, -1e3])), np.exp([20.0, -20.0]), rtol=1e-6
+    )
+
+
+def test_the_bounds_of_masked_importance_weights_are_kept():
+    weights = losses.masked_importance_weights(LOG_PROBS, LOG_PROBS, low=1.0, high=1.0)
+    np.testing.assert_array_equal(weights, 1)
+
+
+DEFAULTS = {
+    losses.a2c: {"value_coef": 0.5, "entropy_coef": 0.01},
+    losses.ppo_clip: {"clip_eps": 0.2, "clip_eps_high": None, "dual_clip": None},
+    losses.sapo: {"temperature": 1.0, "negative_temperature": 1.05},
+    losses.gspo: {"clip_eps": 3e-4, "clip_eps_high": 4e-4},
+    losses.gspo_token: {"clip_eps": 3e-4, "clip_eps_high": 4e-4},
+    losses.gmpo: {"clip_eps": 0.4, "clip_eps_high": None},
+    losses.clipped_value: {"clip_eps": 0.2},
+    losses.truncated_importance_weights: {"cap": 2.0},
+    losses.masked_importance_weights: {"low": 0.5, "high": 2.0},
+    losses.adaptive_controller: {"coef": 0.15, "target": 6.0, "horizon": 10_000.0},
+    losses.trpo.step: {"max_kl": 0.01, "damping": 0.1, "backtrack": 0.8, "max_backtracks": 10},
+    losses.dpo: {"beta": 0.1, "label_smoothing": 0.0},
+    losses.kto: {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+    losses.orpo: {"odds_coef": 0.1},
+    losses.simpo: {"beta": 2.0, "gamma": 0.5},
+    losses.bradley_terry: {"margin": 0.0, "center_coef": 0.0},
+    advantages.group_normalized: {"eps": 1e-4},
+    reduce.whiten: {"eps": 1e-8, "shift_mean": True},
+}
+"""The usual ones, of the papers and of what others ship."""
+
+
+@pytest.mark.parametrize("function", DEFAULTS, ids=lambda function: function.__name__)
+def test_defaults_are_the_usual_ones(function):
+    parameters = inspect.signature(function).parameters
+    assert {name: parameters[name].default for name in DEFAULTS[function]} == DEFAULTS[function]
 
 
 def test_a_huge_clip_is_no_clip():
@@ -204,6 +244,25 @@ def test_chunks_of_any_size_agree(chunk_size):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
 
 
+def test_second_derivatives_of_chunks_are_those_of_the_naive_form():
+    """Forward over reverse (a Fisher-vector product), and reverse over reverse."""
+    shapes = ((4, 6), (6, 11), (4, 6))
+    hidden, unembedding, direction = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+
+    def products(function):
+        def total(h):
+            log_probs, entropies = function(h, unembedding, jnp.array([0, 10, 3, 5]))
+            return (3 * log_probs**2 + 5 * entropies**2).sum()
+
+        gradient = jax.grad(total)
+        forward = jax.jvp(gradient, (hidden,), (direction,))[1]
+        return forward, jax.grad(lambda h: (gradient(h) * direction).sum())(hidden)
+
+    chunked = functools.partial(losses.chunked_token_log_probs, chunk_size=4)
+    for ours, theirs in zip(products(chunked), products(naive), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
 def test_chunked_log_probs_of_large_logits():
     hidden = jnp.array([[1000.0], [-1000.0]])
     log_probs, entropies = losses.chunked_token_log_probs(
@@ -256,6 +315,17 @@ def test_a_token_outside_the_vocabulary_has_no_log_prob(token):
     np.testing.assert_allclose(log_probs, [np.nan, -np.log(11)], rtol=1e-6)
     log_probs, _ = losses.chunked_token_log_probs(hidden, unembedding, tokens, mask=jnp.array([False, True]))
     assert log_probs[0] == 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.uint16])
+def test_tokens_may_be_small_integers(dtype):
+    """The size of their vocabulary is no number of their type: 256 would be 0 as a byte."""
+    largest = jnp.iinfo(dtype).max
+    tokens, vocabulary = jnp.array([1, largest], dtype), int(largest) + 1
+    plain = losses.cross_entropy(jnp.zeros((2, vocabulary)), tokens)
+    chunked, _ = losses.chunked_token_log_probs(jnp.ones((2, 1)), jnp.ones((1, vocabulary)), tokens)
+    np.testing.assert_allclose(plain, np.log(vocabulary), rtol=1e-6)
+    np.testing.assert_allclose(chunked, -np.log(vocabulary), rtol=1e-6)
 
 
 def test_chunked_temperature_is_as_precise_as_the_states(x64):
