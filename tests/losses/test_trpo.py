@@ -118,6 +118,24 @@ def test_line_search_takes_the_longest_step_that_fits():
     assert tight.fraction == 0.5
 
 
+@pytest.mark.parametrize("damping", [0.0, 2.0])
+@pytest.mark.parametrize("max_backtracks", [1, 2])
+def test_step_shortens_its_direction_so_often_and_no_more(damping, max_backtracks):
+    """F = 2 and g = −1 by hand; the fourth power lets only a quarter of the direction fit."""
+    params, info = trpo.step(
+        lambda x: -x, lambda x: x**2 + 100 * x**4, jnp.zeros(()),
+        max_kl=1.0, damping=damping, backtrack=0.5, max_backtracks=max_backtracks,
+    )  # fmt: skip
+    assert info.accepted == (max_backtracks == 2)
+    np.testing.assert_allclose(params, 0.25 * np.sqrt(2 / (2 + damping)) * info.accepted, rtol=1e-6)
+
+
+def test_one_iteration_of_conjugate_gradients_is_steepest_descent():
+    params, _ = trpo.step(loss, kl, PARAMS, max_kl=1e-4, cg_iterations=1)
+    moved, downhill = flat(params) - flat(PARAMS), -flat(jax.grad(loss)(PARAMS))
+    np.testing.assert_allclose(moved / np.linalg.norm(moved), downhill / np.linalg.norm(downhill), atol=1e-3)
+
+
 def test_no_advantage_no_step():
     params, info = trpo.step(lambda p: 0 * loss(p), kl, PARAMS)
     assert not info.accepted
