@@ -234,3 +234,18 @@ def test_no_steps(recurrence, shape, masked):
     plain = returns.discounted_returns(x, **options, **chosen)
     n_step = returns.n_step_returns(x, x, x, False, n=2, **options)
     assert all(y.shape == shape for y in (*gae, *vtrace, plain, n_step))
+
+
+@pytest.mark.parametrize("gap", [1e3, -1e3])
+def test_vtrace_of_extreme_ratios_is_finite(gap):
+    """Where exp(log ρ) is infinite, or 0, neither the value nor the gradient in log ρ is a nan."""
+
+    def total(log_ratios):
+        advantages, targets = returns.vtrace(
+            jnp.ones(3), 0.5, 0.5, False, log_ratios=log_ratios, discount=0.9, clip_rho=1e3
+        )
+        return advantages.sum() + targets.sum()
+
+    value, grad = jax.value_and_grad(total)(jnp.array([0.0, gap, 0.0]))
+    assert np.isfinite(value)
+    assert np.isfinite(grad).all()
