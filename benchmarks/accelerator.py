@@ -93,6 +93,17 @@ def hugging_face(size: str):
         return transformers.LlamaForCausalLM(config)
 
 
+def random_params(policy: models.LanguagePolicy, dtype: str) -> dict:
+    """As `policy.init`, leaf by leaf: one small program for each of the few shapes."""
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if leaf.ndim < 2:
+            return jnp.ones(leaf.shape, dtype)
+        return 0.02 * jax.random.normal(jax.random.key(0), leaf.shape, dtype)
+
+    return jax.tree.map(draw, jax.eval_shape(policy.init, jax.random.key(0)))
+
+
 def summary(times: list[float]) -> dict:
     return {k: f(times) for k, f in (("median_s", statistics.median), ("min_s", min), ("max_s", max))}
 
@@ -100,9 +111,7 @@ def summary(times: list[float]) -> dict:
 def decode(size: str, args: argparse.Namespace, limits: dict) -> dict:
     batch, prompt, new = DECODE[size]
     policy = models.LanguagePolicy(models.TransformerConfig(**SIZES[size], dtype="bfloat16"))
-    params = jax.jit(lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), policy.init(key)))(
-        jax.random.key(0)
-    )
+    params = random_params(policy, "bfloat16")
     prompts = np.random.default_rng(0).integers(3, SIZES[size]["vocab_size"], (batch, prompt))
     tokens, mask, sampling = jnp.array(prompts), jnp.ones(prompts.shape, bool), Sampling(new, -1, 0)
 
@@ -110,7 +119,7 @@ def decode(size: str, args: argparse.Namespace, limits: dict) -> dict:
         return generate(policy, params, tokens, mask, key, sampling, final_values=False).tokens
 
     def read(params):
-        return policy.start(policy.for_decoding(params), tokens, mask, 1, new)
+        return policy.start(params, tokens, mask, 1, new)
 
     start = time.perf_counter()
     whole = jax.jit(complete).lower(params, jax.random.key(1)).compile()
@@ -182,7 +191,7 @@ def train(size: str, args: argparse.Namespace, limits: dict) -> dict:
         updates, opt_state = tx.update(gradients, opt_state)
         return (optax.apply_updates(params, updates), opt_state), value
 
-    params = jax.jit(policy.init)(jax.random.key(0))
+    params = random_params(policy, "float32")
     state = [(params, tx.init(params))]
     start = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=0).lower(state[0], tokens).compile()

@@ -144,35 +144,29 @@ def _merge(own: tuple[Array, Array, Array], shared: tuple[Array, Array, Array]) 
     )
 
 
-# A batched product that contracts its first operand's rows, as autodiff's gradient of b does, runs at half the speed on
-# XLA:CPU; behind the barrier the transpose is a copy and the product a plain one.
+# Autodiff would run the backward products of low-precision operands in float32. Its gradient of b contracts a's rows,
+# which runs at half the speed on XLA:CPU; behind the barrier the transpose is a copy and the product a plain one.
 @jax.custom_vjp
-def _product_on_cpu(a: Array, b: Array) -> Array:
-    return _plain(a, b)
-
-
-def _plain(a: Array, b: Array) -> Array:
+def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
-def _product(a: Array, b: Array) -> Array:
-    return _product_on_cpu(a, b) if jax.default_backend() == "cpu" else _plain(a, b)
-
-
 def _product_forward(a, b):
-    return _plain(a, b), (a, b)
+    return _product(a, b), (a, b)
 
 
 def _product_backward(saved, g):
     a, b = saved
     g = g.astype(a.dtype)
     da = jnp.matmul(g, b.swapaxes(-1, -2), preferred_element_type=jnp.float32)
-    a_transposed = jax.lax.optimization_barrier(a.swapaxes(-1, -2))
+    a_transposed = a.swapaxes(-1, -2)
+    if jax.default_backend() == "cpu":
+        a_transposed = jax.lax.optimization_barrier(a_transposed)
     db = jnp.matmul(a_transposed, g, preferred_element_type=jnp.float32)
     return da.astype(a.dtype), db.astype(b.dtype)
 
 
-_product_on_cpu.defvjp(_product_forward, _product_backward)
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _by_query(x_GKNC: Array, T: int, H: int) -> Array:

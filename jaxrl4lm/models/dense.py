@@ -27,24 +27,18 @@ def dense(
       `[..., out]`.
     """
     rows = x.reshape(-1, x.shape[-1])
-    product = _matmul if jax.default_backend() == "cpu" else _plain
-    y: Array = product(rows, kernel, dtype or x.dtype, by_output)  # pyright: ignore[reportAssignmentType]
+    y: Array = _matmul(rows, kernel, dtype or x.dtype, by_output)  # pyright: ignore[reportAssignmentType]
     if bias is not None:
         y = y + bias.astype(y.dtype)[None]
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def _plain(x: Array, kernel: Array, dtype, by_output: bool) -> Array:
-    """For compilers that choose the form of a product themselves."""
-    return _product(x, kernel.astype(x.dtype), 1, 1 if by_output else 0).astype(dtype)
-
-
-# The weight gradient that autodiff emits for a product of higher rank contracts two transposed axes, which
-# XLA:CPU runs at less than half the speed of this form.
+# Autodiff would run the backward products in float32 where the result is rounded to a lower precision. Its weight
+# gradient of a product of higher rank contracts two transposed axes, at less than half the speed of this form on XLA:CPU.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _matmul(x: Array, kernel: Array, dtype, by_output: bool) -> Array:
     kernel = kernel.astype(x.dtype)
-    if by_output and x.shape[0] <= FEW:
+    if by_output and x.shape[0] <= FEW and jax.default_backend() == "cpu":
         # XLA:CPU packs the right operand anew at every call: let that be the few rows, not the weights.
         if x.dtype != jnp.float32:
             return _product(kernel, x, 1, 1).T.astype(dtype)
@@ -69,7 +63,8 @@ def _backward(dtype, by_output, saved, g):
     g, low = g.astype(x.dtype), kernel.astype(x.dtype)
     dx = _product(g, low, 1, 0 if by_output else 1).astype(x.dtype)
     a, b = (g, x) if by_output else (x, g)
-    if a.shape[1] > b.shape[1]:  # XLA:CPU makes a wide result up to twice as fast as a tall one
+    if a.shape[1] > b.shape[1] and jax.default_backend() == "cpu":
+        # XLA:CPU makes a wide result up to twice as fast as a tall one.
         dkernel = jax.lax.optimization_barrier(_product(b, a, 0, 0)).T
     else:
         dkernel = _product(a, b, 0, 0)
