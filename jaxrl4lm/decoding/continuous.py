@@ -14,8 +14,8 @@ from jaxrl4lm.decoding.draw import row_uniforms
 from jaxrl4lm.decoding.generate import Generation, columns, empty_generation
 from jaxrl4lm.decoding.processors import History
 from jaxrl4lm.models.attention import EMPTY
+from jaxrl4lm.models.cache import Prefix, empty_cache
 from jaxrl4lm.models.policy import Carry, LanguagePolicy
-from jaxrl4lm.models.transformer import Prefix, empty_cache
 from jaxrl4lm.types import Array, Key, Params
 
 

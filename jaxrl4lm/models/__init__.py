@@ -1,6 +1,7 @@
 """Networks as policies; the only floor that imports flax."""
 
 from jaxrl4lm.models import lora
+from jaxrl4lm.models.cache import Cache, Prefix
 from jaxrl4lm.models.config import Rope, TransformerConfig
 from jaxrl4lm.models.head_files import load_with_head, save_with_head
 from jaxrl4lm.models.heads import Head, init_head, sequence_outputs, span_outputs, token_outputs
@@ -9,7 +10,7 @@ from jaxrl4lm.models.partition import combine, matching, partition
 from jaxrl4lm.models.policy import Carry, LanguagePolicy, parameter_count, positions_of
 from jaxrl4lm.models.sharding import batch_sharding, make_mesh, place, put_batch, shardings
 from jaxrl4lm.models.tensor_files import CheckpointError
-from jaxrl4lm.models.transformer import Cache, Transformer
+from jaxrl4lm.models.transformer import Transformer
 
 __all__ = [
     "Cache",
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointError",
     "Head",
     "LanguagePolicy",
+    "Prefix",
     "Rope",
     "Transformer",
     "TransformerConfig",

@@ -8,16 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.models.attention import EMPTY
+from jaxrl4lm.models.cache import Cache, Prefix, empty_cache, extended, remembered
 from jaxrl4lm.models.config import TransformerConfig
-from jaxrl4lm.models.transformer import (
-    Cache,
-    Prefix,
-    Transformer,
-    empty_cache,
-    extended,
-    laid_out_for_decoding,
-    remembered,
-)
+from jaxrl4lm.models.layout import laid_out_for_decoding
+from jaxrl4lm.models.transformer import Transformer
 from jaxrl4lm.types import Array, Key, Params
 
 

@@ -10,17 +10,17 @@ width, `H` heads, `K` key-value heads, `C` channels of a head, `V` vocabulary.
 
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl4lm.models.attention import EMPTY, attention, rotary_table, rotate
+from jaxrl4lm.models.attention import attention, rotary_table, rotate
+from jaxrl4lm.models.cache import Cache, Prefix, lengths
 from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.dense import dense
+from jaxrl4lm.models.layout import JOINED
 from jaxrl4lm.models.sharding import residual, rows
 from jaxrl4lm.types import Array, Params
 
@@ -30,115 +30,8 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
-JOINED = {("query", "key", "value"): "query_key_value", ("up", "gate"): "up_gate"}
-"""Dense layers that read the same input, and the name of the layer that holds them side by side."""
 NO_WINDOW = 2**29
 """A sliding window longer than any text."""
-
-
-class Prefix(NamedTuple):
-    """Keys and values of whole sequences, to be read and never written: with transposed keys the scores of many
-    queries are a plain matrix product."""
-
-    keys: tuple[Array, ...]
-    """Per layer `[B, K, C, S]`."""
-    values: tuple[Array, ...]
-    """Per layer `[B, K, S, C]`."""
-    positions: Array
-    """int32 `[B, S]`, `EMPTY` where there is no key."""
-
-
-class Cache(NamedTuple):
-    """Keys and values that a step adds to: what it writes is one run of memory a head."""
-
-    keys: tuple[Array, ...]
-    """Per layer `[B, K, S, C]`."""
-    values: tuple[Array, ...]
-    """Per layer `[B, K, S, C]`."""
-    positions: Array
-    """int32 `[B, S]`, `EMPTY` where there is no key."""
-
-
-def _lengths(positions_BT: Array, prefix: Prefix | None, cache: Cache | None, slot: Array | int) -> Array:
-    """Tokens `[B]` of each text: of its prefix and those of the call, or as many as the cache has and may hold."""
-
-    def count(positions: Array) -> Array:
-        return jnp.where(positions == EMPTY, -1, positions).max(-1) + 1
-
-    B, T = positions_BT.shape
-    if prefix is None:
-        return (
-            count(positions_BT) if cache is None else count(cache.positions) + cache.positions.shape[1] - slot
-        )
-    own = T if cache is None else cache.positions.shape[1]
-    return jnp.repeat(count(prefix.positions), B // prefix.positions.shape[0]) + own
-
-
-def cache_dtype(config: TransformerConfig) -> jnp.dtype:
-    """Of remembered keys and values: that of the products, but float32 on CPU, where XLA has no low-precision
-    batched products and would convert the whole cache at every step."""
-    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else config.dtype)
-
-
-def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
-    """A cache of `length` empty slots for `batch` sequences."""
-    K, C, dtype = config.num_kv_heads, config.channels, cache_dtype(config)
-    return Cache(
-        keys=tuple(jnp.zeros((batch, K, length, C), dtype) for _ in range(config.layers)),
-        values=tuple(jnp.zeros((batch, K, length, C), dtype) for _ in range(config.layers)),
-        positions=jnp.full((batch, length), EMPTY, jnp.int32),
-    )
-
-
-def remembered(config: TransformerConfig, prefix: Prefix) -> Prefix:
-    """The same keys and values in the dtype in which they are kept for many steps."""
-    dtype = cache_dtype(config)
-    keys, values = (tuple(x.astype(dtype) for x in xs) for xs in (prefix.keys, prefix.values))
-    return Prefix(keys, values, prefix.positions)
-
-
-def extended(prefix: Prefix, length: int) -> Cache:
-    """A cache that begins with the prefix and has `length` empty slots more."""
-
-    def pad(x: Array, axis: int, value: int = 0) -> Array:
-        return jnp.pad(x, [(0, length * (i == axis)) for i in range(x.ndim)], constant_values=value)
-
-    keys = tuple(pad(k.swapaxes(2, 3), 2) for k in prefix.keys)
-    return Cache(keys, tuple(pad(v, 2) for v in prefix.values), pad(prefix.positions, 1, EMPTY))
-
-
-def laid_out_for_decoding(params: Params) -> Params:
-    """The weights as a step reads them fastest: dense layers of the same input side by side, so that one product
-    takes the place of three, and stored by output on CPU. Layers with adapters stay as they are."""
-
-    def plain(p: Params | Array | None) -> bool:
-        return isinstance(p, dict) and set(p) in ({"kernel"}, {"kernel", "bias"})
-
-    def lay_out(p: Params | Array) -> Params | Array:
-        if not plain(p):
-            return laid_out_for_decoding(p) if isinstance(p, dict) else p
-        if jax.default_backend() != "cpu":
-            return p
-        return {"by_output": _moved(jnp.transpose, p["kernel"])} | {n: x for n, x in p.items() if n == "bias"}
-
-    layers = dict(params)
-    for names, joined in JOINED.items():
-        if all(plain(layers.get(name)) for name in names):
-            parts = [layers.pop(name) for name in names]
-            layers[joined] = jax.tree.map(
-                lambda *xs: _moved(lambda *xs: jnp.concatenate(xs, -1), *xs), *parts
-            )
-    return {name: lay_out(p) for name, p in layers.items()}
-
-
-def _moved(move: Callable[..., Array], *xs: Array) -> Array:
-    """move(*xs) of a function that only moves numbers: as bits where they have 16, or XLA:CPU would move float32 copies
-    of them."""
-    dtype = xs[0].dtype
-    if dtype.itemsize != 2:
-        return move(*xs)
-    bits = jax.lax.optimization_barrier([jax.lax.bitcast_convert_type(x, jnp.uint16) for x in xs])
-    return jax.lax.bitcast_convert_type(jax.lax.optimization_barrier(move(*bits)), dtype)
 
 
 class Norm(nn.Module):
@@ -312,7 +205,7 @@ class Transformer(nn.Module):
         positions = positions_BT
         if cache is not None:
             positions = jax.lax.dynamic_update_slice(cache.positions, positions_BT, (0, slot))
-        lengths_B = _lengths(positions_BT, prefix, cache, slot) + room
+        lengths_B = lengths(positions_BT, prefix, cache, slot) + room
         tables = {
             rope: rope and rotary_table(positions_BT, rope, c.rotated, lengths_B)
             for rope in dict.fromkeys(c.layer_ropes)

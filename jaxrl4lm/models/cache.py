@@ -1,0 +1,84 @@
+"""What a transformer remembers of the tokens it has read.
+
+Shapes: `B` sequences, `T` queries, `S` keys, `K` key-value heads, `C` channels of a head.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.models.attention import EMPTY
+from jaxrl4lm.models.config import TransformerConfig
+from jaxrl4lm.types import Array
+
+
+class Prefix(NamedTuple):
+    """Keys and values of whole sequences, to be read and never written: with transposed keys the scores of many
+    queries are a plain matrix product."""
+
+    keys: tuple[Array, ...]
+    """Per layer `[B, K, C, S]`."""
+    values: tuple[Array, ...]
+    """Per layer `[B, K, S, C]`."""
+    positions: Array
+    """int32 `[B, S]`, `EMPTY` where there is no key."""
+
+
+class Cache(NamedTuple):
+    """Keys and values that a step adds to: what it writes is one run of memory a head."""
+
+    keys: tuple[Array, ...]
+    """Per layer `[B, K, S, C]`."""
+    values: tuple[Array, ...]
+    """Per layer `[B, K, S, C]`."""
+    positions: Array
+    """int32 `[B, S]`, `EMPTY` where there is no key."""
+
+
+def lengths(positions_BT: Array, prefix: Prefix | None, cache: Cache | None, slot: Array | int) -> Array:
+    """Tokens `[B]` of each text: of its prefix and those of the call, or as many as the cache has and may hold."""
+
+    def count(positions: Array) -> Array:
+        return jnp.where(positions == EMPTY, -1, positions).max(-1) + 1
+
+    B, T = positions_BT.shape
+    if prefix is None:
+        return (
+            count(positions_BT) if cache is None else count(cache.positions) + cache.positions.shape[1] - slot
+        )
+    own = T if cache is None else cache.positions.shape[1]
+    return jnp.repeat(count(prefix.positions), B // prefix.positions.shape[0]) + own
+
+
+def cache_dtype(config: TransformerConfig) -> jnp.dtype:
+    """Of remembered keys and values: that of the products, but float32 on CPU, where XLA has no low-precision
+    batched products and would convert the whole cache at every step."""
+    return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else config.dtype)
+
+
+def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
+    """A cache of `length` empty slots for `batch` sequences."""
+    K, C, dtype = config.num_kv_heads, config.channels, cache_dtype(config)
+    return Cache(
+        keys=tuple(jnp.zeros((batch, K, length, C), dtype) for _ in range(config.layers)),
+        values=tuple(jnp.zeros((batch, K, length, C), dtype) for _ in range(config.layers)),
+        positions=jnp.full((batch, length), EMPTY, jnp.int32),
+    )
+
+
+def remembered(config: TransformerConfig, prefix: Prefix) -> Prefix:
+    """The same keys and values in the dtype in which they are kept for many steps."""
+    dtype = cache_dtype(config)
+    keys, values = (tuple(x.astype(dtype) for x in xs) for xs in (prefix.keys, prefix.values))
+    return Prefix(keys, values, prefix.positions)
+
+
+def extended(prefix: Prefix, length: int) -> Cache:
+    """A cache that begins with the prefix and has `length` empty slots more."""
+
+    def pad(x: Array, axis: int, value: int = 0) -> Array:
+        return jnp.pad(x, [(0, length * (i == axis)) for i in range(x.ndim)], constant_values=value)
+
+    keys = tuple(pad(k.swapaxes(2, 3), 2) for k in prefix.keys)
+    return Cache(keys, tuple(pad(v, 2) for v in prefix.values), pad(prefix.positions, 1, EMPTY))
