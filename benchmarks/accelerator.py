@@ -12,10 +12,13 @@ wall-clock, every call waited for, both sides in alternation in one process; a r
 import argparse
 import gc
 import json
+import os
 import pathlib
 import statistics
 import time
 from collections.abc import Callable
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the other side needs memory, too
 
 import jax
 import jax.numpy as jnp
@@ -272,12 +275,9 @@ def profile(folder: str, name: str, function: Callable) -> None:
     totals: dict[str, list[float]] = {}
     for file in where.rglob("*.xplane.pb"):
         for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
-            if "GPU" not in plane.name:
-                continue
-            for line in plane.lines:
-                for event in line.events:
-                    if "Stream" in line.name:
-                        totals.setdefault(event.name, []).append(event.duration_ns)
+            for line in plane.lines if "GPU" in plane.name else ():
+                for event in line.events if "Stream" in line.name else ():
+                    totals.setdefault(event.name, []).append(event.duration_ns)
     rows = sorted(totals.items(), key=lambda row: -sum(row[1]))[:60]
     text = [f"{sum(t) / 1e6:10.3f} ms {len(t):7d} x {n[:150]}" for n, t in rows]
     whole = sum(sum(t) for t in totals.values()) / 1e6

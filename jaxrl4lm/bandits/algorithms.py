@@ -392,7 +392,7 @@ def _kl_bound(p: Array, entropy: Array, level: Array) -> Array:
     Newton's method from above: f(q) = kl(p, q) − level is convex, so the iterates descend to the root and
     each one is an upper bound. In terms of u, where f is nearly linear, four steps reach float32's rounding.
     """
-    tiny = jnp.finfo(p.dtype).eps
+    tiny = float(jnp.finfo(p.dtype).eps)
     # kl ≥ entropy + (1 − p) u, because −p ln q ≥ 0: this u is too large, and Pinsker's is too.
     pinsker = -jnp.log(jnp.maximum(1 - jnp.minimum(p + jnp.sqrt(level / 2), 1), tiny))
     u = jnp.minimum((level - entropy) / jnp.maximum(1 - p, tiny), pinsker)
