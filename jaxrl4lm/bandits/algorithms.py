@@ -397,7 +397,8 @@ def _kl_bound(p: Array, entropy: Array, level: Array) -> Array:
     pinsker = -jnp.log(jnp.maximum(1 - jnp.minimum(p + jnp.sqrt(level / 2), 1), tiny))
     u = jnp.minimum((level - entropy) / jnp.maximum(1 - p, tiny), pinsker)
 
-    def newton(_: int, u: Array) -> Array:
+    def newton(step: int, u: Array) -> Array:
+        del step
         f, slope, _ = _kl_excess(u, p, entropy, level)
         return jnp.where(slope > tiny, u - jnp.maximum(f, 0) / jnp.where(slope > tiny, slope, 1), u)
 
