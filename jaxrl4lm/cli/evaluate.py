@@ -15,6 +15,8 @@ from rich.table import Table
 from jaxrl4lm.checkpoint import Checkpoints
 from jaxrl4lm.cli import run_folder, train
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
+from jaxrl4lm.cli.session import Session
+from jaxrl4lm.types import Params
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,11 @@ def main(arguments: list[str]) -> int:
     parsed = tyro.cli(EvaluateArguments, args=arguments, prog="jaxrl4lm evaluate")
     enable_compilation_cache()
     session = train.build(run_folder.read_arguments(parsed.run))
-    checkpoints = Checkpoints(parsed.run / run_folder.CHECKPOINTS, write=False)
-    notes = checkpoints.notes()
-    phase = session.phases[notes["phase"]]
-    shapes = jax.eval_shape(phase.init, jax.eval_shape(session.start))
-    params = checkpoints.restore({"state": shapes})["state"].params
+    params, phase, done, total = _newest(session, parsed.run)
     score = np.asarray(session.evaluate(params))
     samples = session.samples(params)
     if parsed.json:
-        record = {"phase": phase.name, "update": notes["done"], "held_out": score.tolist()}
+        record = {"phase": phase, "update": done, "held_out": score.tolist()}
         print(json.dumps(record | {"samples": [s._asdict() for s in samples]}))
         return 0
     console = Console()
@@ -49,7 +47,19 @@ def main(arguments: list[str]) -> int:
         table.add_row(train.cell(s.prompt), train.cell(s.completion), f"{s.score:g}")
     console.print(table)
     console.print(
-        f"{session.score_name}: [bold]{train.spread(score)}[/], {phase.name} {notes['done']}/{phase.total}",
+        f"{session.score_name}: [bold]{train.spread(score)}[/], {phase} {done}/{total}",
         highlight=False,
     )
     return 0
+
+
+def _newest(session: Session, run: Path) -> tuple[Params, str, int, int]:
+    """The newest parameters of a run, the phase they are of, its steps done and all of its steps."""
+    if not session.phases:  # a run of no steps at all has nothing to save
+        return session.start(), "untrained", 0, 0
+    checkpoints = Checkpoints(run / run_folder.CHECKPOINTS, write=False)
+    notes = checkpoints.notes()
+    phase = session.phases[notes["phase"]]
+    shapes = jax.eval_shape(phase.init, jax.eval_shape(session.start))
+    params = checkpoints.restore({"state": shapes})["state"].params
+    return params, phase.name, notes["done"], phase.total

@@ -3,6 +3,7 @@
 A session with several seeds holds states whose leaves have a leading axis of seeds, and reports one number a seed.
 """
 
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -98,7 +99,22 @@ def load_model(model: Model, dtype: str = "float32") -> tuple[LanguagePolicy, Pa
         ) from error
     if tokenizer is None:
         raise InputError(f"{model.model} has no tokenizer.json: save the tokenizer beside the model")
+    _check_vocabulary(model.model, tokenizer, policy.config.vocab_size)
     return policy, params, tokenizer
+
+
+def _check_vocabulary(folder: pathlib.Path | None, tokenizer: HuggingFaceTokenizer, size: int) -> None:
+    """Raises InputError where the tokenizer writes ids that the model has no embedding for.
+
+    Tokens that were added later may lie beyond it: some published folders have a pad token there, which is masked.
+    """
+    known = tokenizer.backend.get_vocab(with_added_tokens=False).values()
+    largest = max(*known, *tokenizer.eos_ids)
+    if largest >= size:
+        raise InputError(
+            f"{folder}: the tokenizer has ids up to {largest}, the model {size} embeddings: put the tokenizer and the "
+            "model of one training together"
+        )
 
 
 ALGORITHMS = {

@@ -1,6 +1,7 @@
 """`jaxrl4lm evaluate` and `generate`; models of transformers in, and out again with the same logits."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -27,6 +28,31 @@ def test_evaluate_gives_what_training_saw(cli, request, name):
     assert shown.code == 0
     assert f"{last['held_out']:.3f}, reinforcement 4/4" in shown.out
     assert sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*")) == before
+
+
+def test_evaluate_of_a_model_that_was_not_trained(cli, prompt_options, tmp_path):
+    options = [*prompt_options, "--pretrain-steps", "0", "--updates", "0"]
+    assert cli("train", *options, "--out", tmp_path / "run").code == 0
+    result = cli("evaluate", tmp_path / "run", "--json")
+    assert result.code == 0, result.err
+    record = json.loads(result.out)
+    assert (record["phase"], record["update"]) == ("untrained", 0)
+    samples = (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8")
+    assert all(f"{s['prompt']!r} -> {s['completion']!r}" in samples for s in record["samples"])
+
+
+def test_a_tokenizer_of_another_model_is_refused(cli, prompt_run, task_run, files, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(prompt_run / "model", folder)  # a few letters
+    shutil.copy(task_run / "model" / "tokenizer.json", folder)  # more digits than that
+    for command in (
+        ["train", "--model", folder, "--prompts", files / "prompts.jsonl", "--reward", "length:3"],
+        ["generate", folder, "--prompt", "1"],
+    ):
+        result = cli(*command)
+        assert result.code == 2, result.out
+        assert "the tokenizer has ids up to 14, the model" in result.err
+        assert len(result.err.strip().splitlines()) == 1
 
 
 def test_generate_repeats_its_prompts_and_its_seed(cli, prompt_run, files):
