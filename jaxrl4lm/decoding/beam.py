@@ -82,13 +82,8 @@ def beam_search(
         length = s.step + 1
         # Only the W best may end, as a hypothesis that ends competes with those that go on.
         counts = ended & (jnp.arange(best.shape[1]) < W)[None] & (best > NEVER / 2)
-        scores = jnp.concatenate([s.done.scores, jnp.where(counts, normalised(best, length), NEVER)], 1)
-        scores, kept = jax.lax.top_k(scores, W)
-        everything = jnp.concatenate([s.done.tokens, tokens], 1)
         real = jnp.broadcast_to(jnp.arange(T) < length, tokens.shape)
-        masks = jnp.concatenate([s.done.mask, real], 1)
-        kept = kept[:, :, None]
-        done = Beams(jnp.take_along_axis(everything, kept, 1), jnp.take_along_axis(masks, kept, 1), scores)
+        done = _best(s.done, Beams(tokens, real, jnp.where(counts, normalised(best, length), NEVER)))
         going, chosen = jax.lax.top_k(jnp.where(ended, NEVER, best), W)
         parent, token = (jnp.take_along_axis(x, chosen, 1) for x in (parent, token))
         tokens = jnp.take_along_axis(tokens, chosen[:, :, None], 1)
@@ -111,6 +106,14 @@ def beam_search(
         unfinished, extend, _Search(jnp.int32(0), empty, first, hidden, carry, none)
     ).done
     return out._replace(tokens=jnp.where(out.mask, out.tokens, pad_id))
+
+
+def _best(kept: Beams, others: Beams) -> Beams:
+    """As many of both as were kept, those with the highest scores."""
+    tokens, masks, scores = (jnp.concatenate(pair, 1) for pair in zip(kept, others, strict=True))
+    scores, index = jax.lax.top_k(scores, kept.scores.shape[1])
+    index = index[:, :, None]
+    return Beams(jnp.take_along_axis(tokens, index, 1), jnp.take_along_axis(masks, index, 1), scores)
 
 
 def _reorder(carry: Carry, parent: Array) -> Carry:

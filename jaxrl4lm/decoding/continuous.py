@@ -59,26 +59,7 @@ def generate_queue(
     params = policy.for_decoding(params)
 
     def refill(q: _Queue) -> _Queue:
-        """Moves the next completions into the idle slots."""
-        idle = q.row == M
-        coming = q.following + jnp.cumsum(idle, dtype=jnp.int32) - 1
-        new = idle & (coming < M)
-        prompt = jnp.where(new, coming, 0) // copies
-
-        def take(old: Array, source: Array) -> Array:
-            return jnp.where(new.reshape(-1, *(1,) * (old.ndim - 1)), source[prompt], old)
-
-        cache = q.carry.cache
-        carry = q.carry._replace(
-            prefix=jax.tree.map(take, q.carry.prefix, prefixes),
-            cache=cache._replace(positions=jnp.where(new[:, None], EMPTY, cache.positions)),
-            positions=take(q.carry.positions, lengths),
-        )
-        row, step = jnp.where(new, coming, q.row), jnp.where(new, 0, q.step)
-        following = jnp.minimum(q.following + idle.sum(dtype=jnp.int32), M)
-        return q._replace(
-            row=row, step=step, hidden=take(q.hidden, first_GD), carry=carry, following=following
-        )
+        return _refilled(q, first_GD, prefixes, lengths, copies, M)
 
     def body(q: _Queue) -> _Queue:
         """Chooses a token in every slot, closes what has ended, reads the tokens, refills."""
@@ -108,14 +89,47 @@ def generate_queue(
         idle = (q.row == M).sum()
         return jax.lax.cond((idle >= max(B // 8, 1)) & (q.following < M), refill, lambda q: q, q)
 
+    start = refill(_idle(policy, sampling, first_GD, prefixes, B, M))
+    return jax.lax.while_loop(lambda q: (q.row < M).any(), body, start).out
+
+
+def _idle(
+    policy: LanguagePolicy, sampling: Sampling, first_GD: Array, prefixes: Prefix, slots: int, rows: int
+) -> _Queue:
+    """A queue of which no completion has begun."""
+    B, T = slots, sampling.max_new_tokens
     blank = Prefix(
         keys=tuple(jnp.zeros((B, *k.shape[1:]), k.dtype) for k in prefixes.keys),
         values=tuple(jnp.zeros((B, *v.shape[1:]), v.dtype) for v in prefixes.values),
-        positions=jnp.full((B, prompts.shape[1]), EMPTY, jnp.int32),
+        positions=jnp.full((B, prefixes.positions.shape[1]), EMPTY, jnp.int32),
     )
-    nobody = jnp.full((B,), M, jnp.int32)
-    carry = Carry(blank, empty_cache(policy.config, B, T), jnp.zeros((B,), jnp.int32), jnp.int32(0))
-    hidden = jnp.zeros((B, first_GD.shape[-1]), first_GD.dtype)
-    out = empty_generation(M, sampling)
-    start = refill(_Queue(nobody, jnp.zeros_like(nobody), hidden, carry, jnp.int32(0), out))
-    return jax.lax.while_loop(lambda q: (q.row < M).any(), body, start).out
+    zeros = jnp.zeros((B,), jnp.int32)
+    return _Queue(
+        row=jnp.full((B,), rows, jnp.int32),
+        step=zeros,
+        hidden=jnp.zeros((B, first_GD.shape[-1]), first_GD.dtype),
+        carry=Carry(blank, empty_cache(policy.config, B, T), zeros, jnp.int32(0)),
+        following=jnp.int32(0),
+        out=empty_generation(rows, sampling),
+    )
+
+
+def _refilled(q: _Queue, first_GD: Array, prefixes: Prefix, lengths: Array, copies: int, rows: int) -> _Queue:
+    """The queue with the next completions moved into its idle slots."""
+    idle = q.row == rows
+    coming = q.following + jnp.cumsum(idle, dtype=jnp.int32) - 1
+    new = idle & (coming < rows)
+    prompt = jnp.where(new, coming, 0) // copies
+
+    def take(old: Array, source: Array) -> Array:
+        return jnp.where(new.reshape(-1, *(1,) * (old.ndim - 1)), source[prompt], old)
+
+    cache = q.carry.cache
+    carry = q.carry._replace(
+        prefix=jax.tree.map(take, q.carry.prefix, prefixes),
+        cache=cache._replace(positions=jnp.where(new[:, None], EMPTY, cache.positions)),
+        positions=take(q.carry.positions, lengths),
+    )
+    row, step = jnp.where(new, coming, q.row), jnp.where(new, 0, q.step)
+    following = jnp.minimum(q.following + idle.sum(dtype=jnp.int32), rows)
+    return q._replace(row=row, step=step, hidden=take(q.hidden, first_GD), carry=carry, following=following)
