@@ -282,7 +282,9 @@ def _minibatches(rl: Reinforcement) -> int:
 
 
 def _learning_rate(rl: Reinforcement) -> float:
-    return rl.learning_rate or (2.5e-4 if rl.algorithm == "ppo" else 5e-4)
+    if rl.learning_rate is not None:
+        return rl.learning_rate
+    return 2.5e-4 if rl.algorithm == "ppo" else 5e-4
 
 
 def to_json(arguments: TrainArguments) -> dict[str, Any]:
