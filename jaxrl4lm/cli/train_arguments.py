@@ -104,7 +104,7 @@ class Reinforcement:
     algorithm: Literal["ppo", "reinforce", "grpo", "rloo"] = "ppo"
     """ppo: clipped ratio, GAE and a value head. reinforce: returns, their mean as baseline. grpo: clipped ratio, scores
     normalised within a group. rloo: scores less the mean of the rest of the group."""
-    updates: int = 500
+    updates: int = 1000
     """Rounds of generating and learning; 0: only teacher forcing."""
     prompts_per_update: int = 256
     """Prompts of an update."""
