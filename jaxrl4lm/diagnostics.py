@@ -48,6 +48,8 @@ class Maximum(NamedTuple):
     value: Array
 
 
+ROUNDING = 1e-6
+"""Of float32 log-probabilities: targets that deviate by less tell nothing."""
 Diagnostics: TypeAlias = dict[str, Fraction | Maximum]
 
 
@@ -166,7 +168,8 @@ def value(
       mask: the elements that count.
     Returns:
       Without gradient: `value/loss`, `value/mean`, and `value/explained_variance` = 1 − Var(R − V)/Var(R), as
-      (Σ(R−R̄)² − Σ(e−ē)², Σ(R−R̄)²): over micro-batches the variances are pooled.
+      (Σ(R−R̄)² − Σ(e−ē)², Σ(R−R̄)²): over micro-batches the variances are pooled. Its numerator is 0 where targets
+      deviate by less than 1e-6: that much is the rounding of log-probabilities in rewards that are all alike.
     Reference: `explained_variance` of OpenAI Baselines, 2017; the coefficient of determination of an unbiased
       predictor.
     """
@@ -175,10 +178,11 @@ def value(
     count = keep.sum(dtype=values.dtype)
     total = masked_variance(targets, keep) * count
     unexplained = masked_variance(targets - values, keep) * count
+    explained = jnp.where(total > ROUNDING**2 * count, total - unexplained, 0)
     return {
         "value/loss": token_fraction(loss, keep),
         "value/mean": token_fraction(values, keep),
-        "value/explained_variance": Fraction(total - unexplained, total),
+        "value/explained_variance": Fraction(explained, total),
     }
 
 

@@ -134,3 +134,11 @@ def test_micro_batches_with_other_names_are_refused():
     with pytest.raises(ValueError, match=r"some micro-batches have .*completion/length_mean"):
         diagnostics.combine(rewards, rewards | lengths)
     assert diagnostics.combine() == {}
+
+
+@pytest.mark.parametrize(("deviation", "expected"), [(1e-8, 0.0), (1e-3, 1.0)])
+def test_explained_variance_of_targets_that_differ_by_rounding_is_zero(deviation, expected):
+    targets = deviation * np.array([1.0, -1.0, 1.0, -1.0])
+    values = targets if expected else 1e-7 * np.array([1.0, 1.0, -1.0, -1.0])
+    explained = diagnostics.finish(diagnostics.value(values, targets))["value/explained_variance"]
+    np.testing.assert_allclose(explained, expected, atol=1e-6)

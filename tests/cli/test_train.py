@@ -93,17 +93,20 @@ def test_a_seed_decides_everything(cli, task_run, task_options, tmp_path):
     assert bits(tmp_path / "other") != bits(task_run)
 
 
-def test_a_member_of_many_seeds_is_that_seed_alone(cli, task_run, task_options, tmp_path):
-    result = cli("train", *task_options, "--seeds", 2, "--out", tmp_path / "two")
+def test_a_member_of_many_seeds_is_that_seed_alone(cli, task_options, tmp_path):
+    # A dense reward: where every reward is 0, whitened advantages are rounding, and runs follow it apart.
+    options = [*task_options, "--task", "copy", "--digits", "3"]
+    result = cli("train", *options, "--seeds", 2, "--out", tmp_path / "two")
     assert result.code == 0, result.err
     assert "2 seeds" in result.out
-    assert cli("train", *task_options, "--seed", 1, "--out", tmp_path / "one").code == 0
-    together, alone = records(tmp_path / "two"), [records(task_run), records(tmp_path / "one")]
+    for seed in (0, 1):
+        assert cli("train", *options, "--seed", seed, "--out", tmp_path / str(seed)).code == 0
+    together, alone = records(tmp_path / "two"), [records(tmp_path / "0"), records(tmp_path / "1")]
     for i, record in enumerate(together):
         for name in set(record) - {"phase", "update", "seconds"}:
             expected = [seed[i][name] for seed in alone]
             # The ratio of two small variances magnifies rounding.
-            close = 1e-2 if name == "value/explained_variance" else 1e-4
+            close = 5e-2 if name == "value/explained_variance" else 1e-4
             np.testing.assert_allclose(record[name], expected, rtol=close, atol=close, err_msg=name)
     evaluated = cli("evaluate", tmp_path / "two", "--json")
     assert json.loads(evaluated.out)["held_out"] == together[-1]["held_out"]
