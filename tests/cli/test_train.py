@@ -105,8 +105,8 @@ def test_a_member_of_many_seeds_is_that_seed_alone(cli, task_options, tmp_path):
     for i, record in enumerate(together):
         for name in set(record) - {"phase", "update", "seconds"}:
             expected = [seed[i][name] for seed in alone]
-            # The ratio of two small variances magnifies rounding.
-            close = 5e-2 if name == "value/explained_variance" else 1e-4
+            # Adam's first steps and the ratio of two small variances magnify rounding; tests/lm has the tighter test.
+            close = 5e-2 if name == "value/explained_variance" else 1e-3
             np.testing.assert_allclose(record[name], expected, rtol=close, atol=close, err_msg=name)
     evaluated = cli("evaluate", tmp_path / "two", "--json")
     assert json.loads(evaluated.out)["held_out"] == together[-1]["held_out"]
