@@ -143,7 +143,7 @@ def algorithm(rl: Reinforcement) -> algorithms.Algorithm:
 def reinforcement_config(rl: Reinforcement) -> ReinforcementConfig:
     """The options as a checked configuration."""
     config = ReinforcementConfig(
-        learning_rate=rl.learning_rate or ReinforcementConfig.learning_rate,
+        learning_rate=rl.learning_rate,
         final_learning_rate=rl.final_learning_rate,
         clip_eps=rl.clip_eps,
         kl_coef=rl.kl_coef,

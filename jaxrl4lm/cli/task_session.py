@@ -108,7 +108,7 @@ def _supervised(
     return _phase(
         "supervised",
         total,
-        20,
+        10,
         lambda params: over_seeds(lambda k, p: supervised.init(k, config, p))(keys, params),
         run,
         pre.pretrain_until,

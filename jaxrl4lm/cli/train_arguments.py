@@ -64,9 +64,9 @@ class Model:
     """Of a new model: gpt2 (learned positions, GELU), or llama (rotary positions, gated SiLU, RMS norms)."""
     layers: int = 2
     """Blocks of attention and MLP."""
-    width: int = 96
+    width: int = 64
     """Of the residual stream; a multiple of --heads."""
-    heads: int = 4
+    heads: int = 8
     """Attention heads of a block."""
     context: int | None = None
     """Longest prompt and completion together, in tokens; what the data need (texts: at most 512), if not given."""
@@ -89,11 +89,11 @@ class Pretraining:
     pretrain_steps: int | None = None
     """Optimizer steps. If not given: 0 where there is nothing to imitate; 800 at most on a task; else 1000."""
     pretrain_until: float | None = None
-    """Held-out score at which teacher forcing ends before its steps do. On a task 0.45 if neither is given: on purpose too
+    """Held-out score at which teacher forcing ends before its steps do. On a task 0.4 if neither is given: on purpose too
     early to master it."""
     pretrain_batch: int = 128
     """Texts of a step."""
-    pretrain_learning_rate: float = 2e-3
+    pretrain_learning_rate: float = 3e-3
     """Of Adam, at its highest; it rises over 20 steps and falls to a tenth along a cosine."""
 
 
@@ -104,7 +104,7 @@ class Reinforcement:
     algorithm: Literal["ppo", "reinforce", "grpo", "rloo"] = "ppo"
     """ppo: clipped ratio, GAE and a value head. reinforce: returns, their mean as baseline. grpo: clipped ratio, scores
     normalised within a group. rloo: scores less the mean of the rest of the group."""
-    updates: int = 1000
+    updates: int = 500
     """Rounds of generating and learning; 0: only teacher forcing."""
     prompts_per_update: int = 256
     """Prompts of an update."""
@@ -116,8 +116,8 @@ class Reinforcement:
     """Optimizer steps a pass. If not given: 4 for ppo and grpo, 1 for reinforce and rloo."""
     micro_batches: int = 1
     """Parts of a minibatch, to save memory; the result is the same."""
-    learning_rate: float | None = None
-    """Of Adam, at the start. If not given: 2.5e-4 for ppo, 5e-4 for the others."""
+    learning_rate: float = 5e-4
+    """Of Adam, at the start."""
     final_learning_rate: float = 0.2
     """Share of the learning rate that is left at the end; it falls linearly."""
     warmup: int = 10
@@ -197,12 +197,11 @@ def resolve(arguments: TrainArguments) -> TrainArguments:
         world = dataclasses.replace(world, digits=2 if world.task == "addition" else 5)
     if pre.pretrain_steps is None:
         steps = 800 if on_task else 1000 if pre.text else 0
-        until = 0.45 if on_task and pre.pretrain_until is None else pre.pretrain_until
+        until = 0.4 if on_task and pre.pretrain_until is None else pre.pretrain_until
         pre = dataclasses.replace(pre, pretrain_steps=steps, pretrain_until=until)
     rl = dataclasses.replace(
         rl,
         minibatches=_minibatches(rl),
-        learning_rate=_learning_rate(rl),
         truncation=rl.truncation or ("terminal" if on_task else "bootstrap"),
         max_new_tokens=rl.max_new_tokens or (None if on_task else 64),
     )
@@ -279,12 +278,6 @@ def _check_numbers(arguments: TrainArguments) -> None:
 
 def _minibatches(rl: Reinforcement) -> int:
     return rl.minibatches or (4 if rl.algorithm in ("ppo", "grpo") else 1)
-
-
-def _learning_rate(rl: Reinforcement) -> float:
-    if rl.learning_rate is not None:
-        return rl.learning_rate
-    return 2.5e-4 if rl.algorithm == "ppo" else 5e-4
 
 
 def to_json(arguments: TrainArguments) -> dict[str, Any]:
