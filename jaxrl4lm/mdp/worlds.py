@@ -133,15 +133,13 @@ def garnet(
     if num_states * successors <= 4096:
         order = generator.random((num_states, num_actions, num_states)).argsort(axis=-1)
         states = order[..., :successors]
-    else:  # Distinct with probability near 1; a repeated successor does no harm.
+    else:  # Distinct with probability near 1 where S ≫ K²; a repeated successor does no harm.
         states = generator.integers(0, num_states, shape)
     cuts = np.sort(generator.random((num_states, num_actions, successors - 1)), axis=-1)
     probabilities = np.diff(cuts, axis=-1, prepend=0.0, append=1.0)
     rewards = generator.random((num_states, num_actions))
-    if successors == num_states:
-        full = np.zeros(shape)
-        np.put_along_axis(full, states, probabilities, axis=-1)
-        return from_arrays(full, rewards, discount)
+    if successors == num_states:  # every state follows, in any order
+        return from_arrays(probabilities, rewards, discount)
     return from_successors(states, probabilities, rewards, discount)
 
 

@@ -168,6 +168,17 @@ def test_a_malformed_map_names_line_and_column(text, message):
         M.grid_world(text)
 
 
+@pytest.mark.parametrize("states, successors", [(9, 9), (70, 70), (70, 3), (2000, 3)])
+def test_a_garnet_is_random_and_of_the_size_asked_for(states, successors):
+    worlds = [M.garnet(jax.random.key(seed), states, 2, successors) for seed in range(2)]
+    for world in worlds:
+        assert world.transitions.shape == (states, 2, successors)
+        assert isinstance(world.transitions, M.Dense) == (states == successors)
+        assert 0 <= world.rewards.min() < 0.3
+        assert 0.7 < world.rewards.max() < 1
+    assert not np.array_equal(worlds[0].rewards, worlds[1].rewards)
+
+
 def test_a_slip_beyond_one_half_is_refused():
     with pytest.raises(M.MapError, match=r"slip is 0\.6"):
         M.grid_world(". +1", slip=0.6)
