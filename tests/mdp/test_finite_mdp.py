@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import mdp as M
+from jaxrl4lm.envs.finite_mdp import as_environment
 
 STATES, ACTIONS, WIDTH = 7, 3, 2
 
@@ -196,6 +197,33 @@ def test_grid_moves_slip_and_bump():
     np.testing.assert_allclose(world.mdp.initial, [0, 0, 1])
 
 
+def test_a_walk_a_queue_and_a_forest_are_what_their_sources_say():
+    walk = M.chain(5, right=0.8)
+    kernel = np.asarray(M.transitions.to_dense(walk.transitions).probabilities)[:, 0]
+    np.testing.assert_allclose(kernel[1], [0.2, 0, 0.8, 0, 0], rtol=1e-6)
+    np.testing.assert_array_equal(kernel[[0, 4]], 0)
+    np.testing.assert_array_equal(walk.initial, [0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(walk.rewards[:, 0], [0, 0, 0, 0, 1])
+    queue = M.queue(4, arrival=0.4, service=(0.2, 0.5), cost=(0.1, 0.3))
+    kernel = np.asarray(M.transitions.to_dense(queue.transitions).probabilities)
+    np.testing.assert_allclose(kernel[1, 0], [0.6 * 0.2, 1 - 0.12 - 0.32, 0.4 * 0.8, 0], rtol=1e-6)
+    np.testing.assert_allclose(kernel[0, 1], [0.8, 0.2, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(kernel[3, 1], [0, 0, 0.3, 0.7], rtol=1e-6)
+    np.testing.assert_allclose(queue.rewards[2], [-0.6, -0.8], rtol=1e-6)
+    forest = M.forest(3, fire=0.1)
+    kernel = np.asarray(M.transitions.to_dense(forest.transitions).probabilities)
+    np.testing.assert_allclose(kernel[:, 0], [[0.1, 0.9, 0], [0.1, 0, 0.9], [0.1, 0, 0.9]], rtol=1e-6)
+    np.testing.assert_array_equal(kernel[:, 1], [[1, 0, 0]] * 3)
+    np.testing.assert_array_equal(forest.rewards, [[0, 0], [0, 1], [4, 2]])
+
+
+def test_the_cliff_is_walked_around_in_thirteen_steps():
+    world = M.cliff()
+    values = M.policy_iteration(world.mdp).values
+    np.testing.assert_allclose(values @ world.mdp.initial, -13, rtol=1e-5)
+    np.testing.assert_allclose(values[world.index[3, 1:]], [-100] * 10 + [0], rtol=1e-5)
+
+
 class Counter:
     """Counts 0, 1, 2 and ends; its second action moves with probability ½. Rewards tell the state."""
 
@@ -222,7 +250,43 @@ def test_enumeration_recovers_a_known_environment():
     assert world.initial.tolist() == [1, 0, 0, 0]
 
 
+def test_enumeration_of_an_mdp_as_an_environment_gives_it_back(x64):
+    """99 states, which is more than are expanded at once; a start drawn from 98."""
+    world = M.grid_world("\n".join([". . . . . . . . ." for _ in range(10)] + [". . . . . . . . +1"]))
+    environment, params = as_environment(world.mdp)
+    found = M.from_environment(environment, params, discount=0.9)
+    assert found.num_states == 99
+    np.testing.assert_allclose(found.initial.max(), 1 / 98, atol=7 * np.sqrt(1 / 98 / 256))
+    ours, theirs = (np.sort(M.policy_iteration(w).values) for w in (world.mdp, found))
+    # Held at 1, the goal pays 0.9 on the way in; enumerated, it is a terminal state worth 0.
+    np.testing.assert_allclose(theirs[1:], ours[:-1], atol=1e-9)
+
+
+def test_enumeration_averages_rewards_over_draws_of_the_key_it_is_given():
+    class Noisy(Counter):
+        def step_env(self, key, state, action, params):
+            obs, state, reward, ended, info = super().step_env(key, state, action, params)
+            return obs, state, reward + jax.random.normal(jax.random.fold_in(key, 1)), ended, info
+
+    seeds = [None, 0, 1]
+    worlds = [
+        M.from_environment(
+            Noisy(), None, discount=0.5, samples=400, key=None if seed is None else jax.random.key(seed)
+        )
+        for seed in seeds
+    ]
+    for world in worlds:
+        np.testing.assert_allclose(world.rewards[:3, 0], [0, 1, 2], atol=0.25)
+        assert np.ptp(world.rewards[:3, 0] - np.arange(3)) > 1e-3  # no draw is used twice
+    np.testing.assert_array_equal(worlds[0].rewards, worlds[1].rewards)
+    assert not np.array_equal(worlds[1].rewards, worlds[2].rewards)
+
+
 def test_enumeration_gives_up_beyond_max_states():
+    assert M.from_environment(Counter(), None, discount=0.5, max_states=3).num_states == 4
+    with pytest.raises(M.MDPError, match="more than max_states = 2"):
+        M.from_environment(Counter(), None, discount=0.5, max_states=2)
+
     class Endless(Counter):
         def step_env(self, key, state, action, params):
             obs, state, reward, _, info = super().step_env(key, state, action, params)

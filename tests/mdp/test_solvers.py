@@ -213,6 +213,42 @@ def test_span_and_supremum_stop_at_the_same_answer_and_span_stops_first(x64):
     assert by_span.iterations < by_norm.iterations
 
 
+@pytest.mark.parametrize("rewards", [[-1.0, -2.0], [2.0, 1.0]])
+def test_the_textbooks_bound_holds_whatever_the_sign_of_the_change(rewards, x64):
+    world = M.from_arrays(np.full((2, 1, 2), 0.5), rewards, 0.9)
+    truth = M.policy_values(world, jnp.zeros(2, jnp.int32))
+    for solver in (M.value_iteration, M.action_value_iteration):
+        solution = solver(world, tolerance=0.1, within=M.supremum)
+        assert 0.01 < np.abs(solution.values - truth).max() <= solution.error_bound <= 0.1
+
+
+@pytest.mark.parametrize("solver", OPTIMAL)
+@pytest.mark.parametrize("leak", [0.0, 0.05])
+def test_a_limit_on_iterations_is_kept_and_the_bound_holds_there(solver, leak, x64):
+    world = random_mdp(7, 0.99, states=60, actions=9, leak=leak)
+    for limit in (1, 2):
+        solution = compiled(solver)(world, tolerance=1e-9, max_iterations=limit)
+        assert solution.iterations == limit
+        assert np.abs(solution.values - exact(world)).max() <= solution.error_bound
+    policy = jnp.zeros(60, jnp.int32)
+    evaluation = compiled(M.evaluate_policy)(world, policy, tolerance=1e-9, max_iterations=3)
+    assert evaluation.iterations == 3
+    assert not bool(evaluation.converged)
+    assert np.abs(evaluation.values - M.policy_values(world, policy)).max() <= evaluation.error_bound
+
+
+@pytest.mark.parametrize(
+    "solver", [M.value_iteration, M.action_value_iteration, M.modified_policy_iteration]
+)
+def test_who_starts_at_the_answer_is_there_at_once(solver, x64):
+    world = random_mdp(7, 0.99, leak=0.05)
+    cold = compiled(solver, tolerance=1e-7)(world)
+    start = cold.action_values if solver is M.action_value_iteration else cold.values
+    warm = compiled(solver, tolerance=1e-6)(world, start=start)
+    assert warm.iterations <= 1 < cold.iterations
+    np.testing.assert_allclose(warm.values, cold.values, atol=2e-6)
+
+
 def test_evaluation_equals_the_linear_solve(x64):
     world = random_mdp(4)
     policy = jnp.asarray(np.random.default_rng(0).dirichlet(np.ones(3), 6))
@@ -237,6 +273,12 @@ def test_backward_induction_equals_a_numpy_loop(x64):
         np.testing.assert_array_equal(plan.policy[t], q.argmax(-1))
         np.testing.assert_allclose(plan.action_values[t], q, atol=1e-12)
     assert plan.values.shape == (6, 6)
+    final = np.arange(6.0)
+    one_left = M.backward_induction(world, 1, final_values=jnp.asarray(final)).values
+    np.testing.assert_allclose(one_left, [(rewards + 0.8 * kernel @ final).max(-1), final], atol=1e-12)
+    held = M.backward_induction(M.lecture().mdp, 1).values
+    np.testing.assert_allclose(held[1], np.where(M.lecture().mdp.terminal, M.lecture().mdp.rewards[:, 0], 0))
+    np.testing.assert_allclose(held[0].max(), 1)
 
 
 def test_soft_value_iteration_limits_and_policy(x64):
