@@ -47,7 +47,9 @@ def test_it_ends_at_its_limit_never_worse_than_it_started(x64):
 @pytest.mark.parametrize("kind", ["rotation", "zero", "singular"])
 def test_a_breakdown_ends_it_with_the_best_so_far(kind, x64):
     """A rotation's first step has r̂·Ar = 0; 0 changes nothing; a singular matrix has no solution."""
-    matrix = {"rotation": [[0.0, 1], [-1, 0]], "zero": [[0.0, 0], [0, 0]], "singular": [[1.0, 1], [1, 1]]}[kind]
+    matrix = {"rotation": [[0.0, 1], [-1, 0]], "zero": [[0.0, 0], [0, 0]], "singular": [[1.0, 1], [1, 1]]}[
+        kind
+    ]
     matrix, target, start = jnp.asarray(matrix), jnp.asarray([1.0, 0.0]), jnp.zeros(2)
     x, iterations = solve(matrix, target, start)
     assert jnp.isfinite(x).all()

@@ -237,9 +237,7 @@ def test_a_limit_on_iterations_is_kept_and_the_bound_holds_there(solver, leak, x
     assert np.abs(evaluation.values - M.policy_values(world, policy)).max() <= evaluation.error_bound
 
 
-@pytest.mark.parametrize(
-    "solver", [M.value_iteration, M.action_value_iteration, M.modified_policy_iteration]
-)
+@pytest.mark.parametrize("solver", [M.value_iteration, M.action_value_iteration, M.modified_policy_iteration])
 def test_who_starts_at_the_answer_is_there_at_once(solver, x64):
     world = random_mdp(7, 0.99, leak=0.05)
     cold = compiled(solver, tolerance=1e-7)(world)
