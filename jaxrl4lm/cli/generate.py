@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from jaxrl4lm.cli import run_folder
@@ -18,7 +17,7 @@ from jaxrl4lm.cli.train_arguments import LARGEST_SEED, Model
 from jaxrl4lm.data.corpus import encode_prompts
 from jaxrl4lm.data.files import Row, read_jsonl, read_text
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
-from jaxrl4lm.decoding import Sampling, logit_bias, min_p, repetition_penalty, top_k, top_p
+from jaxrl4lm.decoding import Sampling, min_p, repetition_penalty, top_k, top_p
 from jaxrl4lm.types import InputError
 
 INTERRUPTED = 130
@@ -98,7 +97,7 @@ def _run(parsed: GenerateArguments, folder: Path, report: Report) -> None:
     prompts = encode_prompts(rows, "prompt", tokenizer, source, least, context, written_out=parsed.chat)
     longest = max(map(len, prompts.ids), default=context // 2)
     length = parsed.max_new_tokens or min(256 if parsed.chat else 64, context - longest)
-    sampling = _sampling(parsed, policy.config.vocab_size, tokenizer, length)
+    sampling = _sampling(parsed, tokenizer, length)
     key = jax.random.key(parsed.seed)
     completer = Completer(policy, params, tokenizer, sampling, parsed.stop, key, report)
     if rows:
@@ -150,12 +149,8 @@ def _rows(parsed: GenerateArguments) -> tuple[list[Row], str]:
     return [Row(i, {"prompt": line}) for i, line in lines if line.strip()], str(parsed.prompts)
 
 
-def _sampling(
-    parsed: GenerateArguments, vocab_size: int, tokenizer: HuggingFaceTokenizer, length: int
-) -> Sampling:
+def _sampling(parsed: GenerateArguments, tokenizer: HuggingFaceTokenizer, length: int) -> Sampling:
     penalties = [] if parsed.repetition_penalty is None else [repetition_penalty(parsed.repetition_penalty)]
-    if tokenizer.vocab_size < vocab_size:  # rows that pad the model's vocabulary stand for no token
-        penalties.append(logit_bias(jnp.where(jnp.arange(vocab_size) < tokenizer.vocab_size, 0.0, -jnp.inf)))
     given = {top_k: parsed.top_k, top_p: parsed.top_p, min_p: parsed.min_p}
     return Sampling(
         length,

@@ -60,7 +60,7 @@ def build(arguments: TrainArguments) -> Session:
         corpus = encode_documents(documents, tokenizer, context)
         notes.append(_describe(corpus, context))
         phases.append(_supervised(arguments, corpus, policy, keys[1]))
-    learner = reinforcement.Learner(policy, session.algorithm(rl), room, tokenizer.eos_id, tokenizer.pad_id)
+    learner = reinforcement.Learner(policy, session.algorithm(rl), room, tokenizer.eos_ids, tokenizer.pad_id)
     score = partial(_score, reward, name, world.prompt_column)
     if rl.updates:
         phases.append(_reinforcement(arguments, training, tokenizer, learner, keys[2], score))
@@ -258,9 +258,10 @@ def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def decode(tokenizer: Tokenizer, tokens: Array, mask: Array) -> list[str]:
-    """Texts of completions, without what follows their end."""
+    """Texts of completions, without their end and what follows it."""
     rows = zip(*jax.device_get((tokens, mask)), strict=True)
-    return [tokenizer.decode(ids[real].tolist()) for ids, real in rows]
+    texts = [[i for i in ids[real].tolist() if i not in tokenizer.eos_ids] for ids, real in rows]
+    return [tokenizer.decode(ids) for ids in texts]
 
 
 def _completer(policy: LanguagePolicy, tokenizer: Tokenizer, room: int, temperature: float | None):
@@ -269,7 +270,7 @@ def _completer(policy: LanguagePolicy, tokenizer: Tokenizer, room: int, temperat
     @partial(jax.jit, static_argnums=4)
     def batch(params, tokens, mask, offset, sampled):
         drawn = temperature if sampled else None
-        sampling = Sampling(room, tokenizer.eos_id, tokenizer.pad_id, temperature=drawn)
+        sampling = Sampling(room, tokenizer.eos_ids, tokenizer.pad_id, temperature=drawn)
         key = jax.random.key(0)
         return generate(policy, params, tokens, mask, key, sampling, row_offset=offset, final_values=False)
 

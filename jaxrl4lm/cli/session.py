@@ -3,6 +3,7 @@
 A session with several seeds holds states whose leaves have a leading axis of seeds, and reports one number a seed.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -87,7 +88,7 @@ def transformer(model: Model, vocab_size: int, context: int) -> TransformerConfi
 
 
 def load_model(model: Model, dtype: str = "float32") -> tuple[LanguagePolicy, Params, HuggingFaceTokenizer]:
-    """The policy, parameters (of that dtype) and tokenizer of a Hugging Face folder."""
+    """The policy (of the tokenizer's tokens), parameters (of that dtype) and tokenizer of a Hugging Face folder."""
     try:
         policy, params, tokenizer = models.load(model.model, dtype=dtype, compute_dtype=model.dtype)  # pyright: ignore
     except InputError:
@@ -100,6 +101,8 @@ def load_model(model: Model, dtype: str = "float32") -> tuple[LanguagePolicy, Pa
     if tokenizer is None:
         raise InputError(f"{model.model} has no tokenizer.json: save the tokenizer beside the model")
     _check_vocabulary(model.model, tokenizer, policy.config.vocab_size)
+    if tokenizer.vocab_size < policy.config.vocab_size:
+        policy = dataclasses.replace(policy, tokens=tokenizer.vocab_size)
     return policy, params, tokenizer
 
 

@@ -19,6 +19,11 @@ class Tokenizer(Protocol):
     def eos_id(self) -> int: ...
 
     @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id that ends a text, `eos_id` first."""
+        ...
+
+    @property
     def bos_id(self) -> int | None: ...
 
     @property
@@ -46,6 +51,10 @@ class CharacterTokenizer:
     def from_texts(cls, texts: Iterable[str]) -> "CharacterTokenizer":
         """The tokenizer of every character that occurs."""
         return cls("".join(sorted(set().union(*texts))))
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return (self.eos_id,)
 
     @property
     def vocab_size(self) -> int:
@@ -78,6 +87,10 @@ class ByteTokenizer:
     eos_id: int = EOS
     bos_id: int | None = BOS
     vocab_size: int = SPECIAL + 256
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return (self.eos_id,)
 
     def encode(self, text: str) -> list[int]:
         """Token ids."""

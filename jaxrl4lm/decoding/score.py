@@ -39,7 +39,7 @@ def score(
     hidden, _ = policy.encode(params, tokens, positions)
     # The state before each token: that of the column before it (real texts stand in one piece).
     hidden, targets = hidden[:, :-1], tokens[:, 1:]
-    vocab = policy.config.vocab_size
+    vocab = policy.vocab_size
     size = min(chunk, vocab)
 
     def add(carry: tuple[Array, Array, Array], begin: Array) -> tuple[tuple[Array, Array, Array], None]:

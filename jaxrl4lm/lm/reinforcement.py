@@ -30,7 +30,8 @@ class Learner(NamedTuple):
     policy: LanguagePolicy
     algorithm: Algorithm
     completion_length: int
-    eos_id: int
+    eos_id: int | tuple[int, ...]
+    """The token (or tokens) that ends a completion."""
     pad_id: int
 
 

@@ -41,7 +41,7 @@ def rollout(
     *,
     completions: int,
     length: int,
-    eos_id: int,
+    eos_id: int | tuple[int, ...],
     pad_id: int,
     temperature: ScalarLike = 1.0,
     final_values: bool = True,

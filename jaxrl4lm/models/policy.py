@@ -39,6 +39,14 @@ class LanguagePolicy:
     """Pure functions of parameters around one transformer."""
 
     config: TransformerConfig
+    tokens: int | None = None
+    """How many ids stand for tokens, where the vocabulary is padded beyond them: no distribution has the others.
+    None: all."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, of the logits."""
+        return self.tokens or self.config.vocab_size
 
     def init(self, key: Key) -> Params:
         """Random parameters: a nested dict of float32 arrays."""
@@ -62,7 +70,8 @@ class LanguagePolicy:
         if mask is None:
             self._check_length(tokens.shape[1])
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-        return self._call(params, tokens, positions_of(mask), method="__call__")
+        logits, values = self._call(params, tokens, positions_of(mask), method="__call__")
+        return logits[..., : self.tokens], values
 
     def _check_length(self, length: int) -> None:
         """Refuses positions beyond a learned table, which indexing would quietly clamp."""
@@ -162,7 +171,8 @@ class LanguagePolicy:
     def logits(self, params: Params, hidden: Array, part: tuple[Array | int, int] | None = None) -> Array:
         """Float32 logits `[..., V]` of hidden states; of the `part` (first id, how many) of the vocabulary
         only."""
-        return self._call(params, hidden, part, method="logits")
+        logits = self._call(params, hidden, part, method="logits")
+        return logits[..., : self.tokens] if part is None else logits
 
     def values(self, params: Params, hidden: Array) -> Array:
         """Float32 values `[...]` of hidden states."""

@@ -118,6 +118,28 @@ def test_stop_texts_end_a_completion_and_are_not_shown(cli, folder):
     assert completions(cli(*base, "--stop", stop, "never")) == [text[: text.index(stop)]]
 
 
+def test_training_ends_at_every_end_token_and_takes_no_padding_for_a_token(cli, folder, tmp_path):
+    policy, params, tokenizer = models.load(folder)
+    # One of "a" and "%", which ends, is nearly always chosen; of the whole table it would be padding.
+    aims = jnp.array([[9.0], [-9.0]])
+    embedding = params["embedding"].at[jnp.array([3 + ord("%"), 3 + ord("a")])].set(aims)
+    params["embedding"] = embedding.at[298:].set(9 * aims)
+    models.save(tmp_path / "model", policy, params, tokenizer)
+    (tmp_path / "spy.py").write_text(
+        "def reward(prompts, completions, **columns):\n"
+        "    assert not any('%' in c for c in completions), completions\n"
+        "    return [float(len(c)) for c in completions]\n"
+    )
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": c}) + "\n" for c in "abcdefghij"))
+    options = ["--prompts", tmp_path / "prompts.jsonl", "--reward", f"{tmp_path}/spy.py:reward"]
+    options += ["--updates", "2", "--prompts-per-update", "4", "--completions-per-prompt", "2"]
+    options += ["--max-new-tokens", "6", "--evaluate-every", "2", "--held-out", "4"]
+    result = cli("train", "--model", tmp_path / "model", *options, "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["completion/eos_frac"] > 0 for row in rows if "completion/eos_frac" in row] == [True, True]
+
+
 def test_a_chat_is_the_template_completed(cli, folder):
     options = ["--chat", "--system", "s", "--prompt", "<b>", "--greedy", "--max-new-tokens", "9"]
     result = cli("generate", folder, *options)

@@ -1,5 +1,6 @@
 """The LM-RL iteration: identities that must hold, the two drivers, populations, and the optimum that is known."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -63,6 +64,29 @@ def halves():
     sample = jax.jit(lambda s: reinforcement.sample(s, prompts.tokens, prompts.mask, CONFIG, learner))
     learn = jax.jit(lambda s, t, r: reinforcement.learn(s, t, r, CONFIG, learner))
     return state, sample(state), learn
+
+
+def test_any_end_token_ends_and_padding_of_the_vocabulary_is_no_token():
+    known, ends = TASK.tokenizer.vocab_size, (1, 5, SEVEN)
+    config = dataclasses.replace(POLICY.config, vocab_size=known + 2)
+    policy = LanguagePolicy(config, tokens=known)
+    learner = reinforcement.Learner(policy, algorithms.PPO, 8, ends, 0)
+    params = policy.init(jax.random.key(7))
+    # Rows that would be chosen before all others: opposite ones, so that one of them always is.
+    params["embedding"] = params["embedding"].at[known:].set(9 * jnp.array([[1.0], [-1.0]]))
+    state = reinforcement.init(jax.random.key(0), CONFIG, learner, params)
+    prompts = TASK.sample(jax.random.key(3), CONFIG.prompts)
+    rollout = reinforcement.sample(state, prompts.tokens, prompts.mask, CONFIG, learner)
+    tokens, mask = np.asarray(rollout.completions), np.asarray(rollout.mask)
+    assert tokens.max() < known
+    ended = np.isin(tokens, ends)
+    np.testing.assert_array_equal(mask, np.cumsum(ended & mask, -1) - (ended & mask) == 0)
+    np.testing.assert_array_equal(rollout.truncated, ~(ended & mask).any(-1))
+    assert set(tokens[ended & mask]) == set(ends)
+    assert rollout.truncated.any()
+    scores = score(policy, params, rollout, CONFIG.temperature)
+    np.testing.assert_allclose(np.where(mask, scores.log_probs, 0), rollout.log_probs, atol=1e-5)
+    assert scores.entropy.max() <= np.log(known) + 1e-5
 
 
 def test_compiled_and_host_drivers_agree():
