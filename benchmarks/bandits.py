@@ -172,7 +172,10 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     results, totals = {}, {"jax": [0.0] * rounds, "numpy": [0.0] * rounds, "compile": 0.0}
     for name, (problem, learner, make) in PAIRS.items():
-        run = jax.jit(lambda key, p=problem, a=learner: B.run(key, p, a, STEPS, RUNS).rewards.mean(axis=1))
+        run = jax.jit(
+            lambda key, p=problem, a=learner: B.run(key, p, a, STEPS, RUNS).rewards.mean(axis=1),
+            compiler_options=B.compiler_options(),
+        )
         start = time.perf_counter()
         jax.block_until_ready(run(jax.random.key(0)))
         compiling = time.perf_counter() - start

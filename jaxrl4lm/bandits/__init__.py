@@ -22,7 +22,7 @@ from jaxrl4lm.bandits.problems import (
     linear,
     restaurants,
 )
-from jaxrl4lm.bandits.run import History, run
+from jaxrl4lm.bandits.run import History, compiler_options, run
 
 __all__ = [
     "RESTAURANTS",
@@ -30,6 +30,7 @@ __all__ = [
     "History",
     "Problem",
     "bernoulli",
+    "compiler_options",
     "epsilon_greedy",
     "exp3",
     "fixed_bernoulli",

@@ -22,6 +22,15 @@ class History(NamedTuple):
     """Whether the arm was a best one."""
 
 
+def compiler_options() -> dict[str, int]:
+    """For `jax.jit(..., compiler_options=...)` around `run`: vectors of 512 bits on CPUs that have them.
+
+    By default the compiler uses half of each register there (measured: it takes 1.24 times as long). Other devices
+    have no such option: none.
+    """
+    return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
+
+
 def run(key: Key, problem: Problem, algorithm: Algorithm, num_steps: int, num_runs: int = 1) -> History:
     """`num_runs` learners, each on a world of its own, for `num_steps` (both static).
 

@@ -116,7 +116,7 @@ def _curve(key, problem, learner, arguments: BanditArguments):
         shown = {name: getattr(history, name) for name in ("rewards", "optimal", "regrets")}
         return {name: values.mean(axis=1, dtype="float32") for name, values in shown.items()}
 
-    return jax.tree.map(np.asarray, jax.jit(means)(key))
+    return jax.tree.map(np.asarray, jax.jit(means, compiler_options=bandits.compiler_options())(key))
 
 
 def _study(key, problem, make, values, arguments: BanditArguments):
@@ -132,7 +132,8 @@ def _study(key, problem, make, values, arguments: BanditArguments):
     def average(value):
         return bandits.run(key, problem, make(value), arguments.steps, runs).rewards.mean()
 
-    return np.asarray(jax.jit(lambda values: jax.lax.map(average, values))(jnp.asarray(values)))
+    study = jax.jit(lambda values: jax.lax.map(average, values), compiler_options=bandits.compiler_options())
+    return np.asarray(study(jnp.asarray(values)))
 
 
 def _learners(gaussian: bool):
