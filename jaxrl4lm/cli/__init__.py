@@ -1,6 +1,7 @@
 """The command `jaxrl4lm`: each sub-command is a module with `main(arguments) -> exit code`, imported when it is named."""
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -21,6 +22,9 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command that the arguments name. Bad input is one sentence on standard error and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())
         return 0

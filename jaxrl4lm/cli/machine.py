@@ -1,6 +1,28 @@
 """Errors of the machine's, its disk and its memory, as sentences for its user."""
 
+import os
+
+import jax
+
 from jaxrl4lm.types import InputError
+
+COPIES = 5
+"""Float32 numbers a parameter: itself, its reference, its gradient and Adam's two moments."""
+
+
+def check_memory(parameters: int, what: str) -> None:
+    """Raises InputError where a model of so many parameters cannot be trained here, before anybody waits for it."""
+    statistics = jax.devices()[0].memory_stats()
+    if statistics:
+        there = statistics["bytes_limit"]
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = 4 * COPIES * parameters
+    if needed > there:
+        raise InputError(
+            f"{what} is a model of {parameters:,} parameters, which take {needed / 2**30:,.0f} GiB to train, and this "
+            f"machine has {there / 2**30:,.0f}: choose smaller sizes"
+        )
 
 
 def explained(error: BaseException) -> InputError | None:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxrl4lm import models
+from jaxrl4lm.cli.machine import check_memory
 from jaxrl4lm.cli.train_arguments import Model, Reinforcement
 from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
@@ -73,6 +74,9 @@ class Session(NamedTuple):
 
 def transformer(model: Model, vocab_size: int, context: int) -> TransformerConfig:
     """The configuration of a new transformer."""
+    # Either style has about 12 width² parameters a block.
+    least = model.layers * 12 * model.width**2
+    check_memory(least, f"--layers {model.layers} --width {model.width}")
     make = TransformerConfig.gpt2 if model.style == "gpt2" else TransformerConfig
     try:
         return make(

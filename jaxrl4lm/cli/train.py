@@ -1,5 +1,6 @@
 """`jaxrl4lm train`: pre-train, then reinforce; everything on disk, every moment resumable."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -64,6 +65,9 @@ def _aftermath(folder: pathlib.Path, fresh: bool) -> str:
     """What is left of a run that failed, after taking away the folder of one that never got anywhere."""
     if fresh and not run_folder.has_checkpoint(folder):
         shutil.rmtree(folder)
+        if folder.parent == run_folder.RUNS:
+            with contextlib.suppress(OSError):  # where it holds other runs
+                folder.parent.rmdir()
         return f"the run had not come to a checkpoint, so {folder} is removed"
     return f"go on from the last checkpoint with: jaxrl4lm train --resume {folder}"
 
@@ -267,7 +271,9 @@ class Driver:
 
     def _report(self, after: Sequence[Sample]) -> None:
         before = self._before() or after
-        table = Table("prompt", "before", "after", title="samples of held-out prompts", title_justify="left")
+        of = f" (seed {self.arguments.run.seed})" if self.session.seeds > 1 else ""
+        title = f"samples of held-out prompts{of}"
+        table = Table("prompt", "before", "after", title=title, title_justify="left")
         for b, a in zip(before, after, strict=True):
             table.add_row(*map(cell, (a.prompt, b.completion, a.completion)))
         self.console.print(table)

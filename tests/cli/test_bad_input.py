@@ -36,6 +36,10 @@ def refused(cli, here, arguments, said) -> None:
 OPTIONS = [
     ("--layers 0", "--layers must be positive, not 0"),
     ("--width 18 --heads 4", "width"),
+    (
+        "--layers 10000000",
+        "--layers 10000000 --width 64 is a model of 491,520,000,000 parameters, which take",
+    ),
     ("--heads -1", "--heads must be positive, not -1"),
     ("--context 3", "--context 3: 2-digit addition needs 10 tokens"),
     ("--digits 9", "digits must lie in 1..8, not 9"),
@@ -288,6 +292,38 @@ def of_another_size(run):
     config = json.loads((run / "config.json").read_text())
     config["model"]["width"] = 32
     (run / "config.json").write_text(json.dumps(config))
+
+
+def test_a_run_whose_prompts_have_changed(cli, here, prompt_options):
+    rows = here / "prompts.jsonl"
+    rows.write_text("".join(f'{{"prompt": "{w}", "letter": "a"}}\n' for w in ("ab", "b", "abba", "bb", "a")))
+    options = [*prompt_options, "--prompts", rows, "--text", rows, "--completion-column", "prompt"]
+    assert cli("train", *options, "--pretrain-steps", 0, "--updates", 2, "--out", "run").code == 0
+    original = rows.read_text()
+    rows.write_text(original.replace("abba", "abbb"))
+    for command in (["train", "--resume"], ["evaluate"]):
+        refused(
+            cli, here, [*command, "run"], f"{rows} has changed since the run run began: put the file back"
+        )
+    rows.write_text(original)
+    assert cli("train", "--resume", "run").code == 0
+
+
+def test_a_terminal_that_cannot_show_a_name(spawn, task_options, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    process = spawn("train", *task_options, "--pretrain-steps", 0, "--updates", 0, "--out", tmp_path / "ünï")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert r"\xfcn\xef" in out
+
+
+def test_a_refusal_leaves_no_empty_folder_of_runs(cli, here, prompt_options):
+    (here / "reward.py").write_text(
+        "def reward(prompts, completions, **columns):\n    return [float('nan')]\n"
+    )
+    result = cli("train", *prompt_options, "--reward", here / "reward.py:reward")
+    assert result.code == 2
+    assert not (here / "runs").exists()
 
 
 @pytest.mark.filterwarnings(

@@ -100,6 +100,7 @@ def test_a_member_of_many_seeds_is_that_seed_alone(cli, task_options, tmp_path):
     result = cli("train", *options, "--seeds", 2, "--out", tmp_path / "two")
     assert result.code == 0, result.err
     assert "2 seeds" in result.out
+    assert "samples of held-out prompts (seed 0)" in " ".join(result.out.split())
     for seed in (0, 1):
         assert cli("train", *options, "--seed", seed, "--out", tmp_path / str(seed)).code == 0
     together, alone = records(tmp_path / "two"), [records(tmp_path / "0"), records(tmp_path / "1")]
