@@ -107,6 +107,20 @@ def test_a_terminal_state_is_held_at_its_reward():
     np.testing.assert_allclose(world.initial, [1, 0])
 
 
+@pytest.mark.parametrize("layout", ["dense", "lists"])
+def test_rows_of_a_terminal_state_are_ignored_and_its_rewards_by_outcome_are_its_value(layout):
+    rewards = np.array([[[1.0, 3.0]], [[7.0, 7.0]]])
+    ends = {"terminal": [False, True]}
+    if layout == "dense":
+        world = M.from_arrays(np.full((2, 1, 2), 0.5), rewards, 0.5, **ends)
+    else:
+        successors = np.broadcast_to([0, 1], (2, 1, 2))
+        world = M.from_successors(successors, np.full((2, 1, 2), 0.5), rewards, 0.5, **ends)
+    np.testing.assert_array_equal(world.rewards, [[2], [7]])
+    np.testing.assert_array_equal(M.transitions.to_dense(world.transitions).probabilities[1], 0)
+    np.testing.assert_allclose(M.policy_values(world, jnp.zeros(2, jnp.int32)), [(2 + 0.25 * 7) / 0.75, 7])
+
+
 GOOD = {"transitions": np.full((2, 2, 2), 0.5), "rewards": np.zeros(2), "discount": 0.9}
 
 
@@ -133,6 +147,7 @@ def spoilt(index, value):
         ({"discount": -0.1}, r"discount is -0\.1"),
         ({"discount": 1.0}, "no state is terminal"),
         ({"terminal": [True]}, r"terminal has shape \(1,\)"),
+        ({"initial": [1.5, -0.5]}, r"initial has shape \(2,\) and sum 1: give a distribution"),
         ({"initial": [0.5, 0.6]}, r"initial has shape \(2,\) and sum 1\.1"),
     ],
 )
