@@ -1,7 +1,9 @@
 """How fast is a training step of the transformer?
 
 Forward, backward and Adam on next-token cross-entropy, beside the same model in PyTorch (eager,
-transformers), in alternation, float32; and what scanning and rematerialising layers cost and save.
+transformers), in alternation, float32; and what scanning and rematerialising layers cost and save. XLA gives its
+temporaries back after every call, and the next call's first touch of each page is a fault (`page_faults` a step): a
+call of several steps, which is how the library trains, pays once.
 
     taskset -c 0 python benchmarks/lm_train_step.py [--sizes 1M 100M] [--rounds 5]
 
@@ -16,6 +18,7 @@ import json
 import os
 import pathlib
 import platform
+import resource
 import statistics
 import sys
 import tempfile
@@ -36,13 +39,16 @@ SIZES = {
 }
 BATCH = {"1M": (32, 64), "100M": (4, 128)}
 LAYERS = {"unrolled": {}, "scanned": {"scan": True}, "scanned, remat": {"scan": True, "remat": "full"}}
+STEPS = 8
+"""Of a call that makes several, as `lm.supervised.run` does."""
 
 
 class Ours:
     """A compiled step, its state kept and donated from call to call."""
 
-    def __init__(self, config: models.TransformerConfig, tokens: np.ndarray):
-        self.policy, self.tokens = models.LanguagePolicy(config), jnp.array(tokens, jnp.int32)
+    def __init__(self, config: models.TransformerConfig, tokens: np.ndarray, steps: int = 1):
+        self.policy, self.steps = models.LanguagePolicy(config), steps
+        self.tokens = jnp.array([tokens] * steps, jnp.int32)
         tx = optax.adam(1e-4)
         params = jax.jit(self.policy.init)(jax.random.key(0))
         self.state = (params, tx.init(params))
@@ -58,8 +64,11 @@ class Ours:
             updates, opt_state = tx.update(gradients, opt_state)
             return (optax.apply_updates(params, updates), opt_state), value
 
+        def run(state, tokens):
+            return step(state, tokens[0]) if steps == 1 else jax.lax.scan(step, state, tokens)
+
         start = time.process_time()
-        compiled = jax.jit(step, donate_argnums=0).lower(self.state, self.tokens).compile()
+        compiled = jax.jit(run, donate_argnums=0).lower(self.state, self.tokens).compile()
         self.compile_s = round(time.process_time() - start, 1)
         self.temporaries_mb = round(compiled.memory_analysis().temp_size_in_bytes / 1e6)
         self.step = compiled
@@ -68,7 +77,7 @@ class Ours:
         start = time.process_time()
         self.state, loss = self.step(self.state, self.tokens)
         jax.block_until_ready((self.state, loss))
-        return time.process_time() - start
+        return (time.process_time() - start) / self.steps
 
 
 def pytorch(config: models.TransformerConfig, tokens: np.ndarray) -> Callable[[], float]:
@@ -100,14 +109,20 @@ def compare(size: str, rounds: int) -> dict:
     config = models.TransformerConfig(**SIZES[size])
     tokens = np.random.default_rng(0).integers(0, SIZES[size]["vocab_size"], BATCH[size])
     sides = {name: Ours(dataclasses.replace(config, **change), tokens) for name, change in LAYERS.items()}
+    sides[f"unrolled, {STEPS} steps a call"] = Ours(config, tokens, STEPS)
     runs: dict[str, Callable[[], float]] = {**sides, "pytorch": pytorch(config, tokens)}
     times: dict[str, list[float]] = {name: [] for name in runs}
+    faults = dict.fromkeys(runs, 0)
     for i in range(rounds + 1):
         for name in list(runs)[:: 1 if i % 2 == 0 else -1]:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             seconds = runs[name]()
+            faults[name] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
             if i:  # the first round warms up
                 times[name].append(seconds)
     result: dict = {name: {"median_s": round(statistics.median(t), 4)} for name, t in times.items()}
+    for name in runs:
+        result[name]["page_faults"] = round(faults[name] / getattr(runs[name], "steps", 1))
     for name, side in sides.items():
         ratios = [b / a for a, b in zip(times[name], times["pytorch"], strict=True)]
         spread = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
