@@ -93,10 +93,14 @@ def _load(path: pathlib.Path, function: str) -> Reward:
     sys.modules[spec.name] = module
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
+    # Leave no __pycache__ beside the user's file.
+    keep, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's file does wrong
         raise InputError(f"--reward: importing {path} raised {_told(error)}: mend the file") from error
+    finally:
+        sys.dont_write_bytecode = keep
     reward = getattr(module, function, None)
     if not callable(reward):
         raise InputError(f"--reward: {path} has no function {function!r}: name one that it defines")
