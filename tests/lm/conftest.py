@@ -1,0 +1,11 @@
+"""Programs of these tests take longer to compile than to run."""
+
+import jax
+import pytest
+
+
+@pytest.fixture(scope="package", autouse=True)
+def quickly_compiled():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
