@@ -25,8 +25,7 @@ class History(NamedTuple):
 def compiler_options() -> dict[str, int]:
     """For `jax.jit(..., compiler_options=...)` around `run`: vectors of 512 bits on CPUs that have them.
 
-    By default the compiler uses half of each register there (measured: it takes 1.24 times as long). Other devices
-    have no such option: none.
+    By default the compiler uses half of each register there. Other devices have no such option: none.
     """
     return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
 
