@@ -4,10 +4,13 @@ import ast
 import inspect
 import pathlib
 import re
+import types
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from jaxrl4lm import advantages, losses, reduce, returns
+from jaxrl4lm import advantages, losses, models, reduce, returns
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 
@@ -20,18 +23,50 @@ def population(scope):
     return scope["metrics"]["reward/mean"].shape == (4, 3, 20)
 
 
+def solved(scope):
+    return (
+        scope["solution"].converged and abs(scope["solution"].values[0] - 0.812) < 5e-4
+    )  # Russell & Norvig's
+
+
+def played(scope):
+    return scope["history"].rewards.shape == (1000, 2000) and scope["history"].optimal[-100:].mean() > 0.8
+
+
+def model():
+    policy = models.LanguagePolicy(models.TransformerConfig(11, layers=1, width=8, heads=2))
+    prompts = jnp.full((2, 3), 5)
+    given = {"policy": policy, "params": jax.jit(policy.init)(jax.random.key(0)), "key": jax.random.key(1)}
+    return given | {
+        "jax": jax,
+        "tokenizer": types.SimpleNamespace(eos_ids=(1,), pad_id=0),
+        "prompts": prompts,
+        "prompt_mask": prompts > 0,
+    }
+
+
+def completed(scope):
+    return scope["out"].tokens.shape == (16, 64) and scope["out"].mask.any()
+
+
 @pytest.mark.parametrize(
-    "heading, holds",
-    [("## Use the losses in your own JAX code", learned), ("### A population in Python", population)],
-    ids=["losses", "population"],
+    "heading, given, holds",
+    [
+        ("## Use the losses in your own JAX code", dict, learned),
+        ("### A population in Python", dict, population),
+        ("## Exact worlds", dict, solved),
+        ("Bandits are", lambda: {"jax": jax}, played),
+        ("## Decoding", model, completed),
+    ],
+    ids=["losses", "population", "worlds", "bandits", "decoding"],
 )
-def test_example(heading, holds):
+def test_example(heading, given, holds):
     code = re.search(r"```python\n(.*?)```", README.read_text().split(heading, 1)[1], re.DOTALL)
     assert code, f"{heading} has no Python block"
     # The training step is short, as the text promises.
     steps = [node for node in ast.walk(ast.parse(code[1])) if getattr(node, "name", "") == "train_step"]
     assert all(node.end_lineno - node.lineno < 15 for node in steps)
-    scope = {}
+    scope = given()
     exec(compile(code[1], str(README), "exec"), scope)
     assert holds(scope)
 

@@ -3,7 +3,7 @@
 Shapes: `B` rows, `V` vocabulary, `T` completion tokens, `K` alternatives.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -14,18 +14,19 @@ from jaxrl4lm.decoding.processors import History, Penalty, Truncation
 from jaxrl4lm.types import Array, ScalarLike
 
 
-@dataclass(frozen=True, eq=False)  # arrays do not compare: one record is one key to compiled programs
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)  # arrays do not compare
 class Sampling:
-    """How prompts are completed: which parts there are is static, the temperature and the settings of the
-    parts may be traced."""
+    """How prompts are completed. A pytree: given to a compiled program as an argument, the temperature, the settings of
+    the parts and the stop sequences are traced; which parts there are and the other fields are static."""
 
-    max_new_tokens: int
+    max_new_tokens: int = field(metadata={"static": True})
     """T, the longest completion."""
-    eos_id: int | tuple[int, ...]
+    eos_id: int | tuple[int, ...] = field(metadata={"static": True})
     """The token (or tokens) that ends a completion; -1: none does."""
-    pad_id: int
+    pad_id: int = field(metadata={"static": True})
     """Fills what follows the end."""
-    copies: int = 1
+    copies: int = field(default=1, metadata={"static": True})
     """Completions of each prompt."""
     temperature: ScalarLike | None = 1.0
     """Of the softmax. None (static) takes the most likely token, its log-probability at temperature 1."""
@@ -35,9 +36,9 @@ class Sampling:
     """Applied in order after the temperature."""
     stop_sequences: Array | None = None
     """int `[N, M]`: a completion ends after any of these tokens in a row; -1 on the left of a shorter one."""
-    entropy: bool = False
+    entropy: bool = field(default=False, metadata={"static": True})
     """Record the entropy of the distribution that was sampled."""
-    alternatives: int = 0
+    alternatives: int = field(default=0, metadata={"static": True})
     """Record this many of the most likely tokens and their log-probabilities."""
 
     @property

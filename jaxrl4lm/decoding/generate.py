@@ -4,14 +4,15 @@ Shapes: `G` prompts, `B` = G x copies completions, `P` prompt tokens, `T` comple
 `K` alternatives.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxrl4lm.decoding.choose import Choice, Sampling, choose, ends
 from jaxrl4lm.decoding.draw import row_uniforms
@@ -133,7 +134,7 @@ def stream(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The tokens of `generate`, `chunk` at a time as they come: compiled inside, called from the host.
 
-    Compiled once for one `sampling` object and one shape of prompts.
+    Compiled once for the parts of a `sampling` (not for their settings) and one shape of prompts.
 
     Args:
       chunk: tokens between two returns to the host.
@@ -141,12 +142,13 @@ def stream(
     Yields:
       The next tokens int `[B, C]` and their mask, C at most `chunk`, until every row has ended.
     """
-    decoder, max_new_tokens = _Decoder(policy, sampling), sampling.max_new_tokens
-    text = _Text(prompts, prompt_mask, key, row_offset)
-    loop, shown = _begin(decoder, params, text), 0
+    text, max_new_tokens = _Text(prompts, prompt_mask, key, row_offset), sampling.max_new_tokens
+    penalties, truncations = map(_as_pytrees, (sampling.penalties, sampling.truncations))
+    sampling = replace(sampling, penalties=penalties, truncations=truncations)
+    loop, shown = _begin(policy, params, text, sampling), 0
     params = jax.jit(policy.for_decoding)(params)
     while True:
-        loop = _until(decoder, params, text, loop, min(shown + chunk, max_new_tokens))
+        loop = _until(policy, params, text, sampling, loop, min(shown + chunk, max_new_tokens))
         done = int(loop.step)
         yield np.asarray(loop.out.tokens[:, shown:done]), np.asarray(loop.out.mask[:, shown:done])
         shown = done
@@ -214,11 +216,18 @@ class _Decoder:
         return loop._replace(step=step + 1, out=out, ended=loop.ended | ended, token=choice.token)
 
 
+def _as_pytrees(parts: tuple[Callable, ...]) -> tuple[Partial, ...]:
+    """A caller's own functions in the form of the library's."""
+    return tuple(part if isinstance(part, Partial) else Partial(part) for part in parts)
+
+
 @partial(jax.jit, static_argnums=0)
-def _begin(decoder: _Decoder, params: Params, text: _Text) -> _Loop:
-    return decoder.begin(params, text)
+def _begin(policy: LanguagePolicy, params: Params, text: _Text, sampling: Sampling) -> _Loop:
+    return _Decoder(policy, sampling).begin(params, text)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _until(decoder: _Decoder, params: Params, text: _Text, loop: _Loop, limit: ScalarLike) -> _Loop:
-    return decoder.until(params, text, loop, limit)
+@partial(jax.jit, static_argnums=0, donate_argnums=4)
+def _until(
+    policy: LanguagePolicy, params: Params, text: _Text, sampling: Sampling, loop: _Loop, limit: ScalarLike
+) -> _Loop:
+    return _Decoder(policy, sampling).until(params, text, loop, limit)

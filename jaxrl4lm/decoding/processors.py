@@ -1,6 +1,9 @@
 """What may happen to logits before a token is drawn: pure functions, each made by its setting, that compose
 in order.
 
+What is made is a pytree, `jax.tree_util.Partial(function, settings)`: passed as an argument to a compiled program its
+settings are traced, and another setting compiles nothing. A function of your own is one as `Partial(function)`.
+
 Penalties look at the text so far and come before the temperature: `penalty(logits, history) -> logits`.
 Truncations look at the distribution alone and come after it: `truncation(logits) -> logits`; what they
 remove is -inf.
@@ -9,11 +12,13 @@ Settings may be traced, and may differ by row (`[B, 1]`); nothing here sorts a v
 Shapes: `B` rows, `V` vocabulary, `P` prompt tokens, `T` completion tokens.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from jaxrl4lm.types import Array, ScalarLike
 
@@ -48,45 +53,43 @@ def repetition_penalty(penalty: ScalarLike) -> Penalty:
     Reference: Keskar et al. 2019, arXiv:1909.05858, section 4.1; as in transformers'
       `RepetitionPenaltyLogitsProcessor`.
     """
-
-    def apply(logits: Array, history: History) -> Array:
-        seen = _seen(logits, history.prompts, history.prompt_mask) | _seen(
-            logits, history.tokens, history.mask
-        )
-        return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
-
-    return apply
+    return Partial(_repetition_penalty, penalty)
 
 
 def frequency_penalty(penalty: ScalarLike, presence: ScalarLike = 0.0) -> Penalty:
     """Subtracts penalty · count + presence · [count > 0], counts of each token in the completion so far."""
-
-    def apply(logits: Array, history: History) -> Array:
-        counts = _counts(logits, history.tokens, history.mask)
-        return logits - penalty * counts - presence * (counts > 0)
-
-    return apply
+    return Partial(_frequency_penalty, penalty, presence)
 
 
 def logit_bias(bias: Array) -> Penalty:
     """Adds a bias `[V]`; -inf forbids a token."""
-
-    def apply(logits: Array, history: History) -> Array:
-        del history
-        return logits + bias[None]
-
-    return apply
+    return Partial(_logit_bias, bias)
 
 
 def min_new_tokens(minimum: ScalarLike, eos_ids: tuple[int, ...]) -> Penalty:
     """Forbids the end tokens until a completion has `minimum` others."""
+    return Partial(_min_new_tokens, minimum, jnp.array(eos_ids))
 
-    def apply(logits: Array, history: History) -> Array:
-        early = jnp.broadcast_to(history.step < minimum, logits.shape[:1])[:, None]
-        ends = jnp.isin(jnp.arange(logits.shape[-1]), jnp.array(eos_ids))[None]
-        return jnp.where(early & ends, -jnp.inf, logits)
 
-    return apply
+def _repetition_penalty(penalty: ScalarLike, logits: Array, history: History) -> Array:
+    seen = _seen(logits, history.prompts, history.prompt_mask) | _seen(logits, history.tokens, history.mask)
+    return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def _frequency_penalty(penalty: ScalarLike, presence: ScalarLike, logits: Array, history: History) -> Array:
+    counts = _counts(logits, history.tokens, history.mask)
+    return logits - penalty * counts - presence * (counts > 0)
+
+
+def _logit_bias(bias: Array, logits: Array, history: History) -> Array:
+    del history
+    return logits + bias[None]
+
+
+def _min_new_tokens(minimum: ScalarLike, eos_ids: Array, logits: Array, history: History) -> Array:
+    early = jnp.broadcast_to(history.step < minimum, logits.shape[:1])[:, None]
+    ends = jnp.isin(jnp.arange(logits.shape[-1]), eos_ids)[None]
+    return jnp.where(early & ends, -jnp.inf, logits)
 
 
 def _counts(logits: Array, tokens: Array, mask: Array) -> Array:
@@ -103,6 +106,7 @@ def _seen(logits: Array, tokens: Array, mask: Array) -> Array:
 # ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@functools.cache  # one function for one k, so that compiled programs know it again
 def top_k(k: int) -> Truncation:
     """Keeps the k largest logits, and those equal to the k-th.
 
@@ -114,7 +118,7 @@ def top_k(k: int) -> Truncation:
         threshold = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][:, -1:]
         return jnp.where(logits < threshold, -jnp.inf, logits)
 
-    return apply
+    return Partial(apply)
 
 
 def top_p(p: ScalarLike) -> Truncation:
@@ -123,24 +127,13 @@ def top_p(p: ScalarLike) -> Truncation:
 
     Reference: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
     """
-
-    def apply(logits: Array) -> Array:
-        probabilities = jax.nn.softmax(logits, axis=-1)
-        threshold = _largest_threshold(logits, probabilities, p)
-        return jnp.where(logits < threshold, -jnp.inf, logits)
-
-    return apply
+    return Partial(_top_p, p)
 
 
 def min_p(p: ScalarLike) -> Truncation:
     """Keeps tokens at least p times as likely as the most likely one (Nguyen et al. 2024,
     arXiv:2407.01082)."""
-
-    def apply(logits: Array) -> Array:
-        threshold = logits.max(-1, keepdims=True) + jnp.log(p)
-        return jnp.where(logits < threshold, -jnp.inf, logits)
-
-    return apply
+    return Partial(_min_p, p)
 
 
 def typical(p: ScalarLike) -> Truncation:
@@ -148,15 +141,25 @@ def typical(p: ScalarLike) -> Truncation:
 
     Reference: Meister et al. 2023, arXiv:2202.00666, eq. 11.
     """
+    return Partial(_typical, p)
 
-    def apply(logits: Array) -> Array:
-        log_probs = jax.nn.log_softmax(logits, axis=-1)
-        probabilities = jnp.exp(log_probs)
-        entropy = -jnp.where(probabilities > 0, probabilities * log_probs, 0.0).sum(-1, keepdims=True)
-        nearness = -jnp.abs(-log_probs - entropy)
-        return jnp.where(nearness < _largest_threshold(nearness, probabilities, p), -jnp.inf, logits)
 
-    return apply
+def _top_p(p: ScalarLike, logits: Array) -> Array:
+    threshold = _largest_threshold(logits, jax.nn.softmax(logits, axis=-1), p)
+    return jnp.where(logits < threshold, -jnp.inf, logits)
+
+
+def _min_p(p: ScalarLike, logits: Array) -> Array:
+    threshold = logits.max(-1, keepdims=True) + jnp.log(p)
+    return jnp.where(logits < threshold, -jnp.inf, logits)
+
+
+def _typical(p: ScalarLike, logits: Array) -> Array:
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    probabilities = jnp.exp(log_probs)
+    entropy = -jnp.where(probabilities > 0, probabilities * log_probs, 0.0).sum(-1, keepdims=True)
+    nearness = -jnp.abs(-log_probs - entropy)
+    return jnp.where(nearness < _largest_threshold(nearness, probabilities, p), -jnp.inf, logits)
 
 
 def _largest_threshold(scores: Array, probabilities: Array, p: ScalarLike) -> Array:

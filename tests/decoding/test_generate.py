@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
-from jaxrl4lm.decoding import Sampling, generate, stream
+from jaxrl4lm.decoding import Sampling, generate, min_new_tokens, repetition_penalty, stream, top_k, top_p
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 
 V, EOS, PAD = 11, 1, 0
@@ -125,6 +126,37 @@ def test_a_stream_gives_the_same_tokens_as_they_come(model, eos_id):
     assert [part[0].shape[1] for part in parts] == [5, 5, 2]
     np.testing.assert_array_equal(np.concatenate([tokens for tokens, _ in parts], 1), whole.tokens)
     np.testing.assert_array_equal(np.concatenate([real for _, real in parts], 1), whole.mask)
+
+
+def test_other_settings_of_the_same_parts_compile_nothing(model):
+    policy, params, prompts, mask = model
+    text, traces = (params, prompts, mask, jax.random.key(0)), []
+
+    def own(logits, history):
+        traces.append(history.step)
+        return logits.at[:, 2].add(-1.0)
+
+    def sampling(temperature, penalty, p, soonest, stop, own=own):
+        penalties = (repetition_penalty(penalty), min_new_tokens(soonest, (EOS,)), own)
+        parts = {"penalties": penalties, "truncations": (top_k(9), top_p(p))}
+        return Sampling(8, EOS, PAD, 4, temperature, **parts, stop_sequences=jnp.array([stop]))
+
+    settings = [(0.7, 1.5, 0.6, 2, (3, 4)), (1.6, 0.8, 0.95, 1, (-1, 6))]
+    expected, traced = [], []
+    for each in settings:
+        expected.append(jax.jit(lambda each=each: generate(policy, *text, sampling(*each)).tokens)())
+        traces.clear()
+        parts = [tokens for tokens, _ in stream(policy, *text, sampling(*each), chunk=3)]
+        traced.append(len(traces))
+        together = np.concatenate(parts, 1)
+        np.testing.assert_array_equal(together, expected[-1][:, : together.shape[1]])
+    assert traced[0] > 0
+    assert traced[1] == 0
+    assert (expected[0] != expected[1]).any()
+    stacked = [sampling(*each, own=Partial(own)) for each in settings]
+    stacked = jax.tree.map(lambda *x: jnp.array(x), *stacked)
+    population = jax.jit(jax.vmap(lambda each: generate(policy, *text, each).tokens))(stacked)
+    np.testing.assert_array_equal(population, expected)
 
 
 def test_low_precision_decoding_lays_out_its_weights_once(model):
