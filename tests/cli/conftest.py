@@ -1,4 +1,4 @@
-"""Tiny runs, made once; compiled programs are kept between them."""
+"""Tiny runs, made once."""
 
 import json
 import os
@@ -7,9 +7,7 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from jaxrl4lm.cli import main
 
@@ -52,22 +50,6 @@ class Result(NamedTuple):
     err: str
 
 
-@pytest.fixture(scope="session", autouse=True)
-def programs(tmp_path_factory):
-    """A folder of compiled programs, for this process and for those that it starts."""
-    folder = str(tmp_path_factory.mktemp("programs"))
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update(
-        "jax_disable_most_optimizations", True
-    )  # these programs take longer to compile than to run
-    compilation_cache.reset_cache()
-    yield folder
-    jax.config.update("jax_compilation_cache_dir", before)
-    jax.config.update("jax_disable_most_optimizations", False)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture
 def cli(capsys):
     """The command, in this process: its exit code and what it wrote."""
@@ -85,7 +67,7 @@ def cli(capsys):
 
 @pytest.fixture
 def spawn(programs):
-    """The command as a process of its own."""
+    """The command as a process of its own, with programs of its own: a kill may tear one."""
     running = []
 
     def start(*arguments) -> subprocess.Popen:
@@ -94,8 +76,7 @@ def spawn(programs):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ
-            | {"JAX_COMPILATION_CACHE_DIR": f"{programs}-alone", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": f"{programs}-alone"},
         )
         running.append(process)
         return process
@@ -131,7 +112,7 @@ def prompt_options(files) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def task_run(tmp_path_factory, programs) -> pathlib.Path:
+def task_run(tmp_path_factory) -> pathlib.Path:
     """A finished run on a task; not to be changed."""
     folder = tmp_path_factory.mktemp("task") / "run"
     assert main(["train", *TASK, "--out", str(folder)]) == 0
@@ -139,7 +120,7 @@ def task_run(tmp_path_factory, programs) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def prompt_run(tmp_path_factory, programs, prompt_options) -> pathlib.Path:
+def prompt_run(tmp_path_factory, prompt_options) -> pathlib.Path:
     """A finished run on prompts; not to be changed."""
     folder = tmp_path_factory.mktemp("prompts") / "run"
     assert main(["train", *prompt_options, "--out", str(folder)]) == 0

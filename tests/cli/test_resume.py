@@ -104,7 +104,7 @@ def reward(prompts, completions, letter, **columns):
 
 
 @pytest.fixture(scope="module")
-def unsteady(tmp_path_factory, programs, prompt_options):
+def unsteady(tmp_path_factory, prompt_options):
     """Options with a reward that does what the file `trouble` beside it says, and a run without trouble."""
     from jaxrl4lm.cli import main
 
