@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from jax.tree_util import Partial
 
 from jaxrl4lm.decoding import Sampling, generate, min_new_tokens, repetition_penalty, stream, top_k, top_p
@@ -21,8 +22,8 @@ def model():
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(policy.init, jax.random.key(3))
     params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.15), jnp.float32), shapes)
-    prompts = jax.random.randint(jax.random.key(4), (3, 6), 2, V)
-    mask = jnp.arange(6)[None] >= jnp.array([0, 2, 4])[:, None]
+    prompts = jnp.asarray(rng.integers(2, V, (3, 6)))
+    mask = jnp.asarray(np.arange(6)[None] >= np.array([0, 2, 4])[:, None])
     return policy, params, prompts, mask
 
 
@@ -30,11 +31,12 @@ def run(model, key, rows=slice(None), n=12, copies=4, **options):
     policy, params, prompts, mask = model
     offset = options.pop("row_offset", 0)
     sampling = Sampling(n, **{"eos_id": EOS, "pad_id": PAD, "temperature": 1.3, "copies": copies, **options})
-    return jax.jit(
+    out = jax.jit(
         lambda params, key: generate(
             policy, params, prompts[rows], mask[rows], key, sampling, row_offset=offset
         )
     )(params, key)
+    return jax.device_get(out)
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +46,23 @@ def sampled(model):
 
 def teacher_forced(model, out, copies=4):
     policy, params, prompts, mask = model
-    tokens = jnp.concatenate([prompts.repeat(copies, 0), out.tokens], 1)
-    mask = jnp.concatenate([mask.repeat(copies, 0), out.mask], 1)
-    logits, values = jax.jit(policy.apply)(params, tokens, mask)
+    tokens = np.concatenate([np.repeat(prompts, copies, 0), out.tokens], 1)
+    mask = np.concatenate([np.repeat(mask, copies, 0), out.mask], 1)
+    logits, values = jax.device_get(jax.jit(policy.apply)(params, tokens, mask))
     return logits[:, 5:], values[:, 5:]
+
+
+def log_probs_of(tokens, logits):
+    log_probs = scipy.special.log_softmax(logits, axis=-1)
+    return np.take_along_axis(log_probs, tokens[..., None], -1)[..., 0]
 
 
 def test_log_probs_and_values_are_those_of_the_whole_sequence(model, sampled):
     logits, values = teacher_forced(model, sampled)
-    log_probs = jax.nn.log_softmax(logits[:, :-1] / 1.3)
-    chosen = jnp.take_along_axis(log_probs, sampled.tokens[..., None], -1)[..., 0]
-    np.testing.assert_allclose(sampled.log_probs, jnp.where(sampled.mask, chosen, 0), atol=5e-6)
-    np.testing.assert_allclose(sampled.values, jnp.where(sampled.mask, values[:, :-1], 0), atol=5e-6)
-    np.testing.assert_allclose(
-        sampled.final_values, jnp.where(sampled.truncated, values[:, -1], 0), atol=5e-6
-    )
+    chosen = log_probs_of(sampled.tokens, logits[:, :-1] / 1.3)
+    np.testing.assert_allclose(sampled.log_probs, np.where(sampled.mask, chosen, 0), atol=5e-6)
+    np.testing.assert_allclose(sampled.values, np.where(sampled.mask, values[:, :-1], 0), atol=5e-6)
+    np.testing.assert_allclose(sampled.final_values, np.where(sampled.truncated, values[:, -1], 0), atol=5e-6)
     assert sampled.truncated.any()
     assert not sampled.truncated.all()
 
@@ -79,7 +83,7 @@ def test_a_row_does_not_depend_on_its_batch(model, sampled):
     alone = run(model, jax.random.key(0), rows=slice(1, 2), row_offset=4)
     np.testing.assert_array_equal(alone.tokens, sampled.tokens[4:8])
     policy, params, prompts, mask = model
-    wider = jnp.pad(prompts, ((0, 0), (3, 0)), constant_values=7), jnp.pad(mask, ((0, 0), (3, 0)))
+    wider = np.pad(prompts, ((0, 0), (3, 0)), constant_values=7), np.pad(mask, ((0, 0), (3, 0)))
     padded = run((policy, params, *wider), jax.random.key(0))
     np.testing.assert_array_equal(padded.tokens, sampled.tokens)
     longer = run(model, jax.random.key(0), n=15)
@@ -92,7 +96,7 @@ def test_the_limit_of_temperature_zero_is_greedy(model):
     cold = run(model, key, temperature=1e-4, copies=1)
     np.testing.assert_array_equal(best.tokens, cold.tokens)
     logits, _ = teacher_forced(model, best, copies=1)
-    np.testing.assert_array_equal(best.tokens, jnp.where(best.mask, logits[:, :-1].argmax(-1), PAD))
+    np.testing.assert_array_equal(best.tokens, np.where(best.mask, logits[:, :-1].argmax(-1), PAD))
 
 
 def test_all_sequences_of_a_small_model_come_with_their_probability():
@@ -107,11 +111,11 @@ def test_all_sequences_of_a_small_model_come_with_their_probability():
             policy, params, prompt, prompt > 0, key, Sampling(length, eos_id=-1, pad_id=0, copies=n)
         )
     )(params, jax.random.key(7))
-    every = jnp.stack(jnp.meshgrid(*[jnp.arange(4)] * length, indexing="ij"), -1).reshape(-1, length)
-    whole = jnp.concatenate([jnp.full((64, 1), 2), every], 1)
-    log_probs = jax.nn.log_softmax(jax.jit(policy.apply)(params, whole)[0][:, :-1])
-    expected = n * np.exp(np.asarray(jnp.take_along_axis(log_probs, every[..., None], -1).sum((1, 2))))
-    counts = np.bincount(np.asarray(out.tokens @ jnp.array([16, 4, 1])), minlength=64)
+    every = np.stack(np.meshgrid(*[np.arange(4)] * length, indexing="ij"), -1).reshape(-1, length)
+    whole = np.concatenate([np.full((64, 1), 2), every], 1)
+    logits = np.asarray(jax.jit(policy.apply)(params, whole)[0])
+    expected = n * np.exp(log_probs_of(every, logits[:, :-1]).sum(1))
+    counts = np.bincount(np.asarray(out.tokens) @ np.array([16, 4, 1]), minlength=64)
     chi2 = ((counts - expected) ** 2 / expected).sum()
     assert 63 - 5 * np.sqrt(126) < chi2 < 63 + 5 * np.sqrt(126)
 
@@ -165,12 +169,10 @@ def test_low_precision_decoding_lays_out_its_weights_once(model):
     laid_out = half.for_decoding(params)
     assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(laid_out) if x.ndim > 1)
     hidden = jax.random.normal(jax.random.key(0), (3, 32), jnp.bfloat16)
+    logits = jax.jit(half.logits, static_argnums=2)
     for part in (None, (2, 5)):
-        np.testing.assert_allclose(
-            half.logits(laid_out, hidden, part), half.logits(params, hidden, part), atol=1e-5
-        )
+        np.testing.assert_allclose(logits(laid_out, hidden, part), logits(params, hidden, part), atol=1e-5)
     out = run((half, params, prompts, mask), jax.random.key(0))
     logits, _ = teacher_forced((half, params, prompts, mask), out)
-    log_probs = jax.nn.log_softmax(logits[:, :-1] / 1.3)
-    chosen = jnp.take_along_axis(log_probs, out.tokens[..., None], -1)[..., 0]
-    np.testing.assert_allclose(out.log_probs, jnp.where(out.mask, chosen, 0), atol=0.15)
+    chosen = log_probs_of(out.tokens, logits[:, :-1] / 1.3)
+    np.testing.assert_allclose(out.log_probs, np.where(out.mask, chosen, 0), atol=0.15)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from jaxrl4lm import models
 from jaxrl4lm.decoding import Sampling, beam_search, best_of, few_shot, generate, generate_queue, score
@@ -14,6 +15,8 @@ from jaxrl4lm.decoding.generate import empty_generation
 from jaxrl4lm.decoding.processors import frequency_penalty, min_new_tokens, top_k
 
 EOS, PAD = 1, 0
+# Compiled once for each configuration.
+apply, score_all = jax.jit(models.LanguagePolicy.apply, static_argnums=0), jax.jit(score, static_argnums=0)
 
 
 def model(vocab, scale=0.6, **sizes):
@@ -30,7 +33,7 @@ def model(vocab, scale=0.6, **sizes):
 def test_a_beam_as_wide_as_the_tree_is_exhaustive_search(length_penalty):
     vocab, length = 4, 3
     policy, params = model(vocab)
-    prompts = jnp.array([[2, 3], [0, 2]])
+    prompts = np.array([[2, 3], [0, 2]])
     mask = prompts > 0
     out = jax.jit(
         lambda params: beam_search(
@@ -48,19 +51,18 @@ def test_a_beam_as_wide_as_the_tree_is_exhaustive_search(length_penalty):
     texts = list(itertools.product(range(vocab), repeat=length))
     ends = [t.index(EOS) + 1 if EOS in t else length for t in texts]
     for g in range(2):
-        every = jnp.concatenate([prompts[g][None].repeat(len(texts), 0), jnp.array(texts)], 1)
-        every_mask = jnp.concatenate(
-            [mask[g][None].repeat(len(texts), 0), jnp.ones((len(texts), length), bool)], 1
+        every = np.concatenate([prompts[g][None].repeat(len(texts), 0), texts], 1)
+        every_mask = np.concatenate(
+            [mask[g][None].repeat(len(texts), 0), np.ones((len(texts), length), bool)], 1
         )
-        log_probs = np.asarray(score(policy, params, every, every_mask))[:, 2:]
+        log_probs = np.asarray(score_all(policy, params, every, every_mask))[:, 2:]
         scores = {
             t[:n]: log_probs[i, :n].sum() / n**length_penalty
             for i, (t, n) in enumerate(zip(texts, ends, strict=True))
         }
         best = sorted(scores.items(), key=lambda item: -item[1])[:10]
-        for (text, expected), row, real, got in zip(
-            best, out.tokens[g], out.mask[g], out.scores[g], strict=False
-        ):
+        found = (np.asarray(x[g]) for x in (out.tokens, out.mask, out.scores))
+        for (text, expected), row, real, got in zip(best, *found, strict=False):
             assert tuple(row[: real.sum()].tolist()) == text
             np.testing.assert_allclose(got, expected, atol=1e-5)
             assert not row[real.sum() :].any()
@@ -110,30 +112,31 @@ def test_beams_are_those_of_transformers(patient, tmp_path):
 @pytest.mark.parametrize("chunk", [7, 5, 100])
 def test_scores_are_the_log_softmax_whatever_the_chunk(tied, chunk):
     policy, params = model(23, tied=tied, logit_softcap=4.0)
-    tokens = jax.random.randint(jax.random.key(0), (3, 8), 0, 23)
-    mask = jnp.array([[1] * 8, [0] * 3 + [1] * 5, [1] * 6 + [0] * 2], bool)
+    tokens = np.random.default_rng(0).integers(0, 23, (3, 8))
+    mask = np.array([[1] * 8, [0] * 3 + [1] * 5, [1] * 6 + [0] * 2], bool)
     ours = jax.jit(lambda p: score(policy, p, tokens, mask, temperature=0.7, chunk=chunk))(params)
-    log_probs = jax.nn.log_softmax(policy.apply(params, tokens, mask)[0] / 0.7)
-    chosen = jnp.take_along_axis(log_probs[:, :-1], tokens[:, 1:, None], -1)[..., 0]
-    np.testing.assert_allclose(ours[:, 1:], jnp.where(mask[:, 1:] & mask[:, :-1], chosen, 0), atol=1e-5)
+    ours = np.asarray(ours)
+    log_probs = scipy.special.log_softmax(np.asarray(apply(policy, params, tokens, mask)[0]) / 0.7, -1)
+    chosen = np.take_along_axis(log_probs[:, :-1], tokens[:, 1:, None], -1)[..., 0]
+    np.testing.assert_allclose(ours[:, 1:], np.where(mask[:, 1:] & mask[:, :-1], chosen, 0), atol=1e-5)
     assert not ours[:, 0].any()
 
 
 @pytest.mark.parametrize("how", [generate, lambda *args: generate_queue(*args, slots=2)])
 def test_a_completion_beyond_a_learned_table_is_refused(how):
     policy = models.LanguagePolicy(models.TransformerConfig.gpt2(13, layers=1, width=8, heads=2, context=8))
-    params = policy.init(jax.random.key(0))
-    prompts = jnp.ones((2, 5), jnp.int32)
-    arguments = (policy, params, prompts, prompts > 0, jax.random.key(1))
-    assert how(*arguments, Sampling(3, -1, PAD)).tokens.shape == (2, 3)
+    run = jax.jit(how, static_argnums=0)
+    prompts = np.ones((2, 5), np.int32)
+    arguments = (policy, jax.jit(policy.init)(jax.random.key(0)), prompts, prompts > 0, jax.random.key(1))
+    assert run(*arguments, Sampling(3, -1, PAD)).tokens.shape == (2, 3)
     with pytest.raises(ValueError, match="9 tokens do not fit the table of context 8"):
-        how(*arguments, Sampling(4, -1, PAD))
+        run(*arguments, Sampling(4, -1, PAD))
 
 
 def test_a_queue_gives_the_completions_of_the_whole_batch():
     policy, params = model(13, scale=0.3, context=32)
-    prompts = jax.random.randint(jax.random.key(1), (6, 5), 2, 13)
-    mask = jnp.arange(5)[None] >= jnp.array([0, 1, 2, 3, 0, 4])[:, None]
+    prompts = jnp.asarray(np.random.default_rng(1).integers(2, 13, (6, 5)))
+    mask = jnp.asarray(np.arange(5)[None] >= np.array([0, 1, 2, 3, 0, 4])[:, None])
     sampling = Sampling(
         max_new_tokens=9,
         eos_id=(EOS, 5),
@@ -153,7 +156,8 @@ def test_a_queue_gives_the_completions_of_the_whole_batch():
     for name in whole._fields:
         expected = getattr(whole, name)
         if name in ("entropy", "top_log_probs", "top_tokens"):
-            expected = jnp.where(whole.mask.reshape(18, 9, *(1,) * (expected.ndim - 2)), expected, 0)
+            real = np.asarray(whole.mask).reshape(18, 9, *(1,) * (expected.ndim - 2))
+            expected = np.where(real, expected, 0)
         np.testing.assert_allclose(getattr(queue, name), expected, atol=1e-5, err_msg=name)
 
 

@@ -37,6 +37,13 @@ STYLES = {
     ),
 }
 
+# Compiled once for each configuration.
+apply, completion_hidden, step = (
+    jax.jit(f, static_argnums=0)
+    for f in (LanguagePolicy.apply, LanguagePolicy.completion_hidden, LanguagePolicy.step)
+)
+start = jax.jit(LanguagePolicy.start, static_argnums=(0, 4, 5))
+
 
 def randomised(policy, seed=0):
     """Parameters with nothing left at a special value."""
@@ -49,13 +56,13 @@ def randomised(policy, seed=0):
 def model(request):
     policy = LanguagePolicy(STYLES[request.param])
     params = randomised(policy)
-    tokens = jax.random.randint(jax.random.key(2), (4, T), 0, V)
-    return policy, params, tokens, jax.jit(policy.apply)
+    tokens = np.random.default_rng(2).integers(0, V, (4, T))
+    return policy, params, tokens
 
 
 def test_no_output_depends_on_a_later_token(model):
-    policy, params, _, _ = model
-    positions = jnp.arange(T)[None]
+    policy, params, _ = model
+    positions = np.arange(T)[None]
 
     def hidden(embedding):  # of the tokens 0, 1, 2 ...: each row of the table is read at one position
         return policy.encode({**params, "embedding": embedding}, positions, positions)[0][0]
@@ -67,37 +74,37 @@ def test_no_output_depends_on_a_later_token(model):
 
 
 def test_step_by_step_is_the_whole_sequence(model):
-    policy, params, tokens, apply = model
-    whole, values = apply(params, tokens)
-    ones = jnp.ones((4, 4), bool)
-    hidden, carry = jax.jit(policy.start, static_argnums=(3, 4))(params, tokens[:, :4], ones, 1, T)
-    step = jax.jit(policy.step)
+    policy, params, tokens = model
+    whole, values = map(np.asarray, apply(policy, params, tokens))
+    hidden, carry = start(policy, params, tokens[:, :4], np.ones((4, 4), bool), 1, T)
+    logits, value = jax.jit(policy.logits), jax.jit(policy.values)
     for t in range(4, T + 1):
-        np.testing.assert_allclose(policy.logits(params, hidden), whole[:, t - 1], atol=1e-5)
-        np.testing.assert_allclose(policy.values(params, hidden), values[:, t - 1], atol=1e-5)
+        np.testing.assert_allclose(logits(params, hidden), whole[:, t - 1], atol=1e-5)
+        np.testing.assert_allclose(value(params, hidden), values[:, t - 1], atol=1e-5)
         if t < T:
-            hidden, carry = step(params, carry, tokens[:, t])
+            hidden, carry = step(policy, params, carry, tokens[:, t])
 
 
 @pytest.mark.parametrize("side", ["left", "right", "both", "inside"])
 def test_padding_changes_nothing_wherever_it_stands_and_whatever_it_holds(model, side):
-    _, params, tokens, apply = model
-    plain = apply(params, tokens)
+    policy, params, tokens = model
+    plain = apply(policy, params, tokens)
     real = {"left": [0] * 3 + [1] * T, "right": [1] * T + [0] * 3, "both": [0] + [1] * T + [0, 0]}
     real["inside"] = [1] * 4 + [0] * 3 + [1] * (T - 4)
-    mask = jnp.tile(jnp.array(real[side], bool), (4, 1))
+    mask = np.tile(np.array(real[side], bool), (4, 1))
     for junk in (0, V - 1):
-        padded = jnp.full((4, T + 3), junk).at[mask].set(tokens.reshape(-1))
-        for x, y in zip(apply(params, padded, mask), plain, strict=True):
-            np.testing.assert_allclose(x[mask].reshape(y.shape), y, atol=1e-5)
+        padded = np.full((4, T + 3), junk)
+        padded[mask] = tokens.reshape(-1)
+        for x, y in zip(apply(policy, params, padded, mask), plain, strict=True):
+            np.testing.assert_allclose(np.asarray(x)[mask].reshape(y.shape), y, atol=1e-5)
 
 
 def test_a_shared_prompt_is_the_prompt_repeated(model):
-    policy, params, tokens, _ = model
-    prompts, completions = tokens[:2, :4], jnp.arange(4 * 5).reshape(4, 5) * 7 % V
-    mask = jnp.ones((2, 4), bool).at[1, 0].set(False)
-    whole = jnp.concatenate([prompts.repeat(2, 0), completions], 1)
-    whole_mask = jnp.concatenate([mask.repeat(2, 0), jnp.ones((4, 5), bool)], 1)
+    policy, params, tokens = model
+    prompts, completions = tokens[:2, :4], np.arange(4 * 5).reshape(4, 5) * 7 % V
+    mask = np.arange(4)[None] >= np.array([[0], [1]])
+    whole = np.concatenate([prompts.repeat(2, 0), completions], 1)
+    whole_mask = np.concatenate([mask.repeat(2, 0), np.ones((4, 5), bool)], 1)
 
     def shared(params):
         hidden = policy.completion_hidden(params, prompts, mask, completions)
@@ -106,7 +113,7 @@ def test_a_shared_prompt_is_the_prompt_repeated(model):
     def repeated(params):
         return policy.apply(params, whole, whole_mask)[0][:, 3:-1]
 
-    weights = jax.random.normal(jax.random.key(3), (4, 5, V))
+    weights = np.random.default_rng(3).normal(size=(4, 5, V)).astype(np.float32)
 
     @jax.jit
     def both(params):
@@ -133,53 +140,53 @@ def test_longrope_takes_the_factors_of_the_length_that_a_text_may_reach():
         plain = dataclasses.replace(rope, short_factors=same, long_factors=same)
         return LanguagePolicy(dataclasses.replace(config, ropes=(plain, plain))), args
 
-    tokens = jax.random.randint(jax.random.key(2), (2, 10), 0, V)
-    mask = jnp.arange(10)[None] >= jnp.array([[0], [2]])  # 10 tokens, and 8: one beyond the original context
-    ours = policy.apply(params, tokens, mask)[0]
+    rng = np.random.default_rng(2)
+    tokens = rng.integers(0, V, (2, 10))
+    mask = np.arange(10)[None] >= np.array([[0], [2]])  # 10 tokens, and 8: one beyond the original context
+    ours = np.asarray(apply(policy, params, tokens, mask)[0])
     for row, long in enumerate([True, False]):
         other, (one, real) = fixed(long, tokens[row : row + 1], mask[row : row + 1])
-        np.testing.assert_allclose(ours[row : row + 1], other.apply(params, one, real)[0], atol=1e-6)
-    prompts, completions = tokens[:, :5], jax.random.randint(jax.random.key(3), (2, 4), 0, V)
-    mask = jnp.arange(5)[None] >= jnp.array([[0], [2]])  # 5 + 4 tokens, and 3 + 4
-    trained = policy.completion_hidden(params, prompts, mask, completions)
-    hidden, carry = policy.start(params, prompts, mask, 1, 4)
+        np.testing.assert_allclose(ours[row : row + 1], apply(other, params, one, real)[0], atol=1e-6)
+    prompts, completions = tokens[:, :5], rng.integers(0, V, (2, 4))
+    mask = np.arange(5)[None] >= np.array([[0], [2]])  # 5 + 4 tokens, and 3 + 4
+    trained = np.asarray(completion_hidden(policy, params, prompts, mask, completions))
+    hidden, carry = start(policy, params, prompts, mask, 1, 4)
     for t in range(4):
         np.testing.assert_allclose(hidden, trained[:, t], atol=1e-5)
-        hidden, carry = policy.step(params, carry, completions[:, t])
+        hidden, carry = step(policy, params, carry, completions[:, t])
     for row, long in enumerate([True, False]):
         other, args = fixed(long, *(x[row : row + 1] for x in (prompts, mask, completions)))
-        np.testing.assert_allclose(trained[row : row + 1], other.completion_hidden(params, *args), atol=1e-5)
+        np.testing.assert_allclose(trained[row : row + 1], completion_hidden(other, params, *args), atol=1e-5)
 
 
 def test_texts_beyond_a_learned_table_are_refused():
     policy = LanguagePolicy(STYLES["gpt2"])  # 32 positions
     params = randomised(policy)
-    ones = jnp.ones((1, 30), bool)
-    policy.start(params, ones.astype(int), ones, 1, 2)
+    ones = np.ones((1, 30), bool)
+    start(policy, params, ones.astype(int), ones, 1, 2)
     with pytest.raises(ValueError, match="33 tokens do not fit the table of context 32"):
-        policy.start(params, ones.astype(int), ones, 1, 3)
+        start(policy, params, ones.astype(int), ones, 1, 3)
     with pytest.raises(ValueError, match="40 tokens do not fit"):
-        policy.apply(params, jnp.zeros((1, 40), jnp.int32))
+        apply(policy, params, np.zeros((1, 40), np.int32))
 
 
 def test_the_value_head_starts_at_zero_and_reads_the_hidden_states(key):
     config = TransformerConfig(V, layers=1, width=8, heads=2)
     policy = LanguagePolicy(config)
     params = jax.jit(policy.init)(key)
-    tokens = jnp.arange(5)[None]
-    assert not policy.apply(params, tokens)[1].any()
+    tokens = np.arange(5)[None]
+    assert not np.any(apply(policy, params, tokens)[1])
     params["value_head"] = jnp.arange(8.0)
-    hidden, _ = policy.encode(params, tokens, tokens)
-    np.testing.assert_allclose(policy.apply(params, tokens)[1], hidden @ jnp.arange(8.0), rtol=1e-5)
+    hidden, _ = jax.jit(policy.encode)(params, tokens, tokens)
+    np.testing.assert_allclose(apply(policy, params, tokens)[1], hidden @ np.arange(8.0), rtol=1e-5)
 
 
-def test_attention_is_a_softmax_over_the_allowed_keys(key):
-    keys = jax.random.split(key, 3)
-    q, k, v = (jax.random.normal(x, (2, 6, h, 8)) for x, h in zip(keys, (4, 2, 2), strict=True))
-    positions = jnp.tile(jnp.arange(6), (2, 1))
+def test_attention_is_a_softmax_over_the_allowed_keys():
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, 6, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
+    positions = np.tile(np.arange(6), (2, 1))
     segment = (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), positions)
     ours = jax.jit(attention, static_argnums=(3, 4))(q, [segment], positions, 3, 1.5)
-    q, k, v = (np.asarray(x) for x in (q, k, v))
     expected = np.zeros((2, 6, 4, 8))
     for b in range(2):
         for t in range(6):
@@ -192,17 +199,17 @@ def test_attention_is_a_softmax_over_the_allowed_keys(key):
 
 
 @pytest.mark.parametrize("by_output, rows", [(False, 2), (True, 2), (True, 70)])
-def test_the_written_backward_of_dense_is_the_derivative(key, by_output, rows):
-    keys = jax.random.split(key, 3)
-    x, kernel, bias = (
-        jax.random.normal(k, s) for k, s in zip(keys, ((rows, 3, 4), (4, 5), (5,)), strict=True)
-    )
+def test_the_written_backward_of_dense_is_the_derivative(by_output, rows):
+    rng = np.random.default_rng(0)
+    x, kernel, bias = (rng.normal(size=s).astype(np.float32) for s in ((rows, 3, 4), (4, 5), (5,)))
 
     def run(x, kernel, bias):
         return jnp.sin(dense(x, kernel.T if by_output else kernel, bias, by_output=by_output)).sum()
 
-    ours = jax.grad(run, (0, 1, 2))(x, kernel, bias)
-    plain = jax.grad(lambda x, w, b: jnp.sin(x @ w + b[None, None]).sum(), (0, 1, 2))(x, kernel, bias)
+    def plainly(x, kernel, bias):
+        return jnp.sin(x @ kernel + bias[None, None]).sum()
+
+    ours, plain = (jax.jit(jax.grad(f, (0, 1, 2)))(x, kernel, bias) for f in (run, plainly))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, plain)
 
 
