@@ -30,12 +30,15 @@ def test_each_answer_is_that_of_the_single_solver(kind, block, x64):
     worlds = [KINDS[kind](seed) for seed in range(7)]
     solution = jax.jit(functools.partial(M.solve_batch, tolerance=1e-7, block=block))(stacked(worlds))
     assert bool(solution.converged.all())
-    exact = jax.jit(functools.partial(M.policy_iteration, tolerance=1e-9))
+    exact, action_values = (
+        jax.jit(functools.partial(M.policy_iteration, tolerance=1e-9)),
+        jax.jit(M.action_values),
+    )
     for i, world in enumerate(worlds):
         truth = exact(world)
         error = np.abs(solution.values[i] - truth.values).max()
         assert error <= solution.error_bound[i] <= 1e-7
-        q = M.action_values(world, solution.values[i])
+        q = action_values(world, solution.values[i])
         np.testing.assert_allclose(solution.action_values[i], q, atol=1e-12)
         chosen = np.asarray(truth.action_values)[np.arange(world.num_states), solution.policy[i]]
         np.testing.assert_allclose(chosen, truth.values, atol=2e-7)
@@ -45,10 +48,11 @@ def test_each_answer_is_that_of_the_single_solver(kind, block, x64):
 def test_the_bound_holds_in_single_precision(tolerance):
     worlds = [M.garnet(jax.random.key(seed), 9, 3, 9, discount=0.99) for seed in range(5)]
     solution = jax.jit(M.solve_batch)(stacked(worlds), tolerance=tolerance)
+    exact = jax.jit(M.policy_iteration)
     with jax.enable_x64(True):
         for i, world in enumerate(worlds):
             precise = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, world)
-            truth = M.policy_iteration(precise).values
+            truth = exact(precise).values
             assert (
                 np.abs(np.asarray(solution.values[i], float) - truth).max() <= solution.error_bound[i] < 0.2
             )
@@ -81,6 +85,8 @@ def test_values_are_differentiable(x64):
 
     batch = functools.partial(M.solve_batch, tolerance=1e-10, block=2)
     single = jax.vmap(functools.partial(M.value_iteration, tolerance=1e-10))
-    by_batch, by_single = (jax.grad(functools.partial(total, f))(worlds.rewards) for f in (batch, single))
+    by_batch, by_single = (
+        jax.jit(jax.grad(functools.partial(total, f)))(worlds.rewards) for f in (batch, single)
+    )
     np.testing.assert_allclose(by_batch, by_single, atol=1e-8)
     assert np.abs(by_batch).max() > 0.5
