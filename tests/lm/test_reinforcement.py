@@ -19,6 +19,7 @@ TASK = tasks.addition(1)._replace(
     reward=lambda prompts, completions, mask: (completions == jnp.array([[SEVEN, SEVEN, 1]])).mean(-1)
 )
 POLICY = LanguagePolicy(TransformerConfig(TASK.tokenizer.vocab_size, layers=1, width=16, heads=2, context=16))
+INIT = jax.jit(POLICY.init)
 CONFIG = ReinforcementConfig(learning_rate=3e-3, prompts=8, completions=4, epochs=2, minibatches=2, updates=3)
 ALGORITHMS = {
     "ppo": algorithms.PPO,
@@ -33,7 +34,7 @@ def learner_of(algorithm):
 
 
 def start(config=CONFIG, algorithm=algorithms.PPO, seed=0):
-    params = POLICY.init(jax.random.key(7))
+    params = INIT(jax.random.key(7))
     return reinforcement.init(jax.random.key(seed), config, learner_of(algorithm), params)
 
 
@@ -71,12 +72,12 @@ def test_any_end_token_ends_and_padding_of_the_vocabulary_is_no_token():
     config = dataclasses.replace(POLICY.config, vocab_size=known + 2)
     policy = LanguagePolicy(config, tokens=known)
     learner = reinforcement.Learner(policy, algorithms.PPO, 8, ends, 0)
-    params = policy.init(jax.random.key(7))
+    params = jax.jit(policy.init)(jax.random.key(7))
     # Rows that would be chosen before all others: opposite ones, so that one of them always is.
     params["embedding"] = params["embedding"].at[known:].set(9 * jnp.array([[1.0], [-1.0]]))
     state = reinforcement.init(jax.random.key(0), CONFIG, learner, params)
     prompts = TASK.sample(jax.random.key(3), CONFIG.prompts)
-    rollout = reinforcement.sample(state, prompts.tokens, prompts.mask, CONFIG, learner)
+    rollout = jax.jit(lambda s: reinforcement.sample(s, prompts.tokens, prompts.mask, CONFIG, learner))(state)
     tokens, mask = np.asarray(rollout.completions), np.asarray(rollout.mask)
     assert tokens.max() < known
     ended = np.isin(tokens, ends)
@@ -84,7 +85,7 @@ def test_any_end_token_ends_and_padding_of_the_vocabulary_is_no_token():
     np.testing.assert_array_equal(rollout.truncated, ~(ended & mask).any(-1))
     assert set(tokens[ended & mask]) == set(ends)
     assert rollout.truncated.any()
-    scores = score(policy, params, rollout, CONFIG.temperature)
+    scores = jax.jit(lambda p: score(policy, p, rollout, CONFIG.temperature))(params)
     np.testing.assert_allclose(np.where(mask, scores.log_probs, 0), rollout.log_probs, atol=1e-5)
     assert scores.entropy.max() <= np.log(known) + 1e-5
 
@@ -249,7 +250,7 @@ def test_training_finds_the_known_optimum(kl):
         learning_rate=1e-2, final_learning_rate=0.02, kl_coef=beta, prompts=1, completions=512, epochs=1, minibatches=1,
         updates=300,
     )  # fmt: skip
-    params = jax.tree.map(lambda x: 2.5 * x, policy.init(jax.random.key(1)))
+    params = jax.tree.map(lambda x: 2.5 * x, jax.jit(policy.init)(jax.random.key(1)))
     train = partial(reinforcement.train, config=config, learner=learner, task=task, params=params)
     state, _ = jax.jit(jax.vmap(train))(jax.random.split(jax.random.key(0), 4))
 
@@ -260,11 +261,13 @@ def test_training_finds_the_known_optimum(kl):
         log_probs = jnp.where(mask, score(policy, params, everything, 1.0).log_probs, 0).sum(-1)
         return jnp.where(real, jnp.exp(log_probs), 0)
 
-    reference = distribution(params)
+    reference = jax.jit(distribution)(params)
     optimum = reference * jnp.exp(worth(texts, mask) / beta)
     optimum = optimum / optimum.sum()
     np.testing.assert_allclose(reference.sum(), 1, atol=1e-5)
-    reached = jax.vmap(distribution)(state.params).mean(0)  # over seeds: what is left is bias, not noise
+    reached = jax.jit(jax.vmap(distribution))(state.params).mean(
+        0
+    )  # over seeds: what is left is bias, not noise
     assert jnp.abs(reference - optimum).sum() > 0.2
     assert jnp.abs(reached - optimum).sum() < 0.03
 
