@@ -94,7 +94,7 @@ def _play(arguments: BanditArguments) -> int:
     learning_curves(curves, best, title, arguments.folder / "bandit.png")
     written = "bandit.png"
     if studies:
-        over = f"{title} of {arguments.steps} steps"
+        over = f"{arguments.arms} {arguments.rewards} arms, {_study_runs(arguments)} runs of {arguments.steps} steps"
         parameter_study(studies, over, arguments.folder / "bandit_study.png")
         written += ", bandit_study.png"
     seconds = time.perf_counter() - started
@@ -119,6 +119,11 @@ def _curve(key, problem, learner, arguments: BanditArguments):
     return jax.tree.map(np.asarray, jax.jit(means, compiler_options=bandits.compiler_options())(key))
 
 
+def _study_runs(arguments: BanditArguments) -> int:
+    """Fewer than those of a curve: a study has many points, each of which needs less precision."""
+    return max(1, arguments.runs // 4)
+
+
 def _study(key, problem, make, values, arguments: BanditArguments):
     """Average reward over all steps and runs for each value of a hyper-parameter: one vmap."""
     import jax
@@ -127,10 +132,8 @@ def _study(key, problem, make, values, arguments: BanditArguments):
 
     from jaxrl4lm import bandits
 
-    runs = max(1, arguments.runs // 4)  # a study has many points; each needs less precision
-
     def average(value):
-        return bandits.run(key, problem, make(value), arguments.steps, runs).rewards.mean()
+        return bandits.run(key, problem, make(value), arguments.steps, _study_runs(arguments)).rewards.mean()
 
     study = jax.jit(lambda values: jax.lax.map(average, values), compiler_options=bandits.compiler_options())
     return np.asarray(study(jnp.asarray(values)))

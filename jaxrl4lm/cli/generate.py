@@ -118,8 +118,10 @@ def _check(parsed: GenerateArguments) -> None:
     for option, value in {"--top-p": parsed.top_p, "--min-p": parsed.min_p}.items():
         if value is not None and not 0 < value <= 1:
             raise InputError(f"{option} must lie above 0 and be at most 1, not {value}")
-    if not 0 <= parsed.temperature < math.inf:
-        raise InputError(f"--temperature must be 0 or a positive number, not {parsed.temperature}")
+    if not (parsed.temperature == 0 or 1e-6 <= parsed.temperature < math.inf):
+        raise InputError(
+            f"--temperature must be 0 (the most likely token) or at least 1e-6, not {parsed.temperature}"
+        )
     penalty = parsed.repetition_penalty
     if penalty is not None and not 0 < penalty < math.inf:
         raise InputError(f"--repetition-penalty must be a positive number, not {penalty}")
@@ -129,6 +131,16 @@ def _check(parsed: GenerateArguments) -> None:
         raise InputError(f"--seed must lie in 0..{LARGEST_SEED - 1}, not {parsed.seed}")
     if parsed.system is not None and not parsed.chat:
         raise InputError("--system is a message of a chat: add --chat")
+    for option, texts in {
+        "--prompt": parsed.prompt,
+        "--stop": parsed.stop,
+        "--system": [parsed.system or ""],
+    }.items():
+        for text in texts:
+            if any("\ud800" <= c <= "\udfff" for c in text):
+                raise InputError(f"{option} {text!a} is not UTF-8: write it so, in a UTF-8 locale")
+    if parsed.prompt and parsed.prompts:
+        raise InputError("--prompt and --prompts both name what to complete: give one")
     if parsed.prompt or parsed.prompts:
         return
     if not parsed.chat:
@@ -145,7 +157,7 @@ def _rows(parsed: GenerateArguments) -> tuple[list[Row], str]:
         return [Row(i, {"prompt": text}) for i, text in enumerate(parsed.prompt, start=1)], "--prompt"
     if parsed.prompts.suffix in (".jsonl", ".json"):
         return read_jsonl(parsed.prompts, ["prompt"]), str(parsed.prompts)
-    lines = enumerate(read_text(parsed.prompts).splitlines(), start=1)
+    lines = enumerate(read_text(parsed.prompts).split("\n"), start=1)
     return [Row(i, {"prompt": line}) for i, line in lines if line.strip()], str(parsed.prompts)
 
 

@@ -82,6 +82,8 @@ def beam_search(
         length = s.step + 1
         # Only the W best may end, as a hypothesis that ends competes with those that go on.
         counts = ended & (jnp.arange(best.shape[1]) < W)[None] & (best > NEVER / 2)
+        if not patient:  # a prompt that has its W is finished, whatever the others of its batch do
+            counts &= (s.done.scores.min(-1) <= NEVER / 2)[:, None]
         real = jnp.broadcast_to(jnp.arange(T) < length, tokens.shape)
         done = _best(s.done, Beams(tokens, real, jnp.where(counts, normalised(best, length), NEVER)))
         going, chosen = jax.lax.top_k(jnp.where(ended, NEVER, best), W)

@@ -3,6 +3,7 @@
 Shapes: `B` rows, `V` vocabulary, `T` completion tokens, `K` alternatives.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -41,6 +42,11 @@ class Sampling:
     alternatives: int = field(default=0, metadata={"static": True})
     """Record this many of the most likely tokens and their log-probabilities."""
 
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "copies"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """The end tokens, one or several."""
@@ -65,6 +71,9 @@ class Choice(NamedTuple):
 def choose(logits: Array, uniform: Array, history: History, sampling: Sampling) -> Choice:
     """Draws a token a row (or takes the most likely: temperature None) from the logits `[B, V]`."""
     temperature = sampling.temperature
+    # Here, not in the record, whose fields are whatever a tree map makes of them.
+    if isinstance(temperature, float | int) and not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive, not {temperature}: None takes the most likely token")
     for penalty in sampling.penalties:
         logits = penalty(logits, history)
     if temperature is not None:
@@ -104,4 +113,4 @@ def ends(chosen: Array, tokens: Array, step: Array, sampling: Sampling) -> Array
 
 def as_ids(eos_id: int | tuple[int, ...]) -> tuple[int, ...]:
     """One end token or several, as several."""
-    return (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+    return tuple(eos_id) if isinstance(eos_id, tuple | list) else (int(eos_id),)

@@ -52,6 +52,7 @@ def generate_queue(
       The others: as in `generate`.
     """
     T, B, copies = sampling.max_new_tokens, slots, sampling.copies
+    prompts, prompt_mask = jnp.asarray(prompts), jnp.asarray(prompt_mask)
     M = prompts.shape[0] * copies
     greedy = sampling.temperature is None
     uniforms = jnp.zeros((M, T)) if greedy else row_uniforms(key, jnp.arange(M), T)

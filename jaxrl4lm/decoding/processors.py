@@ -111,8 +111,10 @@ def top_k(k: int) -> Truncation:
     """Keeps the k largest logits, and those equal to the k-th.
 
     Args:
-      k: static, at most the vocabulary.
+      k: static, at least 1; beyond the vocabulary it keeps everything.
     """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
 
     def apply(logits: Array) -> Array:
         threshold = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][:, -1:]
@@ -127,13 +129,13 @@ def top_p(p: ScalarLike) -> Truncation:
 
     Reference: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
     """
-    return Partial(_top_p, p)
+    return Partial(_top_p, _fraction(p))
 
 
 def min_p(p: ScalarLike) -> Truncation:
     """Keeps tokens at least p times as likely as the most likely one (Nguyen et al. 2024,
     arXiv:2407.01082)."""
-    return Partial(_min_p, p)
+    return Partial(_min_p, _fraction(p))
 
 
 def typical(p: ScalarLike) -> Truncation:
@@ -141,7 +143,13 @@ def typical(p: ScalarLike) -> Truncation:
 
     Reference: Meister et al. 2023, arXiv:2202.00666, eq. 11.
     """
-    return Partial(_typical, p)
+    return Partial(_typical, _fraction(p))
+
+
+def _fraction(p: ScalarLike) -> ScalarLike:
+    if isinstance(p, float | int) and not 0 < p <= 1:
+        raise ValueError(f"p must lie above 0 and be at most 1, not {p}")
+    return p
 
 
 def _top_p(p: ScalarLike, logits: Array) -> Array:

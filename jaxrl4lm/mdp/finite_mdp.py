@@ -75,7 +75,7 @@ def from_arrays(
     num_states = probabilities.shape[0]
     ends = _terminal_mask(terminal, num_states)
     probabilities = np.where(ends[:, None, None], 0, probabilities)
-    _check_rows(probabilities, ends)
+    probabilities = _rows_of_one(probabilities, ends)
     expected, outcome = _split_rewards(rewards, probabilities, ends)
     return FiniteMDP(
         Dense(jnp.asarray(probabilities)),
@@ -118,7 +118,7 @@ def from_successors(
     num_states = chances.shape[0]
     ends = _terminal_mask(terminal, num_states)
     chances = np.where(ends[:, None, None], 0, chances)
-    _check_rows(chances, ends)
+    chances = _rows_of_one(chances, ends)
     wrong = (states < 0) | (states >= num_states)
     if wrong.any():
         s, a, k = np.argwhere(wrong)[0]
@@ -163,8 +163,9 @@ def _terminal_mask(terminal: ArrayLike | None, num_states: int) -> np.ndarray:
     return ends
 
 
-def _check_rows(probabilities: np.ndarray, ends: np.ndarray) -> None:
-    """Signs, finiteness and row sums; tolerance 1e-5 in float32, 1e-9 in float64."""
+def _rows_of_one(probabilities: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Checks signs, finiteness and row sums (to 1e-5 in float32, 1e-9 in float64), and takes out what is missing or too
+    much: a defect as small grows by 1/(1 − γ)² in the values, and every error bound rests on rows that sum to 1."""
     tolerance = 1e-5 if probabilities.dtype == np.float32 else 1e-9
     bad = ~np.isfinite(probabilities) | (probabilities < 0)
     if bad.any():
@@ -179,6 +180,9 @@ def _check_rows(probabilities: np.ndarray, ends: np.ndarray) -> None:
             f"transitions of state {s}, action {a} sum to {sums[s, a]:.9g}: give 1, or mark the state"
             " terminal."
         )
+    exact = probabilities.astype(np.float64)
+    sums = np.where(ends[:, None], 1, exact.sum(axis=-1))
+    return (exact / sums[..., None]).astype(probabilities.dtype)
 
 
 def _split_rewards(

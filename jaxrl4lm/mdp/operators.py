@@ -52,16 +52,27 @@ def soft_backup(
       reference: `[S, A]` probabilities; uniform by default.
     Reference: Todorov 2006; Haarnoja et al. 2017, arXiv:1702.08165, eq. 5.
     """
-    logits = soft_logits(mdp, values, temperature=temperature, reference=reference)
-    return jnp.asarray(temperature) * jax.nn.logsumexp(logits, axis=-1)
+    q, prior = action_values(mdp, values), _prior(mdp, reference)
+    possible = prior > 0
+    best = jax.lax.stop_gradient(jnp.where(possible, q, -jnp.inf).max(axis=-1, keepdims=True))
+    behind = jnp.where(possible, q - best, 0) / temperature
+    # log Σ π exp(x) = log1p Σ π (exp(x) − 1): where it is near 0 its rounding must not be that of 1, times τ.
+    above_one = jnp.sum(prior * jnp.expm1(behind), axis=-1)
+    near = above_one > -0.5
+    log = jnp.log(jnp.where(near, 1, jnp.sum(prior * jnp.exp(behind), axis=-1)))
+    log = jnp.where(near, jnp.log1p(jnp.where(near, above_one, 0)), log)
+    return best[:, 0] + jnp.asarray(temperature) * log
 
 
 def soft_logits(
     mdp: FiniteMDP, values: Array, *, temperature: ScalarLike = 1.0, reference: Array | None = None
 ) -> Array:
     """Q(s, a)/τ + log π_ref(a|s), `[S, A]`: their softmax is the soft-greedy policy."""
-    prior = jnp.full_like(mdp.rewards, 1 / mdp.num_actions) if reference is None else reference
-    return action_values(mdp, values) / temperature + jnp.log(prior)
+    return action_values(mdp, values) / temperature + jnp.log(_prior(mdp, reference))
+
+
+def _prior(mdp: FiniteMDP, reference: Array | None) -> Array:
+    return jnp.full_like(mdp.rewards, 1 / mdp.num_actions) if reference is None else reference
 
 
 def greedy(mdp: FiniteMDP, values: Array) -> Array:

@@ -122,7 +122,9 @@ def certify(
     shift = jnp.where(episodic | ~jnp.isfinite(centre), 0, jnp.where(episodic, 0, horizon) * centre)
     radius = jnp.where(episodic, jnp.maximum(-low, high), radius)
     noise = rounding.at(jnp.abs(new).max() + jnp.abs(shift))
-    error = jnp.where(radius + noise > 0, horizon * (radius + noise), 0) + noise
+    # Nor does a residual of 0 prove anything where some state never ends.
+    still = jnp.isfinite(horizon) & (radius + noise == 0)
+    error = jnp.where(still, 0, horizon * jnp.where(still, 1, radius + noise)) + noise
     return shift, jnp.where(jnp.isfinite(radius) & jnp.isfinite(error), error, jnp.inf)
 
 

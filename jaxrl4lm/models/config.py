@@ -1,6 +1,7 @@
 """Sizes and style of a decoder: one record that every family of models is written in."""
 
 import math
+import numbers
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -150,6 +151,26 @@ class TransformerConfig:
     """The Hugging Face `model_type` that `save` writes. None: the first that expresses this configuration."""
 
     def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "layers",
+            "width",
+            "heads",
+            "num_kv_heads",
+            "channels",
+            "hidden",
+            "context",
+        ):
+            size = getattr(self, name)
+            if not isinstance(size, numbers.Integral) or size < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
+        if not isinstance(self.norm_eps, numbers.Real) or not 0 <= self.norm_eps < math.inf:
+            raise ValueError(f"norm_eps must be a number of at least 0, not {self.norm_eps!r}")
+        for rope in filter(None, self.layer_ropes):
+            if not (0 < rope.theta < math.inf and 0 < rope.factor < math.inf):
+                raise ValueError(
+                    f"rotary positions need a positive theta and factor, not {rope.theta} and {rope.factor}"
+                )
         if self.width % self.heads and self.head_dim is None:
             raise ValueError(f"width {self.width} does not divide into heads {self.heads}: choose a multiple")
         if self.heads % self.num_kv_heads:

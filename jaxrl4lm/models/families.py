@@ -72,7 +72,7 @@ def read_config(hf: Json, where: str = "config.json") -> TransformerConfig:
       CheckpointError: if the `model_type` or one of its options is not supported, or a size is missing.
     """
     model_type = hf.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(f"{where}: model_type {model_type!r} is not one of {', '.join(FAMILIES)}")
     try:
         return TransformerConfig(**FAMILIES[model_type].read(hf), family=model_type)
@@ -99,7 +99,11 @@ def write_config(config: TransformerConfig) -> Json:
     for model_type in order:
         family = FAMILIES[model_type]
         hf = {"model_type": model_type, "architectures": [family.architecture], **family.write(config)}
-        if _fills(TransformerConfig(**family.read(hf))) == _fills(dataclasses.replace(config, **running)):
+        try:
+            meant = TransformerConfig(**family.read(hf))
+        except ValueError:  # what another family's file cannot say
+            continue
+        if _fills(meant) == _fills(dataclasses.replace(config, **running)):
             return hf
     raise CheckpointError(
         f"no Hugging Face model_type expresses {config}: save its parameters with orbax instead"
@@ -120,11 +124,11 @@ def _fills(config: TransformerConfig) -> TransformerConfig:
         for f in ("qkv_bias", "output_bias", "mlp_bias")
     }
     rope = {"ropes": config.layer_ropes, "rope_dim": config.rotated, "windows": config.layer_windows}
-    rope["rope_theta"] = None if config.rope_theta is None else 0.0
+    rope["rope_theta"] = None if config.rope_theta is None else 1.0
     scale = {
         "attention_scale": config.channels**-0.5 if config.attention_scale is None else config.attention_scale
     }
-    context = {} if config.rope_theta is None else {"context": 0}  # a table's size, or only a hint
+    context = {} if config.rope_theta is None else {"context": 1}  # a table's size, or only a hint
     return dataclasses.replace(config, **plain, **biases, **rope, **scale, **context)
 
 
@@ -151,6 +155,8 @@ def _rope(hf: Json, theta: float) -> tuple[Rope, float]:
         if missing:
             raise ValueError(f"the rope type 'longrope' needs {', '.join(sorted(missing))}")
         given.setdefault("factor", hf["max_position_embeddings"] / given[name])
+    if kind in ("linear", "llama3", "yarn") and "factor" not in given:
+        raise ValueError(f"the rope type {kind!r} needs a factor")
     stretch: Json = {ours: given[name] for ours, name in STRETCHES[kind].items() if name in given}
     stretch |= {ours: tuple(x) for ours, x in stretch.items() if isinstance(x, list)}
     rope = Rope(float(p.get("rope_theta", theta)), kind, **stretch)
@@ -199,7 +205,7 @@ def read_llama(hf: Json, *, theta: float = 10_000.0, tied: bool = False) -> Json
         "kv_heads": hf.get("num_key_value_heads") or heads,
         "head_dim": head_dim,
         "mlp_width": hf["intermediate_size"],
-        "context": hf.get("max_position_embeddings", 2048),
+        "context": hf.get("max_position_embeddings") or 2048,
         "norm_eps": hf.get("rms_norm_eps", 1e-6),
         "activation": _activation(hf.get("hidden_act", "silu")),
         "qkv_bias": hf.get("attention_bias", False),
@@ -355,6 +361,8 @@ def read_gemma2(hf: Json) -> Json:
 
 def read_gemma3(hf: Json) -> Json:
     """Gemma 3 (text): Gemma 2 with normalised queries and keys in place of the caps, and a rope of its own for windows."""
+    if hf.get("use_bidirectional_attention"):
+        raise ValueError("attention to later tokens (use_bidirectional_attention) is not supported")
     both = hf.get("rope_parameters") or {}
     activation = hf.get("hidden_activation") or "gelu_pytorch_tanh"
     fields = _read_gemma({**hf, "rope_parameters": both.get(FULL)}, activation, theta=1e6)
@@ -382,7 +390,9 @@ def write_gemma(c: TransformerConfig) -> Json:
     squared = scale**-2
     squared = round(squared) if abs(squared - round(squared)) < 1e-6 else squared
     name = ACTIVATION_NAMES[c.activation]
-    return {**write_llama(c), "hidden_activation": name, "query_pre_attn_scalar": squared, **caps}
+    hf = {**write_llama(c), "hidden_activation": name, "query_pre_attn_scalar": squared, **caps}
+    # transformers wants a window even where no layer has one.
+    return hf | {"sliding_window": hf["sliding_window"] or 4096}
 
 
 def write_gemma3(c: TransformerConfig) -> Json:
@@ -395,6 +405,12 @@ def write_gemma3(c: TransformerConfig) -> Json:
         "rope_scaling": _write_rope(full),
         "rope_local_base_freq": local.theta,
     }
+    if local.kind != "default":  # only the format of transformers 5 has a place for it
+        both = {FULL: full, SLIDING: local}
+        ropes["rope_parameters"] = {
+            layer: {"rope_theta": rope.theta, **(_write_rope(rope) or {"rope_type": "default"})}
+            for layer, rope in both.items()
+        }
     return {**write_gemma(c), **ropes}
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +19,22 @@ from jaxrl4lm.models import names
 from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.families import FAMILIES, read_config, write_config
 from jaxrl4lm.models.policy import LanguagePolicy
-from jaxrl4lm.models.tensor_files import CheckpointError, Tensor, read_tensors, release, write_tensors
+from jaxrl4lm.models.tensor_files import (
+    CheckpointError,
+    Tensor,
+    read_tensors,
+    release,
+    tensors_file,
+    write_tensors,
+)
 from jaxrl4lm.types import Params
 
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 VALUE_HEAD = "value_head"
 HEADED = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 """Endings of the architectures that have a task head in place of the unembedding."""
+UNEMBEDDINGS = {"lm_head.weight", "embed_out.weight"}
+"""Names of what a tied model keeps, if at all, as a copy of its embedding."""
 IGNORED = (
     ".attn.bias",
     ".attn.masked_bias",
@@ -60,14 +70,18 @@ def load(
     """
     folder = pathlib.Path(folder)
     hf = read_hf_config(folder)
-    architecture = next(iter(hf.get("architectures") or []), "")
-    if architecture.endswith(HEADED):
+    architecture = next(iter(_as_list(hf.get("architectures"))), None)
+    if isinstance(architecture, str) and architecture.endswith(HEADED):
         raise CheckpointError(
             f"{folder} holds a {architecture}, which has a task head and no logits: use models.load_with_head"
         )
     policy = LanguagePolicy(_computing(read_config(hf, str(folder / "config.json")), dtype, compute_dtype))
     params = place_leaves(read_leaves(folder, policy, read_tensors(folder)), dtype, sharding)
     return policy, params, read_tokenizer(folder)
+
+
+def _as_list(given: object) -> list:
+    return given if isinstance(given, list) else []
 
 
 def read_hf_config(folder: pathlib.Path) -> dict:
@@ -89,14 +103,19 @@ def _computing(
     return dataclasses.replace(config, dtype=jnp.dtype(compute_dtype or dtype).name)
 
 
-def place_leaves(leaves: dict[str, np.ndarray], dtype: DTypeLike, sharding: Placement | None) -> Params:
+Leaves = dict[str, Callable[[], np.ndarray]]
+"""Arrays by their path, each read when its turn comes."""
+
+
+def place_leaves(leaves: Leaves, dtype: DTypeLike, sharding: Placement | None) -> Params:
     """The tree of these arrays, one after another put where it belongs, in that type.
 
     No more than one of them is held besides what is placed: each is waited for, then its file's pages are let go.
     """
     dtype = jnp.dtype(dtype)
 
-    def place(path: str, array: np.ndarray) -> jax.Array:
+    def place(path: str, read: Callable[[], np.ndarray]) -> jax.Array:
+        array = read()
         cast = array if array.dtype == dtype else array.astype(dtype)
         # A copy always: the parameters must outlive the file.
         placed = jax.device_put(
@@ -106,14 +125,11 @@ def place_leaves(leaves: dict[str, np.ndarray], dtype: DTypeLike, sharding: Plac
         release(array)
         return placed
 
-    return nest({path: place(path, array) for path, array in leaves.items()})
+    return nest({path: place(path, read) for path, read in leaves.items()})
 
 
-def read_leaves(
-    folder: pathlib.Path, policy: LanguagePolicy, tensors: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Views of every parameter by its path, from the folder's tensors; raises if they and the configuration
-    disagree."""
+def read_leaves(folder: pathlib.Path, policy: LanguagePolicy, tensors: dict[str, np.ndarray]) -> Leaves:
+    """Every parameter by its path, from the folder's tensors; raises if they and the configuration disagree."""
     rows, shapes = rows_of(policy), _shapes(policy)
     prefix = rows[0].name.split(".")[0] + "."
     # Saved without the head around it, or, under a head for spans, by another name.
@@ -124,30 +140,70 @@ def read_leaves(
         for row in rows
     ]
     tensors = {n: t for n, t in tensors.items() if not n.endswith(IGNORED)}
+    file = tensors_file(folder)
     if policy.config.tied:
-        tensors.pop("lm_head.weight", None)
+        embedding = next((tensors.get(row.name) for row in rows if row.leaves == ("embedding",)), None)
+        for name in UNEMBEDDINGS & set(tensors):
+            if embedding is not None and not _equal(tensors[name], embedding):
+                raise CheckpointError(
+                    f"{file}: the tensor {name} is not the embedding, which config.json calls for: set its "
+                    "tie_word_embeddings to false"
+                )
+            del tensors[name]
     leaves = {}
     for row in rows:
         tensor = tensors.pop(row.name, None)
         if tensor is None:
-            raise CheckpointError(
-                f"{folder}: the tensor {row.name} is missing, which its config.json calls for"
-            )
+            raise CheckpointError(f"{file}: the tensor {row.name} is missing, which config.json calls for")
         expected = row.shape([shapes[leaf] for leaf in row.leaves])
         if tensor.shape != expected:
             raise CheckpointError(
-                f"{folder}: the tensor {row.name} has shape {tensor.shape}, config.json means {expected}"
+                f"{file}: the tensor {row.name} has shape {tensor.shape}, config.json means {expected}"
             )
-        widths = [shapes[leaf][-1] for leaf in row.leaves]
-        leaves.update(zip(row.leaves, row.split(tensor, widths, policy.config.channels), strict=True))
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise CheckpointError(f"{file}: the tensor {row.name} holds {tensor.dtype}, not floats")
+        for i, leaf in enumerate(row.leaves):
+            leaves[leaf] = partial(_part, row, tensor, [shapes[x][-1] for x in row.leaves], policy, i)
     if tensors:
         raise CheckpointError(
-            f"{folder}: {len(tensors)} tensors are left over, which a {policy.config.family} model "
+            f"{file}: {len(tensors)} tensors are left over, which a {policy.config.family} model "
             f"does not have; the first is {min(tensors)}"
         )
-    head = folder / f"{VALUE_HEAD}.npy"
-    leaves[VALUE_HEAD] = np.load(head) if head.exists() else np.zeros(shapes[VALUE_HEAD], np.float32)
+    leaves[VALUE_HEAD] = partial(_value_head, folder / f"{VALUE_HEAD}.npy", shapes[VALUE_HEAD])
     return leaves
+
+
+def _part(
+    row: names.Row, tensor: np.ndarray, widths: list[int], policy: LanguagePolicy, i: int
+) -> np.ndarray:
+    """The i-th of the leaves that a tensor holds. A copy lets go of what it was made from."""
+    part = row.split(tensor, widths, policy.config.channels)[i]
+    if not np.may_share_memory(part, tensor):
+        release(tensor)
+    return part
+
+
+def _value_head(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
+    if not path.exists():
+        return np.zeros(shape, np.float32)
+    try:
+        head = np.load(path)
+    except (ValueError, EOFError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): replace it, or delete it for a value head of 0"
+        ) from error
+    if head.shape != shape:
+        raise CheckpointError(
+            f"{path} has shape {head.shape}, config.json means {shape}: it is of another model"
+        )
+    return head
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    same = a.shape == b.shape and a.dtype == b.dtype and bool((a.view(np.uint8) == b.view(np.uint8)).all())
+    release(a)
+    release(b)
+    return same
 
 
 def save(
@@ -205,6 +261,10 @@ def write_around(folder: pathlib.Path, hf: dict, params: Params, tokenizer: Toke
         ends = list(text.eos_ids) if len(text.eos_ids) > 1 else text.eos_id
         ids = {"bos_token_id": text.bos_id, "eos_token_id": ends, "pad_token_id": text.pad_id}
         (folder / "generation_config.json").write_text(json.dumps(ids, indent=2))
+    if (ids["pad_token_id"] or 0) >= hf[
+        "vocab_size"
+    ]:  # of a tokenizer with more tokens: transformers would refuse it
+        ids["pad_token_id"] = None
     # Both spellings: transformers 4 reads torch_dtype, 5 reads dtype.
     name = np.dtype(params["embedding"].dtype).name
     (folder / "config.json").write_text(

@@ -25,6 +25,11 @@ from jaxrl4lm.models.tensor_files import CheckpointError, Tensor, read_tensors, 
 from jaxrl4lm.types import Key, Params, ScalarLike
 
 EVERY_DENSE = matching(r"layer_\d+/(attention|mlp)/(query|key|value|output|up|gate|down)/kernel")
+UNSUPPORTED = (
+    *("use_dora", "modules_to_save", "trainable_token_indices"),
+    *("layer_replication", "alora_invocation_tokens", "lora_bias"),
+)
+"""Options of PEFT that change what an adapter computes, beyond ranks, α and rsLoRA."""
 PREFIX, STEM = "base_model.model.", "adapter_model"
 
 
@@ -79,7 +84,7 @@ def save(folder: str | os.PathLike, policy: LanguagePolicy, adapters: Params, al
     the same rank if they share A, else of as many times the rank as there are kernels, which `rank_pattern` says.
 
     Args:
-      alpha: α, of the scale α / r that the adapters were trained with.
+      alpha: α, of the scale α / r that the adapters were trained with, r being the rank of the first.
     Raises:
       CheckpointError: if only some of the kernels that share a tensor are adapted.
     """
@@ -93,12 +98,12 @@ def save(folder: str | os.PathLike, policy: LanguagePolicy, adapters: Params, al
         ranks[name] = a.shape[-1]
         for theirs, array in (("lora_A", a.T), ("lora_B", b)):
             tensors[f"{PREFIX}{name}.{theirs}.weight"] = Tensor(array.shape, array.dtype, lambda x=array: x)
-    wider = {name: width // rank for name, width in ranks.items() if width != rank}
+    others = {name: width for name, width in ranks.items() if width != rank}
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha}
     config |= {
         "target_modules": sorted({name.rsplit(".", 1)[-1] for name in ranks}),
-        "rank_pattern": {name: times * rank for name, times in wider.items()},
-        "alpha_pattern": {name: times * alpha for name, times in wider.items()},
+        "rank_pattern": others,
+        "alpha_pattern": {name: alpha * width / rank for name, width in others.items()},
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": any(row.layout == "as is" for row in rows),
@@ -145,7 +150,7 @@ def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, flo
     """
     folder = pathlib.Path(folder)
     config = read_object(folder / "adapter_config.json")
-    for option in ("use_dora", "modules_to_save", "trainable_token_indices"):
+    for option in UNSUPPORTED:
         if config.get(option):
             raise CheckpointError(f"{folder}/adapter_config.json: {option} is not supported")
     if config.get("peft_type", "LORA") != "LORA" or not {"r", "lora_alpha"} <= set(config):
@@ -155,12 +160,16 @@ def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, flo
     scale = _scale(config)
     for row in rows_of(policy):
         name = row.name.removesuffix(".weight")
-        if f"{PREFIX}{name}.lora_A.weight" not in tensors:
+        if f"{PREFIX}{name}.lora_A.weight" not in tensors or not row.leaves[0].endswith("/kernel"):
             continue
         a = tensors.pop(f"{PREFIX}{name}.lora_A.weight").T
         b = tensors.pop(f"{PREFIX}{name}.lora_B.weight", None)
         widths = [shapes[leaf][-1] for leaf in row.leaves]
         expected = (shapes[row.leaves[0]][0], a.shape[1]), (sum(widths), a.shape[1])
+        if a.shape[1] != _given(config, "rank_pattern", "r", name):
+            raise CheckpointError(
+                f"{folder}: the adapter of {name} has rank {a.shape[1]}, not what its adapter_config.json says"
+            )
         if b is None or (a.shape, b.shape) != expected:
             raise CheckpointError(
                 f"{folder}: the adapter of {name} does not fit a kernel {expected[0][0]} x {expected[1][0]}: "
@@ -177,17 +186,21 @@ def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, flo
             }
     if tensors:
         raise CheckpointError(
-            f"{folder}: the tensor {min(tensors)} has no place in a {policy.config.family} model"
+            f"{folder}: the tensor {min(tensors)} has no place among the adapters of a {policy.config.family} model's "
+            "dense layers"
         )
     return nest(adapters), scale
 
 
+def _given(config: dict, patterns: str, default: str, name: str) -> float:
+    """An option, of the tensor of that name where the patterns have it."""
+    given = (config.get(patterns) or {}).items()
+    return next((x for key, x in given if re.match(rf"(.*\.)?({key})$", name)), config[default])
+
+
 def _scale(config: dict, name: str = "") -> float:
-    """α / r (of rsLoRA α / √r), of the tensor of that name where the patterns have it."""
-
-    def of(patterns: str, default: str) -> float:
-        given = (config.get(patterns) or {}).items()
-        return next((x for key, x in given if re.match(rf"(.*\.)?({key})$", name)), config[default])
-
-    rank = of("rank_pattern", "r")
-    return of("alpha_pattern", "lora_alpha") / (rank**0.5 if config.get("use_rslora") else rank)
+    """α / r (of rsLoRA α / √r), of the tensor of that name."""
+    rank = _given(config, "rank_pattern", "r", name)
+    return _given(config, "alpha_pattern", "lora_alpha", name) / (
+        rank**0.5 if config.get("use_rslora") else rank
+    )

@@ -6,6 +6,7 @@ Format: 8 bytes with the length of a JSON header, the header {name: {dtype, shap
 import json
 import math
 import mmap
+import operator
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ def read_tensors(folder: str | os.PathLike, stem: str = "model") -> dict[str, np
     """
     folder = pathlib.Path(folder)
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if single.exists():
+    if tensors_file(folder, stem) == single:
         return dict(_read_file(single))
     if not index.exists():
         raise CheckpointError(
@@ -63,7 +64,7 @@ def read_tensors(folder: str | os.PathLike, stem: str = "model") -> dict[str, np
         )
     tensors = {}
     promised = read_object(index).get("weight_map")
-    if not isinstance(promised, dict):
+    if not isinstance(promised, dict) or not all(isinstance(shard, str) for shard in promised.values()):
         raise CheckpointError(
             f"{index} has no weight_map, which names the file of each tensor: download it again"
         )
@@ -75,6 +76,12 @@ def read_tensors(folder: str | os.PathLike, stem: str = "model") -> dict[str, np
         if name not in tensors:
             raise CheckpointError(f"{folder / shard} has no tensor {name}, which {index.name} promises")
     return tensors
+
+
+def tensors_file(folder: pathlib.Path, stem: str = "model") -> pathlib.Path:
+    """The file that says where the tensors are: the only one, or the index of the shards."""
+    single = folder / f"{stem}.safetensors"
+    return single if single.exists() else folder / f"{stem}.safetensors.index.json"
 
 
 def _read_file(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -97,18 +104,22 @@ def _read_file(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
     header.pop("__metadata__", None)
     data = _map(path)[8 + length :]
     for name, entry in header.items():
-        if entry["dtype"] not in DTYPES:
+        try:
+            code, shape = entry["dtype"], tuple(map(operator.index, entry["shape"]))
+            begin, end = map(operator.index, entry["data_offsets"])
+        except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{path}: tensor {name} is of type {entry['dtype']}, not one of {', '.join(DTYPES)}"
-            )
-        begin, end = entry["data_offsets"]
+                f"{path}: what its header says of tensor {name} is damaged: download it again"
+            ) from error
+        if code not in DTYPES:
+            raise CheckpointError(f"{path}: tensor {name} is of type {code}, not one of {', '.join(DTYPES)}")
         if end > data.size:
             missing = end - data.size
             raise CheckpointError(
                 f"{path} is cut short: tensor {name} lacks its last {missing} bytes; download it again"
             )
-        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-        if end - begin != math.prod(shape) * dtype.itemsize:
+        dtype = DTYPES[code]
+        if min((begin, *shape)) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
             raise CheckpointError(
                 f"{path}: tensor {name} has {end - begin} bytes, which is not its shape {shape}"
             )
@@ -132,25 +143,31 @@ def release(tensor: np.ndarray) -> None:
 def write_tensors(
     folder: str | os.PathLike, tensors: dict[str, Tensor], stem: str = "model", shard_bytes: int = 5 * 10**9
 ) -> None:
-    """Writes `stem.safetensors`, or shards of at most `shard_bytes` and their index; files appear when
-    complete."""
+    """Writes `stem.safetensors`, or shards of at most `shard_bytes` and their index; files appear when complete, and
+    those of an older model that would be read in their place, or beside them, go."""
     folder = pathlib.Path(folder)
     shards: list[dict[str, Tensor]] = [{}]
     for name, tensor in tensors.items():
         if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
             shards.append({})
         shards[-1][name] = tensor
-    if len(shards) == 1:
-        _write_file(folder / f"{stem}.safetensors", shards[0])
-        return
+    single, listing = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    older = {path for path in folder.glob(f"{stem}-*-of-*.safetensors") if path.name not in names}
+    if len(shards) == 1:
+        _write_file(single, shards[0])
+        for path in {*older, folder / names[0], listing}:
+            path.unlink(missing_ok=True)
+        return
     for file, shard in zip(names, shards, strict=True):
         _write_file(folder / file, shard)
     index = {
         "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
         "weight_map": {name: file for file, shard in zip(names, shards, strict=True) for name in shard},
     }
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    listing.write_text(json.dumps(index, indent=2))
+    for path in {*older, single}:
+        path.unlink(missing_ok=True)
 
 
 def _write_file(path: pathlib.Path, tensors: dict[str, Tensor]) -> None:

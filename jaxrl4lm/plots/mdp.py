@@ -68,6 +68,8 @@ def grid_solution(
                     linewidth=2.5 * cell,
                 )
             )
+    ax.set_xticks([])  # or minor ticks that fall on automatic major ones would get no line
+    ax.set_yticks([])
     ax.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
     ax.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1.5 * cell)

@@ -203,7 +203,7 @@ def rewrite(name, content):
 SPOILED = [
     (change("config.json", model_type="mamba"), "model_type 'mamba' is not one of"),
     (change("config.json", num_hidden_layers=2), "the tensor model.layers.1."),
-    (change("config.json", num_hidden_layers=0), "tensors are left over"),
+    (change("config.json", num_hidden_layers=0), "layers must be a whole number of at least 1"),
     (change("config.json", hidden_size=18), "has shape"),
     (change("config.json", hidden_size="big"), "config.json"),
     (rewrite("config.json", b"{"), "config.json"),

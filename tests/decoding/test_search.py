@@ -108,6 +108,29 @@ def test_beams_are_those_of_transformers(patient, tmp_path):
     assert (np.asarray(out.mask).sum(-1) < 7).any()
 
 
+def test_beams_do_not_depend_on_the_batch():
+    policy, params = model(11, scale=0.4)
+    prompts = jnp.array(np.random.default_rng(3).integers(2, 11, (6, 3)))
+    search = jax.jit(
+        lambda prompts: beam_search(
+            policy,
+            params,
+            prompts,
+            prompts > 0,
+            beams=3,
+            max_new_tokens=10,
+            eos_id=(1, 2, 3),
+            pad_id=PAD,
+            patient=False,
+        )
+    )
+    together = search(prompts)
+    for row in range(6):
+        alone = search(prompts[row : row + 1])
+        np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
+        np.testing.assert_allclose(together.scores[row], alone.scores[0], atol=1e-5)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("chunk", [7, 5, 100])
 def test_scores_are_the_log_softmax_whatever_the_chunk(tied, chunk):

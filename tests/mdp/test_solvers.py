@@ -196,6 +196,54 @@ def test_an_improper_world_is_reported_not_endless(solver):
     assert np.isinf(evaluation.error_bound)
 
 
+@pytest.mark.parametrize("solver", OPTIMAL)
+def test_a_world_that_never_ends_is_not_converged_because_nothing_is_paid(solver):
+    world = M.grid_world(". # 0\n. # S", discount=1.0).mdp
+    assert np.isinf(compiled(solver)(world, max_iterations=50).error_bound)
+    assert np.isinf(M.evaluate_policy(world, jnp.zeros(4, jnp.int32), max_iterations=50).error_bound)
+
+
+@pytest.mark.parametrize("precision, digits", [("float32", 5), ("float64", 10)])
+def test_rows_that_sum_to_nearly_1_are_made_to(precision, digits):
+    with jax.enable_x64(precision == "float64"):
+        rows = np.full((3, 1, 3), round(1 / 3, digits), precision)
+        successors = np.tile(np.arange(3), (3, 1, 1))
+        rewards = np.array([[1.0], [2.0], [3.0]], precision)
+        for world in (
+            M.from_arrays(rows, rewards, 0.999),
+            M.from_successors(successors, rows, rewards, 0.999),
+        ):
+            for solver in OPTIMAL:
+                solution = compiled(solver)(world, tolerance=1e-6)
+                exact = rewards[:, 0] + 0.999 * 2000
+                assert np.abs(solution.values - exact).max() <= solution.error_bound
+
+
+def test_a_tolerance_of_0_ends_where_nothing_changes_any_more():
+    world = M.russell_norvig(0.9).mdp
+    solution = jax.jit(M.modified_policy_iteration)(world, tolerance=0.0)
+    assert solution.iterations < 100
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1.0, 1e3, 1e6, 1e12])
+def test_the_soft_bound_holds_at_any_temperature(temperature):
+    """Of two states alike, V = (τ log mean exp(r / τ)) / (1 − γ)."""
+    world = M.from_arrays(np.full((2, 2, 2), 0.5), [[1.0, 0.0], [1.0, 0.0]], 0.9)
+    solution = jax.jit(M.soft_value_iteration)(world, temperature=temperature, tolerance=0.0)
+    step = 1 + temperature * np.log1p(0.5 * np.expm1(-1 / temperature))
+    assert np.abs(solution.values - 10 * step).max() <= solution.error_bound
+    assert solution.error_bound < 1e-3
+
+
+def test_a_soft_value_has_a_gradient_where_the_reference_is_0(x64):
+    world = random_mdp(1, 0.8)
+    reference = jnp.array(np.random.default_rng(1).dirichlet(np.ones(3), 6)).at[:, 0].set(0)
+    gradient = jax.grad(lambda r: M.operators.soft_backup(world, jnp.arange(6.0), reference=r).sum())(
+        reference
+    )
+    assert np.isfinite(gradient).all()
+
+
 def test_float32_at_the_rounding_level_stops_and_says_so():
     world = M.garnet(jax.random.key(0), 50, 3, 4, discount=0.999)
     for solver in OPTIMAL:

@@ -199,6 +199,38 @@ def test_adapters_of_kernels_that_share_a_tensor_go_out_and_in(family, tmp_path)
         lora.save(tmp_path, policy, some, 4.0)
 
 
+def test_mixed_ranks_come_back(adapted, tmp_path):
+    policy, _, adapters = adapted
+    rank, moved = 3, jax.tree.map(lambda x: x + 0.5, adapters)
+    up = moved["layer_1"]["mlp"]["up"]
+    up |= {"lora_a": up["lora_a"][:, :2], "lora_b": up["lora_b"][:2]}
+    lora.save(tmp_path, policy, moved, alpha=6.0)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["rank_pattern"] == {"model.layers.1.mlp.up_proj": 2}
+    assert config["alpha_pattern"] == {"model.layers.1.mlp.up_proj": 4.0}
+    loaded, scale = lora.load(tmp_path, policy)
+    assert scale == 6.0 / rank
+    jax.tree.map(np.testing.assert_array_equal, loaded, moved)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "rank_pattern": {}}))
+    with pytest.raises(models.CheckpointError, match="up_proj has rank 2"):
+        lora.load(tmp_path, policy)
+
+
+def test_an_adapter_of_the_unembedding_is_refused(adapted, tmp_path):
+    policy, _, adapters = adapted
+    policy = LanguagePolicy(dataclasses.replace(policy.config, tied=False))
+    lora.save(tmp_path, policy, adapters, alpha=6.0)
+    tensors = tensor_files.read_tensors(tmp_path, lora.STEM)
+    for letter, shape in {"A": (3, 16), "B": (policy.config.vocab_size, 3)}.items():
+        tensors[f"base_model.model.lm_head.lora_{letter}.weight"] = np.ones(shape, np.float32)
+    written = {n: tensor_files.Tensor(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()}
+    tensor_files.write_tensors(tmp_path, written, lora.STEM)
+    with pytest.raises(
+        models.CheckpointError, match=r"lm_head.lora_A.weight has no place among the adapters"
+    ):
+        lora.load(tmp_path, policy)
+
+
 def test_ranks_and_scales_of_their_own_are_read(adapted, tmp_path):
     policy, _, adapters = adapted
     moved = jax.tree.map(lambda x: x + 0.5, adapters)

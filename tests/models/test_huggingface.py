@@ -1,6 +1,7 @@
 """Hugging Face folders: parity with transformers on random weights, round trips, errors that name the
 trouble."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from jaxrl4lm import models
 from jaxrl4lm.data import CharacterTokenizer
+from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.decoding import Sampling, generate
 from jaxrl4lm.models.families import FAMILIES, read_config, write_config
 from jaxrl4lm.models.tensor_files import Tensor, read_tensors, write_tensors
@@ -290,6 +292,20 @@ def copy_without(folder, target, drop=None, add=None, **changes):
     write_tensors(target, {k: Tensor(v.shape, v.dtype, lambda v=v: v) for k, v in tensors.items()})
 
 
+def changed(folder, target, **options):
+    """A copy of a folder with another configuration."""
+    copy_without(folder, target)
+    config = json.loads((folder / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, **options}))
+
+
+def damaged_value_head(folder, target, content):
+    copy_without(folder, target)
+    path = target / "value_head.npy"
+    path.write_bytes(content)
+    return path
+
+
 NORM = "model.layers.1.input_layernorm.weight"
 
 
@@ -305,6 +321,22 @@ NORM = "model.layers.1.input_layernorm.weight"
             "model_type 'mamba' is not one of",
         ),
         (lambda f, t: (t / "config.json").write_text('{"model_type": "llama"}'), "key '[a-z_]+' is missing"),
+        (lambda f, t: (t / "config.json").write_text('{"model_type": []}'), "model_type .* is not one of"),
+        (lambda f, t: copy_without(f, t, **{NORM: np.ones(48, np.int32)}), f"{NORM} holds int32, not floats"),
+        (
+            lambda f, t: changed(f, t, tie_word_embeddings=True),
+            "model.safetensors: .*lm_head.weight is not the emb",
+        ),
+        (lambda f, t: changed(f, t, rms_norm_eps=float("nan")), "config.json: norm_eps must be .*not nan"),
+        (lambda f, t: changed(f, t, rms_norm_eps="1e-5"), "config.json: norm_eps must be"),
+        (lambda f, t: changed(f, t, num_hidden_layers=0), "config.json: layers must be a whole number"),
+        (lambda f, t: changed(f, t, rope_parameters={"rope_theta": -1.0}), "config.json: .*positive theta"),
+        (
+            lambda f, t: changed(f, t, rope_parameters={"rope_theta": 1e4, "rope_type": "linear"}),
+            "config.json: the rope type 'linear' needs a factor",
+        ),
+        (lambda f, t: damaged_value_head(f, t, b""), "value_head.npy is damaged"),
+        (lambda f, t: np.save(damaged_value_head(f, t, b""), np.ones(3)), r"value_head.npy has shape \(3,\)"),
         (lambda f, t: (t / "config.json").write_text((f / "config.json").read_text()), "holds neither"),
     ],
 )
@@ -322,6 +354,7 @@ def test_errors_name_the_file_and_the_tensor(llama, tmp_path, spoil, message):
         (lambda data: data[:100], "cut short at 100 bytes"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         (lambda data: (5).to_bytes(8, "little") + b"hello", "header is not JSON"),
+        (lambda data: (9).to_bytes(8, "little") + b'{"x": {}}', "of tensor x is damaged"),
     ],
 )
 def test_broken_files_are_named(llama, tmp_path, spoil, message):
@@ -329,6 +362,35 @@ def test_broken_files_are_named(llama, tmp_path, spoil, message):
     (tmp_path / "model.safetensors").write_bytes(spoil((llama / "model.safetensors").read_bytes()))
     with pytest.raises(models.CheckpointError, match=f"model.safetensors.*{message}"):
         models.load(tmp_path)
+
+
+def test_files_of_an_older_model_go(llama, tmp_path):
+    policy, params, _ = models.load(llama)
+    other = jax.tree.map(lambda x: x + 1, params)
+    for i, shard_bytes in enumerate([10**9, 30_000, 60_000, 10**9]):
+        written = (params, other)[i % 2]
+        models.save(tmp_path, policy, written, shard_bytes=shard_bytes)
+        jax.tree.map(np.testing.assert_array_equal, models.load(tmp_path)[1], written)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["config.json", "model.safetensors", "value_head.npy"]
+
+
+def test_a_copy_of_the_embedding_may_stand_in_a_tied_model(llama, tmp_path):
+    tensors = read_tensors(llama)
+    copy_without(llama, tmp_path, **{"lm_head.weight": tensors["model.embed_tokens.weight"]})
+    config = json.loads((llama / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    policy, params, _ = models.load(tmp_path)
+    assert policy.config.tied
+    assert "unembedding" not in params
+
+
+def test_a_padding_id_beyond_the_vocabulary_stays_out_of_the_configuration(llama, tmp_path):
+    policy, params, _ = models.load(llama)
+    vocab = policy.config.vocab_size
+    tokenizer = dataclasses.replace(HuggingFaceTokenizer.of(CharacterTokenizer("ab")), pad_id=vocab)
+    models.save(tmp_path, policy, params, tokenizer)
+    assert json.loads((tmp_path / "config.json").read_text())["pad_token_id"] is None
 
 
 def test_a_missing_shard_is_named(llama, tmp_path):

@@ -31,8 +31,11 @@ print(json.dumps({"grown": memory("VmHWM") - before, "size": sum(sizes), "larges
 """
 
 
-def write(folder, vocab, layers, width):
-    config = models.TransformerConfig(vocab, layers=layers, width=width, heads=4, tied=False)
+NEOX = {"norm": "layer", "bias": True, "parallel": True, "gated": False, "activation": "gelu"}
+
+
+def write(folder, vocab, layers, width, **style):
+    config = models.TransformerConfig(vocab, layers=layers, width=width, heads=4, tied=False, **style)
     policy = models.LanguagePolicy(config)
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
@@ -40,9 +43,12 @@ def write(folder, vocab, layers, width):
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="reads /proc")
-def test_loading_holds_the_checkpoint_and_its_largest_tensor(tmp_path):
-    write(tmp_path / "small", 20, 1, 16)
-    write(tmp_path / "large", 12_000, 10, 256)
+@pytest.mark.parametrize(
+    "style", [{}, NEOX], ids=["llama", "gpt_neox"]
+)  # the second stores its queries interleaved
+def test_loading_holds_the_checkpoint_and_its_largest_tensor(tmp_path, style):
+    write(tmp_path / "small", 20, 1, 16, **style)
+    write(tmp_path / "large", 12_000, 10 if not style else 30, 256, **style)
     folders = [tmp_path / "small", tmp_path / "large"]
     result = subprocess.run([sys.executable, "-c", PROGRAM, *folders], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
