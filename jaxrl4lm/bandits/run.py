@@ -36,6 +36,8 @@ def run(key: Key, problem: Problem, algorithm: Algorithm, num_steps: int, num_ru
     Pure: `vmap` over hyper-parameters gives a parameter study. Everything random is drawn for a block of
     steps at once: in bulk it costs a third of drawing inside the loop, and a block still fits the cache.
     """
+    if num_steps < 1 or num_runs < 1:
+        raise ValueError(f"num_steps and num_runs must be at least 1, not {num_steps} and {num_runs}")
     key_init, key_blocks = jax.random.split(key)
     num_blocks = -(-num_steps // BLOCK)
     length = -(-num_steps // num_blocks)

@@ -37,8 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     try:
         return importlib.import_module(f"jaxrl4lm.cli.{command}").main(rest)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`): that is no error.
+    except (BrokenPipeError, SystemExit) as stopped:
+        if isinstance(stopped, SystemExit) and not isinstance(stopped.__context__, BrokenPipeError):
+            raise
+        # The reader of our output has gone (`| head`; rich exits with 1 then): that is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:

@@ -52,7 +52,13 @@ def solve_batch(
       mdps: N MDPs stacked (`jax.tree.map(lambda *x: jnp.stack(x), *worlds)`); each may have its own γ.
       tolerance, max_iterations: as in `value_iteration`.
       block: MDPs a block (static); by default as many as fit `CACHE_BYTES`, up to `MAX_BLOCK`.
+    Raises:
+      ValueError: if there is no MDP, or they are not stacked, or `block` is below 1.
     """
+    if mdps.rewards.ndim != 3 or not mdps.rewards.size:
+        raise ValueError(f"rewards have shape {mdps.rewards.shape}: stack at least one MDP, [N, S, A]")
+    if block is not None and block < 1:
+        raise ValueError(f"block must be at least 1, not {block}")
     num_mdps = mdps.rewards.shape[0]
     if block is None:
         bytes_each = sum(leaf.nbytes for leaf in jax.tree.leaves(mdps.transitions)) // num_mdps

@@ -336,3 +336,9 @@ def test_any_number_of_steps_runs(key):
     for num_steps in (1, 99, 130, 201):
         history = run(key, NORMAL, B.epsilon_greedy(0.1), num_steps, 3)
         assert all(leaf.shape == (num_steps, 3) for leaf in history)
+
+
+@pytest.mark.parametrize("steps, runs", [(0, 1), (1, 0)])
+def test_a_run_of_nothing_is_refused(steps, runs, key):
+    with pytest.raises(ValueError, match=f"at least 1, not {steps} and {runs}"):
+        B.run(key, B.gaussian(3), B.ucb(), steps, runs)

@@ -90,3 +90,13 @@ def test_values_are_differentiable(x64):
     )
     np.testing.assert_allclose(by_batch, by_single, atol=1e-8)
     assert np.abs(by_batch).max() > 0.5
+
+
+def test_what_is_no_batch_is_refused():
+    world = M.russell_norvig(0.9).mdp
+    with pytest.raises(ValueError, match=r"rewards have shape \(11, 4\)"):
+        M.solve_batch(world)
+    with pytest.raises(ValueError, match="stack at least one MDP"):
+        M.solve_batch(jax.tree.map(lambda x: x[None][:0], world))
+    with pytest.raises(ValueError, match="block must be at least 1, not 0"):
+        M.solve_batch(stacked([world]), block=0)

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl4lm.models import CheckpointError, LanguagePolicy, Rope
-from jaxrl4lm.models.families import read_config
+from jaxrl4lm.models import CheckpointError, LanguagePolicy, Rope, TransformerConfig
+from jaxrl4lm.models.families import read_config, write_config
 
 SIZES = {
     "vocab_size": 31,
@@ -162,3 +162,26 @@ def test_frequencies_of_the_scaled_kinds_are_between_plain_and_divided():
         assert np.isclose(scaled[0], plain[0]) == (kind != "linear")
     rough, exact = (Rope(100.0, "yarn", 4.0, 64, truncate=t).frequencies(32) for t in (True, False))
     assert not np.allclose(rough, exact)
+
+
+def test_what_transformers_wants_in_a_gemma_file_is_there():
+    sizes = {"layers": 2, "width": 16, "heads": 2, "norm_offset": 1.0, "embedding_scale": 4.0}
+    gemma2 = TransformerConfig(
+        11, **sizes, norm_placement="both", activation="gelu_tanh", attention_softcap=5.0
+    )
+    assert write_config(gemma2)["model_type"] == "gemma2"
+    assert write_config(gemma2)["sliding_window"] > 0  # although no layer has one
+    ropes = (Rope(1e4, "linear", 2.0), Rope(1e6))
+    style = {"norm_placement": "both", "qk_norm": "head", "activation": "gelu_tanh", "windows": (4, None)}
+    gemma3 = TransformerConfig(11, **sizes, **style, ropes=ropes)
+    written = write_config(gemma3)
+    assert written["model_type"] == "gemma3_text"
+    assert read_config(written).layer_ropes == ropes
+    with pytest.raises(CheckpointError, match="use_bidirectional_attention"):
+        read_config({**written, "use_bidirectional_attention": True})
+
+
+def test_a_stretch_that_no_family_expresses_is_refused():
+    rope = Rope(1e4, "yarn", 4.0)
+    with pytest.raises(CheckpointError, match="no Hugging Face model_type expresses"):
+        write_config(TransformerConfig(11, ropes=(rope, Rope(1e4, "linear", 2.0))))
