@@ -113,7 +113,7 @@ def _world(arguments: SolveArguments) -> tuple[str, dict[str, float]]:
             own = {"discount": 1.0, "slip": 0.0, "living_reward": -1.0}
     else:
         try:
-            text = arguments.map.read_text()
+            text = arguments.map.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"The map {arguments.map} cannot be read ({error}): give a text file.") from None
     given = {name: getattr(arguments, name) for name in own}

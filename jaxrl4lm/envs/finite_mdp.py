@@ -94,6 +94,10 @@ class FiniteMDPEnvironment(environment.Environment):
         """Whether the state is terminal."""
         return params.mdp.terminal[state.position]
 
+    def is_truncated(self, state: FiniteMDPState, params: FiniteMDPParams) -> Array:
+        """Whether the limit cuts an episode that has not ended with this very step."""
+        return super().is_truncated(state, params) & ~self.is_terminated(state, params)
+
     def action_space(self, params: Any = None) -> spaces.Discrete:
         """A actions."""
         return spaces.Discrete(self._num_actions)

@@ -32,7 +32,13 @@ def learning_curves(
     reward.text(len(steps), best, "best arm", ha="right", va="bottom", color="0.4", fontsize=9)
     optimal.set_ylim(0, 1)
     optimal.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
-    for ax, label in ((reward, "average reward"), (optimal, "optimal action"), (regret, "cumulated regret")):
+    window = _window(len(steps))
+    smoothed = f" (mean of {window} steps)" if window > 1 else ""
+    for ax, label in (
+        (reward, f"average reward{smoothed}"),
+        (optimal, f"optimal action{smoothed}"),
+        (regret, "cumulated regret"),
+    ):
         ax.set_title(label, fontsize=11)
         ax.set_xlabel("steps")
         ax.grid(alpha=0.25)
@@ -71,9 +77,13 @@ def _as_fraction(value: float, _: int) -> str:
     return f"{value:g}" if value >= 1 else f"1/{round(1 / value)}"
 
 
+def _window(num_steps: int) -> int:
+    return max(1, num_steps // 100)
+
+
 def _smooth(curve: np.ndarray) -> np.ndarray:
     """A running mean over 1 % of the steps behind; the first ones are averaged over what there is."""
-    window = max(1, len(curve) // 100)
+    window = _window(len(curve))
     total = np.cumsum(np.concatenate([[0.0], curve]))
     end = np.arange(1, len(curve) + 1)
     start = np.maximum(end - window, 0)

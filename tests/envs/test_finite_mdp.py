@@ -62,6 +62,14 @@ def test_step_resets_itself_and_tells_the_final_observation(key):
     np.testing.assert_allclose(reward, 0.9)  # γ · (+1): the value of moving right
 
 
+def test_an_episode_that_ends_with_the_limit_is_not_cut(key):
+    environment, params = as_environment(M.grid_world("S +1").mdp, max_steps=1)
+    _, state = environment.reset(key, params)
+    for action, ended in ((1, True), (3, False)):  # right to the end, left against the wall
+        _, _, _, terminated, truncated, _ = environment.step(key, state, action, params)
+        assert (bool(terminated), bool(truncated)) == (ended, not ended)
+
+
 def test_the_horizon_truncates(key):
     world = M.grid_world("S +1").mdp._replace(horizon=jnp.int32(2))
     environment, params = as_environment(world)
