@@ -24,9 +24,8 @@ def population(scope):
 
 
 def solved(scope):
-    return (
-        scope["solution"].converged and abs(scope["solution"].values[0] - 0.812) < 5e-4
-    )  # Russell & Norvig's
+    solution = scope["solution"]
+    return solution.converged and abs(solution.values[0] - 0.812) < 5e-4  # Russell & Norvig's
 
 
 def played(scope):

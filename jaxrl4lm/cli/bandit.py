@@ -90,11 +90,12 @@ def _play(arguments: BanditArguments) -> int:
             f"{curve['regrets'].sum():.1f}",
         )
     console.print(table)
-    title = f"{arguments.arms} {arguments.rewards} arms, {arguments.runs} runs"
+    arms = f"{arguments.arms} {arguments.rewards} arms"
+    title = f"{arms}, {arguments.runs} runs"
     learning_curves(curves, best, title, arguments.folder / "bandit.png")
     written = "bandit.png"
     if studies:
-        over = f"{arguments.arms} {arguments.rewards} arms, {_study_runs(arguments)} runs of {arguments.steps} steps"
+        over = f"{arms}, {_study_runs(arguments)} runs of {arguments.steps} steps"
         parameter_study(studies, over, arguments.folder / "bandit_study.png")
         written += ", bandit_study.png"
     seconds = time.perf_counter() - started

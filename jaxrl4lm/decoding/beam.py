@@ -83,7 +83,7 @@ def beam_search(
         # Only the W best may end, as a hypothesis that ends competes with those that go on.
         counts = ended & (jnp.arange(best.shape[1]) < W)[None] & (best > NEVER / 2)
         if not patient:  # a prompt that has its W is finished, whatever the others of its batch do
-            counts &= (s.done.scores.min(-1) <= NEVER / 2)[:, None]
+            counts &= ~_complete(s.done)[:, None]
         real = jnp.broadcast_to(jnp.arange(T) < length, tokens.shape)
         done = _best(s.done, Beams(tokens, real, jnp.where(counts, normalised(best, length), NEVER)))
         going, chosen = jax.lax.top_k(jnp.where(ended, NEVER, best), W)
@@ -96,7 +96,7 @@ def beam_search(
         worst = s.done.scores.min(-1)
         # Log-probabilities only fall: at best a beam keeps its own until the longest length.
         hope = normalised(s.log_probs.max(-1), T) if patient else jnp.full((G,), jnp.inf)
-        full = (worst > NEVER / 2) & ((hope <= worst) | (not patient))
+        full = _complete(s.done) & ((hope <= worst) | (not patient))
         return (s.step < T) & ~full.all()
 
     hidden, carry = policy.start(params, prompts, prompt_mask, W, T)
@@ -108,6 +108,11 @@ def beam_search(
         unfinished, extend, _Search(jnp.int32(0), empty, first, hidden, carry, none)
     ).done
     return out._replace(tokens=jnp.where(out.mask, out.tokens, pad_id))
+
+
+def _complete(done: Beams) -> Array:
+    """Whether each prompt `[G]` has its W hypotheses."""
+    return done.scores.min(-1) > NEVER / 2
 
 
 def _best(kept: Beams, others: Beams) -> Beams:

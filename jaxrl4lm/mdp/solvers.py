@@ -122,9 +122,8 @@ def certify(
     shift = jnp.where(episodic | ~jnp.isfinite(centre), 0, jnp.where(episodic, 0, horizon) * centre)
     radius = jnp.where(episodic, jnp.maximum(-low, high), radius)
     noise = rounding.at(jnp.abs(new).max() + jnp.abs(shift))
-    # Nor does a residual of 0 prove anything where some state never ends.
-    still = jnp.isfinite(horizon) & (radius + noise == 0)
-    error = jnp.where(still, 0, horizon * jnp.where(still, 1, radius + noise)) + noise
+    error = horizon * (radius + noise) + noise
+    # inf · 0 is nan: a residual of 0 proves nothing where some state never ends.
     return shift, jnp.where(jnp.isfinite(radius) & jnp.isfinite(error), error, jnp.inf)
 
 

@@ -70,18 +70,15 @@ def load(
     """
     folder = pathlib.Path(folder)
     hf = read_hf_config(folder)
-    architecture = next(iter(_as_list(hf.get("architectures"))), None)
-    if isinstance(architecture, str) and architecture.endswith(HEADED):
+    named = hf.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else ""
+    if architecture.endswith(HEADED):
         raise CheckpointError(
             f"{folder} holds a {architecture}, which has a task head and no logits: use models.load_with_head"
         )
     policy = LanguagePolicy(_computing(read_config(hf, str(folder / "config.json")), dtype, compute_dtype))
     params = place_leaves(read_leaves(folder, policy, read_tensors(folder)), dtype, sharding)
     return policy, params, read_tokenizer(folder)
-
-
-def _as_list(given: object) -> list:
-    return given if isinstance(given, list) else []
 
 
 def read_hf_config(folder: pathlib.Path) -> dict:
@@ -162,8 +159,9 @@ def read_leaves(folder: pathlib.Path, policy: LanguagePolicy, tensors: dict[str,
             )
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
             raise CheckpointError(f"{file}: the tensor {row.name} holds {tensor.dtype}, not floats")
+        widths = [shapes[leaf][-1] for leaf in row.leaves]
         for i, leaf in enumerate(row.leaves):
-            leaves[leaf] = partial(_part, row, tensor, [shapes[x][-1] for x in row.leaves], policy, i)
+            leaves[leaf] = partial(_part, row, i, tensor, widths, policy.config.channels)
     if tensors:
         raise CheckpointError(
             f"{file}: {len(tensors)} tensors are left over, which a {policy.config.family} model "
@@ -173,11 +171,9 @@ def read_leaves(folder: pathlib.Path, policy: LanguagePolicy, tensors: dict[str,
     return leaves
 
 
-def _part(
-    row: names.Row, tensor: np.ndarray, widths: list[int], policy: LanguagePolicy, i: int
-) -> np.ndarray:
+def _part(row: names.Row, i: int, tensor: np.ndarray, widths: list[int], channels: int) -> np.ndarray:
     """The i-th of the leaves that a tensor holds. A copy lets go of what it was made from."""
-    part = row.split(tensor, widths, policy.config.channels)[i]
+    part = row.part(i, tensor, widths, channels)
     if not np.may_share_memory(part, tensor):
         release(tensor)
     return part
@@ -261,9 +257,8 @@ def write_around(folder: pathlib.Path, hf: dict, params: Params, tokenizer: Toke
         ends = list(text.eos_ids) if len(text.eos_ids) > 1 else text.eos_id
         ids = {"bos_token_id": text.bos_id, "eos_token_id": ends, "pad_token_id": text.pad_id}
         (folder / "generation_config.json").write_text(json.dumps(ids, indent=2))
-    if (ids["pad_token_id"] or 0) >= hf[
-        "vocab_size"
-    ]:  # of a tokenizer with more tokens: transformers would refuse it
+    # A tokenizer may have more tokens than the model: transformers would refuse such an id.
+    if (ids["pad_token_id"] or 0) >= hf["vocab_size"]:
         ids["pad_token_id"] = None
     # Both spellings: transformers 4 reads torch_dtype, 5 reads dtype.
     name = np.dtype(params["embedding"].dtype).name

@@ -27,11 +27,16 @@ class Row(NamedTuple):
     def split(self, tensor: np.ndarray, widths: Sequence[int], channels: int) -> list[np.ndarray]:
         """The leaves, from the checkpoint's tensor; `widths` are their last axes, `channels` those of a
         head."""
+        return [self.part(i, tensor, widths, channels) for i in range(len(self.leaves))]
+
+    def part(self, i: int, tensor: np.ndarray, widths: Sequence[int], channels: int) -> np.ndarray:
+        """The i-th of the leaves: a view, but of an interleaved tensor a copy."""
         whole = tensor if self.layout == "as is" else tensor.T
         if self.layout == "interleaved":
             heads = whole.reshape(*whole.shape[:-1], -1, len(self.leaves), channels)
-            return [heads[..., i, :].reshape(*whole.shape[:-1], -1) for i in range(len(self.leaves))]
-        return np.split(whole, np.cumsum(widths)[:-1], axis=-1) if len(widths) > 1 else [whole]
+            return heads[..., i, :].reshape(*whole.shape[:-1], -1)
+        begin = sum(widths[:i])
+        return whole[..., begin : begin + widths[i]]
 
     def join(self, leaves: Sequence[np.ndarray], channels: int) -> np.ndarray:
         """The checkpoint's tensor, from the leaves."""

@@ -55,8 +55,8 @@ def read_tensors(folder: str | os.PathLike, stem: str = "model") -> dict[str, np
         promises.
     """
     folder = pathlib.Path(folder)
-    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if tensors_file(folder, stem) == single:
+    single, index = _files(folder, stem)
+    if single.exists():
         return dict(_read_file(single))
     if not index.exists():
         raise CheckpointError(
@@ -80,8 +80,12 @@ def read_tensors(folder: str | os.PathLike, stem: str = "model") -> dict[str, np
 
 def tensors_file(folder: pathlib.Path, stem: str = "model") -> pathlib.Path:
     """The file that says where the tensors are: the only one, or the index of the shards."""
-    single = folder / f"{stem}.safetensors"
-    return single if single.exists() else folder / f"{stem}.safetensors.index.json"
+    single, index = _files(folder, stem)
+    return single if single.exists() else index
+
+
+def _files(folder: pathlib.Path, stem: str) -> tuple[pathlib.Path, pathlib.Path]:
+    return folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
 
 
 def _read_file(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -151,22 +155,21 @@ def write_tensors(
         if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
             shards.append({})
         shards[-1][name] = tensor
-    single, listing = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    single, listing = _files(folder, stem)
     names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    older = {path for path in folder.glob(f"{stem}-*-of-*.safetensors") if path.name not in names}
     if len(shards) == 1:
         _write_file(single, shards[0])
-        for path in {*older, folder / names[0], listing}:
-            path.unlink(missing_ok=True)
-        return
-    for file, shard in zip(names, shards, strict=True):
-        _write_file(folder / file, shard)
-    index = {
-        "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
-        "weight_map": {name: file for file, shard in zip(names, shards, strict=True) for name in shard},
-    }
-    listing.write_text(json.dumps(index, indent=2))
-    for path in {*older, single}:
+        written = {single}
+    else:
+        for file, shard in zip(names, shards, strict=True):
+            _write_file(folder / file, shard)
+        index = {
+            "metadata": {"total_size": sum(t.nbytes for t in tensors.values())},
+            "weight_map": {name: file for file, shard in zip(names, shards, strict=True) for name in shard},
+        }
+        listing.write_text(json.dumps(index, indent=2))
+        written = {listing, *(folder / name for name in names)}
+    for path in {single, listing, *folder.glob(f"{stem}-*-of-*.safetensors")} - written:
         path.unlink(missing_ok=True)
 
 

@@ -265,9 +265,8 @@ def test_training_finds_the_known_optimum(kl):
     optimum = reference * jnp.exp(worth(texts, mask) / beta)
     optimum = optimum / optimum.sum()
     np.testing.assert_allclose(reference.sum(), 1, atol=1e-5)
-    reached = jax.jit(jax.vmap(distribution))(state.params).mean(
-        0
-    )  # over seeds: what is left is bias, not noise
+    # Over seeds: what is left is bias, not noise.
+    reached = jax.jit(jax.vmap(distribution))(state.params).mean(0)
     assert jnp.abs(reference - optimum).sum() > 0.2
     assert jnp.abs(reached - optimum).sum() < 0.03
 

@@ -30,10 +30,8 @@ def test_each_answer_is_that_of_the_single_solver(kind, block, x64):
     worlds = [KINDS[kind](seed) for seed in range(7)]
     solution = jax.jit(functools.partial(M.solve_batch, tolerance=1e-7, block=block))(stacked(worlds))
     assert bool(solution.converged.all())
-    exact, action_values = (
-        jax.jit(functools.partial(M.policy_iteration, tolerance=1e-9)),
-        jax.jit(M.action_values),
-    )
+    exact = jax.jit(functools.partial(M.policy_iteration, tolerance=1e-9))
+    action_values = jax.jit(M.action_values)
     for i, world in enumerate(worlds):
         truth = exact(world)
         error = np.abs(solution.values[i] - truth.values).max()

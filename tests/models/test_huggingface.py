@@ -292,17 +292,17 @@ def copy_without(folder, target, drop=None, add=None, **changes):
     write_tensors(target, {k: Tensor(v.shape, v.dtype, lambda v=v: v) for k, v in tensors.items()})
 
 
-def changed(folder, target, **options):
-    """A copy of a folder with another configuration."""
-    copy_without(folder, target)
+def changed(folder, target, add=None, **options):
+    """A copy of a folder with another configuration, perhaps with further tensors."""
+    copy_without(folder, target, add=add)
     config = json.loads((folder / "config.json").read_text())
     (target / "config.json").write_text(json.dumps({**config, **options}))
 
 
-def damaged_value_head(folder, target, content):
+def damaged_value_head(folder, target):
     copy_without(folder, target)
     path = target / "value_head.npy"
-    path.write_bytes(content)
+    path.write_bytes(b"")
     return path
 
 
@@ -335,8 +335,8 @@ NORM = "model.layers.1.input_layernorm.weight"
             lambda f, t: changed(f, t, rope_parameters={"rope_theta": 1e4, "rope_type": "linear"}),
             "config.json: the rope type 'linear' needs a factor",
         ),
-        (lambda f, t: damaged_value_head(f, t, b""), "value_head.npy is damaged"),
-        (lambda f, t: np.save(damaged_value_head(f, t, b""), np.ones(3)), r"value_head.npy has shape \(3,\)"),
+        (lambda f, t: damaged_value_head(f, t), "value_head.npy is damaged"),
+        (lambda f, t: np.save(damaged_value_head(f, t), np.ones(3)), r"value_head.npy has shape \(3,\)"),
         (lambda f, t: (t / "config.json").write_text((f / "config.json").read_text()), "holds neither"),
     ],
 )
@@ -377,9 +377,8 @@ def test_files_of_an_older_model_go(llama, tmp_path):
 
 def test_a_copy_of_the_embedding_may_stand_in_a_tied_model(llama, tmp_path):
     tensors = read_tensors(llama)
-    copy_without(llama, tmp_path, **{"lm_head.weight": tensors["model.embed_tokens.weight"]})
-    config = json.loads((llama / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    copied = {"lm_head.weight": tensors["model.embed_tokens.weight"]}
+    changed(llama, tmp_path, copied, tie_word_embeddings=True)
     policy, params, _ = models.load(tmp_path)
     assert policy.config.tied
     assert "unembedding" not in params
