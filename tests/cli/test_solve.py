@@ -1,5 +1,8 @@
 """`jaxrl4lm solve`: prints the known answers, draws a picture, and refuses bad input with one sentence."""
 
+import subprocess
+import sys
+
 import pytest
 
 from jaxrl4lm.cli import solve
@@ -36,6 +39,20 @@ def test_a_map_with_options(run, tmp_path, method):
     assert "-0.500" in out  # −1 + ½ · (+1)
     assert "-1.250" in out  # −1 + ½ · (−0.5)
     assert not (tmp_path / "solution.png").exists()
+
+
+def test_a_map_may_begin_with_a_byte_order_mark(run, tmp_path):
+    (tmp_path / "map.txt").write_bytes(b"\xef\xbb\xbfS . +1\n")
+    assert run(tmp_path / "map.txt", "--picture", "None")[0] == 0
+
+
+def test_a_reader_that_goes_is_no_error():
+    program = "import sys; from jaxrl4lm.cli import main; sys.stdin.read(); sys.exit(main(['solve', '--picture', 'None']))"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", program], **pipes)
+    process.stdout.close()  # before anything is written
+    process.stdin.close()
+    assert process.wait() == 0
 
 
 def test_a_malformed_map_names_line_and_column(run, tmp_path):

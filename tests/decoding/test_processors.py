@@ -193,6 +193,26 @@ def test_a_grid_of_uniforms_draws_the_processed_distribution(name, logits, histo
         np.testing.assert_allclose(choice.top_log_probs[0], np.sort(log_probs)[:, :-4:-1], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: decoding.top_k(0), "k must be at least 1, not 0"),
+        (lambda: decoding.top_p(0.0), "p must lie above 0 and be at most 1, not 0.0"),
+        (lambda: decoding.min_p(2.0), "at most 1, not 2.0"),
+        (lambda: decoding.typical(float("nan")), "at most 1, not nan"),
+        (lambda: decoding.Sampling(0, 1, 0), "max_new_tokens must be at least 1, not 0"),
+        (lambda: decoding.Sampling(1, 1, 0, copies=0), "copies must be at least 1, not 0"),
+        (
+            lambda: decoding.choose(None, None, None, decoding.Sampling(1, 1, 0, temperature=0.0)),
+            "temperature must be positive, not 0.0",
+        ),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_settings_may_be_traced_and_differ_by_row(logits):
     settings = jnp.linspace(0.1, 0.9, B)[:, None]
     for make in (decoding.top_p, decoding.min_p, decoding.typical):

@@ -158,8 +158,8 @@ def test_a_completion_beyond_a_learned_table_is_refused(how):
 
 def test_a_queue_gives_the_completions_of_the_whole_batch():
     policy, params = model(13, scale=0.3, context=32)
-    prompts = jnp.asarray(np.random.default_rng(1).integers(2, 13, (6, 5)))
-    mask = jnp.asarray(np.arange(5)[None] >= np.array([0, 1, 2, 3, 0, 4])[:, None])
+    prompts = np.random.default_rng(1).integers(2, 13, (6, 5))
+    mask = np.arange(5)[None] >= np.array([0, 1, 2, 3, 0, 4])[:, None]
     sampling = Sampling(
         max_new_tokens=9,
         eos_id=(EOS, 5),
