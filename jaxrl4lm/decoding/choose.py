@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.decoding.draw import draw, greedy
+from jaxrl4lm.decoding.draw import draw_and_normalise, greedy
 from jaxrl4lm.decoding.processors import History, Penalty, Truncation
 from jaxrl4lm.types import Array, ScalarLike
 
@@ -80,8 +80,10 @@ def choose(logits: Array, uniform: Array, history: History, sampling: Sampling) 
         logits = logits / temperature
     for truncation in sampling.truncations:
         logits = truncation(logits)
-    token = greedy(logits) if temperature is None else draw(logits, uniform)
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    if temperature is None:
+        token, normaliser = greedy(logits), jax.nn.logsumexp(logits, axis=-1)
+    else:
+        token, normaliser = draw_and_normalise(logits, uniform)
     entropy = top_tokens = top_log_probs = None
     if sampling.entropy:
         log_probs = logits - normaliser[:, None]

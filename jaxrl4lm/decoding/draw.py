@@ -23,21 +23,35 @@ def greedy(logits: Array) -> Array:
 def draw(logits: Array, uniform: Array) -> Array:
     """Tokens `[B]` drawn from softmax(logits `[B, V]`) by inverse transform of one uniform `[B]` in [0, 1) a
     row.
+    """
+    return draw_and_normalise(logits, uniform)[0]
+
+
+def draw_and_normalise(logits: Array, uniform: Array) -> tuple[Array, Array]:
+    """As `draw`, and log sum(exp(logits)) `[B]`, which the same pass over the vocabulary gives.
 
     Never returns a token of probability 0. Large vocabularies are searched in two levels, so that only the
     sums of blocks and one block a row are accumulated.
     """
-    weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-    batch, vocab = weights.shape
+    batch, vocab = logits.shape
     if vocab <= 2 * BLOCK:
-        return _search(weights, uniform * weights.sum(-1))[0]
-    blocks = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK))).reshape(batch, -1, BLOCK)
-    sums = blocks.sum(-1)
-    block, before = _search(sums, uniform * sums.sum(-1))
-    row = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+        top = logits.max(-1)
+        weights = jnp.exp(logits - top[:, None])
+        total = weights.sum(-1)
+        return _search(weights, uniform * total)[0], top + jnp.log(total)
+    padding = ((0, 0), (0, -vocab % BLOCK))
+    blocks = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(batch, -1, BLOCK)
+    # Each block relative to its own maximum: one pass over the vocabulary makes both.
+    tops = blocks.max(-1)
+    sums = jnp.exp(blocks - jnp.where(jnp.isneginf(tops), 0.0, tops)[..., None]).sum(-1)
+    top = tops.max(-1)
+    sums = sums * jnp.exp(tops - top[:, None])
+    total = sums.sum(-1)
+    block, before = _search(sums, uniform * total)
+    row = jnp.exp(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0] - top[:, None])
     # What is left of the target inside the block; rounding may leave it on the block's edge or beyond.
-    token, _ = _search(row, jnp.clip(uniform * sums.sum(-1) - before, 0.0, row.sum(-1)))
-    return block * BLOCK + token
+    token, _ = _search(row, jnp.clip(uniform * total - before, 0.0, row.sum(-1)))
+    return block * BLOCK + token, top + jnp.log(total)
 
 
 def _search(weights: Array, target: Array) -> tuple[Array, Array]:

@@ -4,6 +4,8 @@ Shapes: `B` sequences, `G` prompts (`B` is a multiple of `G`), `T` queries, `S` 
 key-value heads, `C` channels of a head.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -74,6 +76,10 @@ def attention(
         rows = n * T * R  # every query that reads the same keys, in one matrix product
         q = q_BTHC.reshape(G, n * T, K, R, C).swapaxes(1, 2).reshape(G, K, rows, C)
         allowed = _allowed(positions_BT.reshape(G, n * T), key_positions, window)
+        if T == n == 1 and (kernel := _step_kernel(keys)):
+            output, top = kernel(q, keys.swapaxes(2, 3), values, allowed[:, 0], softcap)
+            parts.append((output, top[..., None], jnp.ones_like(top)[..., None]))
+            continue
         allowed = jnp.repeat(allowed, R, axis=1)[:, None]
         scores = _product(q.astype(keys.dtype), keys)
         if softcap is not None:
@@ -100,21 +106,31 @@ def _allowed(queries_BT: Array, keys_BS: Array, window: Array | int | None) -> A
     return allowed if window is None else allowed & (queries - keys < window)
 
 
-def _fusible(q_BTHC: Array, keys: Array) -> bool:
-    """Whether cuDNN has this case: half precision, whole sequences, sizes that it can tile."""
+def _on_tensor_cores(keys: Array) -> bool:
+    """Half precision on a CUDA device that has the kernels for it."""
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", "")  # "9.0" on CUDA, a name on ROCm
+    cuda = device.platform == "gpu" and capability.replace(".", "").isdigit()
+    return cuda and float(capability) >= 8 and keys.dtype in (jnp.bfloat16, jnp.float16)
+
+
+def _step_kernel(keys: Array) -> Callable | None:
+    """The kernel for one query a row, where it serves: it has no gradient (without a cache there is one key) and
+    cannot be split over devices."""
+    C, S = keys.shape[-2:]
+    if not (_on_tensor_cores(keys) and C in (16, 32, 64, 128, 256) and S > 1 and jax.device_count() == 1):
+        return None
+    try:  # here: it takes long to import
+        from jaxrl4lm.models.step_attention import step_attention
+    except ImportError:
+        return None
+    return step_attention
+
+
+def _fusible(q_BTHC: Array, keys: Array) -> bool:
+    """Whether cuDNN has this case: half precision, whole sequences, sizes that it can tile."""
     T, C, S = q_BTHC.shape[1], keys.shape[-2], keys.shape[-1]
-    return (
-        device.platform == "gpu"
-        and capability.replace(".", "").isdigit()
-        and float(capability) >= 8
-        and keys.dtype in (jnp.bfloat16, jnp.float16)
-        and T > 1
-        and T % 2 == S % 2 == 0
-        and C % 8 == 0
-        and C <= 128
-    )
+    return _on_tensor_cores(keys) and T > 1 and T % 2 == S % 2 == 0 and C % 8 == 0 and C <= 128
 
 
 def _fused(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm.models.attention import EMPTY, attention
+from jaxrl4lm.models.step_attention import step_attention
 
 
 def normal(rng, shape):
@@ -82,3 +83,38 @@ def test_a_fused_kernel_computes_the_same(length, heads, kv_heads, window):
         assert np.abs(x).max() > 0.5
         assert np.allclose(x, y, atol=0.06)
     assert np.allclose(plain[1], fused[1], rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "slots", "window", "softcap"),
+    [(4, 4, 40, None, None), (8, 2, 64, 9, None), (6, 2, 97, None, 2.0), (34, 2, 33, 40, 0.5)],
+)
+@pytest.mark.parametrize("shared", [0, 7])
+def test_a_kernel_for_steps_computes_the_same(monkeypatch, heads, kv_heads, slots, window, softcap, shared):
+    """By interpretation on CPU; over a cache with padding on the left and empty slots at its end and between, alone
+    and beside keys that two rows share."""
+    B, C = 4, 16
+    rng = np.random.default_rng(0)
+    q = normal(rng, (B, 1, heads, C))
+    at = np.arange(slots)[None]
+    first, gap, end = np.array([[0], [3], [32], [30]]), 31, np.array([[1], [30], [33], [slots]])
+    position = np.where((at >= first) & (at < end) & (at != gap), at + shared, EMPTY)
+    segments = [(normal(rng, (B, kv_heads, C, slots)), normal(rng, (B, kv_heads, slots, C)), position)]
+    if shared:
+        keys, values = normal(rng, (2, kv_heads, C, shared)), normal(rng, (2, kv_heads, shared, C))
+        segments.append((keys, values, np.array([[EMPTY, *range(shared - 1)], [*range(shared)]])))
+    queries = end - 1 + shared
+
+    def ours():
+        return jax.jit(lambda q: attention(q, segments, queries, window, softcap))(q)
+
+    plain = ours()
+    calls = []
+
+    def kernel(*args):
+        calls.append(args)
+        return step_attention(*args)
+
+    monkeypatch.setattr("jaxrl4lm.models.attention._step_kernel", lambda keys: kernel)
+    assert np.allclose(plain, ours(), atol=1e-5)
+    assert len(calls) == 1
