@@ -41,8 +41,9 @@ def draw_and_normalise(logits: Array, uniform: Array) -> tuple[Array, Array]:
         return _search(weights, uniform * total)[0], top + jnp.log(total)
     padding = ((0, 0), (0, -vocab % BLOCK))
     blocks = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(batch, -1, BLOCK)
-    # Each block relative to its own maximum: one pass over the vocabulary makes both.
-    tops = blocks.max(-1)
+    # Each block relative to its own maximum, while it is at hand. Behind the barrier, or XLA would take the maximum of
+    # maxima for one over the whole vocabulary, and pass over it again.
+    tops = jax.lax.optimization_barrier(blocks.max(-1))
     sums = jnp.exp(blocks - jnp.where(jnp.isneginf(tops), 0.0, tops)[..., None]).sum(-1)
     top = tops.max(-1)
     sums = sums * jnp.exp(tops - top[:, None])
