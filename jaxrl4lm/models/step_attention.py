@@ -78,19 +78,10 @@ def _kernel(q_ref, keys_ref, values_ref, allowed_ref, bounds_ref, output_ref, lo
     q = triton.load(q_ref.at[pl.ds(0, rows), :], mask=real[:, None], other=0.0)
     first, end = bounds_ref[0] // BLOCK, pl.cdiv(bounds_ref[1], BLOCK)
 
-    def block(i):
-        return pl.ds(i * BLOCK, BLOCK), i * BLOCK + jnp.arange(BLOCK) < S
-
-    def allowed_in(i):
-        here, inside = block(i)
-        return triton.load(allowed_ref.at[here], mask=inside, other=0)
-
     def add(i, carry):
-        output, top, total, allowed = carry
-        here, inside = block(i)
-        following = allowed_in(
-            i + 1
-        )  # a block ahead: the compiler does so itself only for operands of products
+        output, top, total = carry
+        here, inside = pl.ds(i * BLOCK, BLOCK), i * BLOCK + jnp.arange(BLOCK) < S
+        allowed = triton.load(allowed_ref.at[here], mask=inside, other=0)
         keys, values = (
             triton.load(x.at[here, :], mask=inside[:, None], other=0.0) for x in (keys_ref, values_ref)
         )
