@@ -112,6 +112,10 @@ class HuggingFaceTokenizer:
         """One more than the largest id; a model's own vocabulary may be padded beyond it."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
+    def special_id(self, name: str) -> int | None:
+        """Id of the token that the configuration calls so ("bos_token"), None where it names none."""
+        return _id(self.backend, self.config.get(name))
+
     def encode(self, text: str) -> list[int]:
         """Token ids, without special tokens put around the text."""
         return self.backend.encode(text, add_special_tokens=False).ids
@@ -142,6 +146,9 @@ class HuggingFaceTokenizer:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which holds the chat template."""
         folder = pathlib.Path(folder)
+        (folder / "chat_template.jinja").unlink(
+            missing_ok=True
+        )  # of what was there before: it would be read first
         self.backend.save(str(folder / "tokenizer.json"))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.config}
         if self.chat_template is not None:

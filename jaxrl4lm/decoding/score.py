@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.decoding.generate import Generation
-from jaxrl4lm.models.policy import LanguagePolicy, positions_of
+from jaxrl4lm.models.policy import LanguagePolicy
 from jaxrl4lm.types import Array, Params, ScalarLike
 
 
@@ -35,8 +35,7 @@ def score(
       chunk: of the vocabulary; static.
     """
     mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-    positions = positions_of(mask)
-    hidden, _ = policy.encode(params, tokens, positions)
+    hidden = policy.hidden(params, tokens, mask)
     # The state before each token: that of the column before it (real texts stand in one piece).
     hidden, targets = hidden[:, :-1], tokens[:, 1:]
     vocab = policy.vocab_size
@@ -62,8 +61,9 @@ def score(
 
 
 def best_of(generation: Generation, scores: Array, copies: int) -> Generation:
-    """The completion with the highest score `[B]` of each prompt: a `Generation` of G = B / copies rows."""
-    groups = scores.reshape(-1, copies)
+    """The completion with the highest score `[B]` of each prompt, the first of equals: a `Generation` of
+    G = B / copies rows. nan is below every score."""
+    groups = jnp.where(jnp.isnan(scores), -jnp.inf, scores).reshape(-1, copies)
     rows = jnp.argmax(groups, axis=-1) + copies * jnp.arange(groups.shape[0])
     return jax.tree.map(lambda x: x[rows], generation)
 

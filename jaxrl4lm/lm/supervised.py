@@ -14,7 +14,7 @@ import optax
 from jaxrl4lm import losses, reduce
 from jaxrl4lm.lm.config import SupervisedConfig
 from jaxrl4lm.lm.optimizer import adam, apply_if_finite
-from jaxrl4lm.models import LanguagePolicy, positions_of
+from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Task
 from jaxrl4lm.types import Array, Key, Metrics, Params
 
@@ -59,7 +59,7 @@ def update(
     """One optimizer step on the mean cross-entropy of the target tokens."""
 
     def loss(params: Params) -> tuple[Array, Array]:
-        hidden, _ = policy.encode(params, batch.tokens, positions_of(batch.mask))
+        hidden = policy.hidden(params, batch.tokens, batch.mask)
         logits = policy.logits(params, hidden[:, :-1])
         mask = batch.target_mask[:, 1:]
         each = losses.cross_entropy(logits, batch.tokens[:, 1:], mask=mask)

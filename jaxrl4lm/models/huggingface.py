@@ -255,7 +255,11 @@ def write_around(folder: pathlib.Path, hf: dict, params: Params, tokenizer: Toke
         text = HuggingFaceTokenizer.of(tokenizer)
         text.save(folder)
         ends = list(text.eos_ids) if len(text.eos_ids) > 1 else text.eos_id
-        ids = {"bos_token_id": text.bos_id, "eos_token_id": ends, "pad_token_id": text.pad_id}
+        ids = {
+            "bos_token_id": text.special_id("bos_token"),
+            "eos_token_id": ends,
+            "pad_token_id": text.pad_id,
+        }
         (folder / "generation_config.json").write_text(json.dumps(ids, indent=2))
     # A tokenizer may have more tokens than the model: transformers would refuse such an id.
     if (ids["pad_token_id"] or 0) >= hf["vocab_size"]:

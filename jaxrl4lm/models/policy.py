@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl4lm.models.attention import EMPTY
 from jaxrl4lm.models.cache import Cache, Prefix, empty_cache, extended, remembered
@@ -65,16 +66,23 @@ class LanguagePolicy:
           mask: bool `[B, T]`, False at padding, which may stand on either side and contain anything. None:
             no padding.
         Raises:
-          ValueError: if there is no padding and the text is longer than the table of learned positions.
+          ValueError: if a text is longer than the table of learned positions. Under a traced mask, whose texts cannot be
+            counted, tokens beyond the table take its last position.
         """
-        if mask is None:
-            self._check_length(tokens.shape[1])
-        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-        logits, values = self._call(params, tokens, positions_of(mask), method="__call__")
+        logits, values = self._call(params, tokens, self._positions(tokens, mask), method="__call__")
         return logits[..., : self.tokens], values
 
+    def _positions(self, tokens: Array, mask: Array | None) -> Array:
+        """Positions `[B, T]` of whole texts, which must not be too long."""
+        if mask is None:
+            mask = jnp.ones(tokens.shape, bool)
+            self._check_length(tokens.shape[1])
+        elif tokens.shape[1] > self.config.context and not isinstance(mask, jax.core.Tracer):
+            self._check_length(int(np.asarray(mask).sum(-1).max()))
+        return positions_of(mask)
+
     def _check_length(self, length: int) -> None:
-        """Refuses positions beyond a learned table, which indexing would quietly clamp."""
+        """Refuses positions beyond a learned table."""
         context = self.config.context
         if self.config.rope_theta is None and length > context:
             raise ValueError(f"{length} tokens do not fit the table of context {context}: shorten the text")
@@ -138,9 +146,8 @@ class LanguagePolicy:
 
     def hidden(self, params: Params, tokens: Array, mask: Array | None = None) -> Array:
         """Final hidden states `[B, T, D]` of whole sequences: what `logits`, `values` and other heads
-        read."""
-        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-        return self.encode(params, tokens, positions_of(mask))[0]
+        read. Raises as `apply` does."""
+        return self.encode(params, tokens, self._positions(tokens, mask))[0]
 
     def encode(
         self, params: Params, tokens: Array, positions: Array, prefix: Prefix | None = None, room: int = 0

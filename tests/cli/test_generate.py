@@ -100,6 +100,7 @@ def test_schemes_that_leave_one_token_are_greedy(cli, folder):
 
 def test_a_file_of_more_prompts_than_a_batch(cli, folder, tmp_path):
     lines = [f"{i} " + "ab" * (i % 5) for i in range(35)]
+    lines[7] += "\fab"  # only a line feed ends a line
     (tmp_path / "prompts.txt").write_text("\n\n".join(lines))
     options = ["--max-new-tokens", "4", "--json"]
     texts = completions(cli("generate", folder, "--prompts", tmp_path / "prompts.txt", *options))

@@ -46,6 +46,10 @@ def test_chat_template_is_rendered_as_transformers_does(tmp_path):
         assert loaded.chat(messages, add_generation_prompt=prompt) == expected
     loaded.save(tmp_path)
     assert json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"] == TEMPLATE
+    # What an older model left there is read by nobody.
+    (tmp_path / "chat_template.jinja").write_text("another")
+    loaded.save(tmp_path)
+    assert HuggingFaceTokenizer.load(tmp_path).chat_template == TEMPLATE
 
 
 def write(folder, config, generation):

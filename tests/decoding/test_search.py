@@ -11,8 +11,9 @@ import scipy.special
 
 from jaxrl4lm import models
 from jaxrl4lm.decoding import Sampling, beam_search, best_of, few_shot, generate, generate_queue, score
+from jaxrl4lm.decoding.choose import ends
 from jaxrl4lm.decoding.generate import empty_generation
-from jaxrl4lm.decoding.processors import frequency_penalty, min_new_tokens, top_k
+from jaxrl4lm.decoding.processors import frequency_penalty, min_new_tokens, repetition_penalty, top_k
 
 EOS, PAD = 1, 0
 # Compiled once for each configuration.
@@ -165,7 +166,7 @@ def test_a_queue_gives_the_completions_of_the_whole_batch():
         eos_id=(EOS, 5),
         pad_id=PAD,
         copies=3,
-        penalties=(frequency_penalty(0.3), min_new_tokens(1, (EOS,))),
+        penalties=(frequency_penalty(0.3), repetition_penalty(1.5), min_new_tokens(1, (EOS,))),
         truncations=(top_k(9),),
         entropy=True,
         alternatives=2,
@@ -204,6 +205,16 @@ def test_stop_sequences_end_a_completion():
     assert by_sequence > 5
 
 
+def test_a_stop_sequence_longer_than_the_text_has_not_ended_it():
+    sampling = Sampling(4, EOS, PAD, stop_sequences=jnp.array([[5, 5, 2], [-1, 5, 2], [3, 3, 3]]))
+    tokens = jnp.array([[5, 0, 0, 0], [5, 5, 0, 0], [3, 3, 0, 0]])
+    assert ends(jnp.array([5, 5, 3]), tokens, jnp.int32(0), sampling).tolist() == [False] * 3
+    only = Sampling(4, EOS, PAD, stop_sequences=sampling.stop_sequences[::2])
+    chosen, step = jnp.array([2, 2, 3]), jnp.array([1, 2, 1])
+    assert ends(chosen, tokens, step, sampling).tolist() == [True, True, False]
+    assert ends(chosen, tokens, step, only).tolist() == [False, True, False]
+
+
 def test_best_of_takes_the_best_of_each_group():
     out = empty_generation(6, Sampling(4, EOS, PAD, entropy=True))
     out = out._replace(tokens=jnp.arange(24).reshape(6, 4), truncated=jnp.arange(6) == 3)
@@ -211,6 +222,8 @@ def test_best_of_takes_the_best_of_each_group():
     np.testing.assert_array_equal(best.tokens, out.tokens[jnp.array([1, 3])])
     assert best.truncated.tolist() == [False, True]
     assert best.top_tokens is None
+    best = best_of(out, jnp.array([np.nan, -2.0, -1.0, *[np.nan] * 3]), 3)  # a judge that fails never wins
+    np.testing.assert_array_equal(best.tokens, out.tokens[jnp.array([2, 3])])
 
 
 def test_few_shot_prompts_show_the_examples_and_leave_the_last_output_open():

@@ -243,6 +243,10 @@ def test_ranks_and_scales_of_their_own_are_read(adapted, tmp_path):
     up["lora_b"] = 2 * up["lora_b"]
     jax.tree.map(np.testing.assert_array_equal, loaded, moved)
     assert scale == 2.0
+    for option in lora.UNSUPPORTED:
+        path.write_text(json.dumps({**config, option: ["x"]}))
+        with pytest.raises(models.CheckpointError, match=f"{option} is not supported"):
+            lora.load(tmp_path, policy)
     path.write_text(json.dumps({"peft_type": "IA3"}))
     with pytest.raises(models.CheckpointError, match="is not of a LoRA adapter"):
         lora.load(tmp_path, policy)

@@ -146,6 +146,10 @@ def test_frequencies_of_yarn_are_those_of_transformers(changes):
     assert rope.amplitude == pytest.approx(amplitude)
 
 
+def test_the_first_gemma_files_name_another_activation_than_they_were_trained_with():
+    assert read_config({**SIZES, "model_type": "gemma", "hidden_act": "gelu"}).activation == "gelu_tanh"
+
+
 def test_early_names_of_longrope_are_read():
     scaling = {**LONGROPE["rope_scaling"], "type": "su"}
     early = read_config({**SIZES, "model_type": "phi3", **LONGROPE, "rope_scaling": scaling})

@@ -375,6 +375,12 @@ def test_files_of_an_older_model_go(llama, tmp_path):
     assert names == ["config.json", "model.safetensors", "value_head.npy"]
 
 
+@pytest.mark.parametrize("architectures", [None, [], "LlamaForCausalLM", [3]])
+def test_architectures_need_not_be_named(llama, tmp_path, architectures):
+    changed(llama, tmp_path, architectures=architectures)
+    jax.tree.map(np.testing.assert_array_equal, models.load(tmp_path)[1], models.load(llama)[1])
+
+
 def test_a_copy_of_the_embedding_may_stand_in_a_tied_model(llama, tmp_path):
     tensors = read_tensors(llama)
     copied = {"lm_head.weight": tensors["model.embed_tokens.weight"]}
@@ -390,6 +396,17 @@ def test_a_padding_id_beyond_the_vocabulary_stays_out_of_the_configuration(llama
     tokenizer = dataclasses.replace(HuggingFaceTokenizer.of(CharacterTokenizer("ab")), pad_id=vocab)
     models.save(tmp_path, policy, params, tokenizer)
     assert json.loads((tmp_path / "config.json").read_text())["pad_token_id"] is None
+
+
+def test_the_first_token_is_named_also_where_the_tokenizer_does_not_put_it(llama, tmp_path):
+    policy, params, _ = models.load(llama)
+    models.save(tmp_path, policy, params, CharacterTokenizer("ab"))
+    bare = json.loads((tmp_path / "tokenizer.json").read_text()) | {"post_processor": None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(bare))
+    tokenizer = models.load(tmp_path)[2]
+    assert tokenizer.bos_id is None
+    models.save(tmp_path, policy, params, tokenizer)
+    assert json.loads((tmp_path / "config.json").read_text())["bos_token_id"] == 2
 
 
 def test_a_missing_shard_is_named(llama, tmp_path):

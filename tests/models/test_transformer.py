@@ -1,12 +1,14 @@
 """The decoder: what must hold of any causal model, on a plain style and on one with every option."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl4lm.decoding import score
 from jaxrl4lm.models import LanguagePolicy, Rope, TransformerConfig, parameter_count
 from jaxrl4lm.models.attention import attention
 from jaxrl4lm.models.dense import dense
@@ -168,6 +170,11 @@ def test_texts_beyond_a_learned_table_are_refused():
         start(policy, params, ones.astype(int), ones, 1, 3)
     with pytest.raises(ValueError, match="40 tokens do not fit"):
         apply(policy, params, np.zeros((1, 40), np.int32))
+    tokens, at = np.zeros((1, 40), np.int32), np.arange(40)[None]
+    assert policy.hidden(params, tokens, at >= 8).shape[1] == 40  # 32 tokens and padding
+    for function in (policy.apply, policy.hidden, functools.partial(score, policy)):
+        with pytest.raises(ValueError, match="33 tokens do not fit"):
+            function(params, tokens, at >= 7)
 
 
 def test_the_value_head_starts_at_zero_and_reads_the_hidden_states(key):
