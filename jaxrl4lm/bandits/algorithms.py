@@ -89,7 +89,11 @@ def epsilon_greedy(
 
 
 def softmax(temperature: ScalarLike = 0.2, *, step_size: ScalarLike | None = None) -> Algorithm:
-    """Boltzmann exploration, π(a) ∝ exp(Q(a)/τ). Reference: Sutton & Barto 1998, section 2.3."""
+    """Boltzmann exploration, π(a) ∝ exp(Q(a)/τ), τ > 0. Reference: Sutton & Barto 1998, section 2.3."""
+    if isinstance(temperature, float | int) and not temperature > 0:
+        raise ValueError(
+            f"temperature must be positive, not {temperature}: epsilon_greedy(0) is the greedy rule"
+        )
 
     def select(state: Estimates, uniform: Array, context: Array | None) -> Array:
         return _draw(uniform, state.values / temperature)
@@ -307,7 +311,7 @@ class Ridge(NamedTuple):
 def lin_ucb(dimension: int, alpha: ScalarLike = 1.0, *, ridge: ScalarLike = 1.0) -> Algorithm:
     """argmax θ̂_a·x + α √(xᵀ A_a⁻¹ x), one ridge regression per arm, updated by Sherman–Morrison.
 
-    Reference: Li et al. 2010, arXiv:1003.0146, algorithm 1.
+    Raises ValueError for a problem without contexts. Reference: Li et al. 2010, arXiv:1003.0146, algorithm 1.
     """
 
     def init(num_arms: int, num_runs: int) -> Ridge:
@@ -320,7 +324,8 @@ def lin_ucb(dimension: int, alpha: ScalarLike = 1.0, *, ridge: ScalarLike = 1.0)
         return functools.reduce(jnp.add, terms)
 
     def select(state: Ridge, _: Array, context: Array | None) -> Array:
-        assert context is not None
+        if context is None:
+            raise ValueError("lin_ucb needs contexts: give it a contextual problem, such as linear()")
         direction = towards(state, context)
         mean = jnp.sum(direction * state.moment, axis=1)
         width = jnp.sum(direction * context[None], axis=1)

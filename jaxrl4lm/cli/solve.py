@@ -22,9 +22,9 @@ class SolveArguments:
 
     map: Annotated[pathlib.Path | None, tyro.conf.Positional] = None
     """The map's text file; or take a built-in world by --world."""
-    world: BUILT_IN = "russell-norvig"
-    """The map to use without a file: Russell & Norvig's 4x3 world, the lecture's (the same, deterministic and
-    without living reward), or the cliff walk."""
+    world: BUILT_IN | None = None
+    """The map to use without a file: Russell & Norvig's 4x3 world (the default), the lecture's (the same, deterministic
+    and without living reward), or the cliff walk."""
     discount: float | None = None
     """Discount factor, from 0 to 1; by default 0.9, and for built-in worlds their own."""
     slip: float | None = None
@@ -105,11 +105,16 @@ def _world(arguments: SolveArguments) -> tuple[str, dict[str, float]]:
     from jaxrl4lm.mdp import worlds
 
     own = {"discount": 0.9, "slip": 0.0, "living_reward": 0.0}
+    if arguments.map is not None and arguments.world is not None:
+        raise InputError(
+            f"Both the map {arguments.map} and --world {arguments.world} are given: leave one out."
+        )
     if arguments.map is None:
-        text = worlds.CLIFF_MAP if arguments.world == "cliff" else worlds.RUSSELL_NORVIG_MAP
-        if arguments.world == "russell-norvig":
+        world = arguments.world or "russell-norvig"
+        text = worlds.CLIFF_MAP if world == "cliff" else worlds.RUSSELL_NORVIG_MAP
+        if world == "russell-norvig":
             own = {"discount": 1.0, "slip": 0.1, "living_reward": -0.04}
-        elif arguments.world == "cliff":
+        elif world == "cliff":
             own = {"discount": 1.0, "slip": 0.0, "living_reward": -1.0}
     else:
         try:

@@ -33,7 +33,7 @@ class FiniteMDP(NamedTuple):
     initial: Array
     """`[S]`: the distribution of the first state."""
     horizon: Array | None = None
-    """Length limit of an episode; None for no limit. Environments and `backward_induction` read it."""
+    """Length limit of an episode; None for no limit. Environments read it."""
     outcome_rewards: Array | None = None
     """r(s, a, s′) in the layout of the kernel's probabilities, where it depends on s′; for sampling only."""
 
@@ -69,7 +69,7 @@ def from_arrays(
     Raises:
       MDPError: naming the first bad state and action.
     """
-    probabilities = _floats(transitions)
+    probabilities = _floats(transitions, "transitions")
     if probabilities.ndim != 3 or probabilities.shape[0] != probabilities.shape[2] or not probabilities.size:
         raise MDPError(f"transitions has shape {probabilities.shape}: give [S, A, S].")
     num_states = probabilities.shape[0]
@@ -83,7 +83,7 @@ def from_arrays(
         _discount(discount, ends, expected.dtype),
         jnp.asarray(ends),
         _initial(initial, ends, expected.dtype),
-        None if horizon is None else jnp.asarray(horizon, jnp.int32),
+        _horizon(horizon),
         None if outcome is None else jnp.asarray(outcome),
     )
 
@@ -108,7 +108,7 @@ def from_successors(
     Raises:
       MDPError: naming the first bad state and action.
     """
-    chances, states = _floats(probabilities), np.asarray(successors)
+    chances, states = _floats(probabilities, "probabilities"), np.asarray(successors)
     if chances.ndim != 3 or chances.shape != states.shape or not chances.size:
         raise MDPError(
             f"successors has shape {states.shape} and probabilities {chances.shape}: give [S, A, K] twice."
@@ -131,7 +131,7 @@ def from_successors(
         _discount(discount, ends, expected.dtype),
         jnp.asarray(ends),
         _initial(initial, ends, expected.dtype),
-        None if horizon is None else jnp.asarray(horizon, jnp.int32),
+        _horizon(horizon),
         None if outcome is None else _states_last(outcome),
     )
 
@@ -146,9 +146,11 @@ def sparse(mdp: FiniteMDP) -> FiniteMDP:
     return mdp._replace(transitions=to_sparse(mdp.transitions), outcome_rewards=None)
 
 
-def _floats(values: ArrayLike) -> np.ndarray:
+def _floats(values: ArrayLike, name: str) -> np.ndarray:
     """As NumPy, in the precision that JAX would give."""
     array = np.asarray(values)
+    if not (np.issubdtype(array.dtype, np.integer) or jnp.issubdtype(array.dtype, np.floating)):
+        raise MDPError(f"{name} has dtype {array.dtype}: give real numbers.")
     return array.astype(jax.dtypes.canonicalize_dtype(np.result_type(array.dtype, np.float32)), copy=False)
 
 
@@ -157,9 +159,11 @@ def _states_last(per_state: np.ndarray) -> Array:
 
 
 def _terminal_mask(terminal: ArrayLike | None, num_states: int) -> np.ndarray:
-    ends = np.zeros(num_states, bool) if terminal is None else np.asarray(terminal, bool)
-    if ends.shape != (num_states,):
-        raise MDPError(f"terminal has shape {ends.shape}: give one bool for each of the {num_states} states.")
+    ends = np.zeros(num_states, bool) if terminal is None else np.asarray(terminal)
+    if ends.shape != (num_states,) or ends.dtype != bool:
+        raise MDPError(
+            f"terminal has shape {ends.shape} and dtype {ends.dtype}: give one bool for each of the {num_states} states."
+        )
     return ends
 
 
@@ -189,7 +193,7 @@ def _split_rewards(
     rewards: ArrayLike, probabilities: np.ndarray, ends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Expected rewards `[S, A]`, and the rewards by outcome where they depend on it."""
-    given = _floats(rewards)
+    given = _floats(rewards, "rewards")
     if given.shape not in (probabilities.shape[:1], probabilities.shape[:2], probabilities.shape):
         raise MDPError(
             f"rewards has shape {given.shape}: give {probabilities.shape[:1]}, {probabilities.shape[:2]}"
@@ -218,14 +222,26 @@ def _discount(discount: ArrayLike, ends: np.ndarray, dtype: np.dtype) -> Array:
         raise MDPError(f"discount is {gamma}: give a number in [0, 1].")
     if gamma == 1 and not ends.any():
         raise MDPError("discount is 1 and no state is terminal: values are infinite, give terminal states.")
+    if gamma < 1 and gamma.astype(dtype) == 1:
+        raise MDPError(
+            f"discount is {gamma}, which is 1 in {dtype}: set jax_enable_x64, or give a smaller one."
+        )
     return jnp.asarray(gamma, dtype)
+
+
+def _horizon(horizon: int | None) -> Array | None:
+    if horizon is None:
+        return None
+    if not isinstance(horizon, int | np.integer) or horizon < 1:
+        raise MDPError(f"horizon is {horizon}: give a whole number of steps from 1, or None for no limit.")
+    return jnp.asarray(horizon, jnp.int32)
 
 
 def _initial(initial: ArrayLike | None, ends: np.ndarray, dtype: np.dtype) -> Array:
     if initial is None:
         free = ~ends if not ends.all() else np.ones_like(ends)
         return jnp.asarray(free / free.sum(), dtype)
-    start = _floats(initial)
+    start = _floats(initial, "initial")
     if start.shape != ends.shape or (start < 0).any() or not np.isclose(start.sum(), 1, atol=1e-5):
         raise MDPError(
             f"initial has shape {start.shape} and sum {start.sum():.6g}: give a distribution over states."

@@ -56,10 +56,12 @@ def grid_world(
       slip: probability of going to *each* side of the intended direction, in [0, ½].
       living_reward: reward of every step from a non-terminal cell.
     Raises:
-      MapError: naming line and column of the first cell that cannot be read.
+      MapError: naming line and column of the first cell that cannot be read, or the option.
     """
     if not 0 <= slip <= 0.5:
         raise MapError(f"slip is {slip}: give the probability of slipping to each side, in [0, 0.5].")
+    if not np.isfinite(living_reward):
+        raise MapError(f"living_reward is {living_reward}: give a finite number.")
     walls, starts, held = _read_map(text)
     index = np.where(walls, -1, np.cumsum(~walls).reshape(walls.shape) - 1)
     free = np.argwhere(~walls)

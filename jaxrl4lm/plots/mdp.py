@@ -11,6 +11,8 @@ import numpy as np
 from jaxrl4lm.mdp import ARROWS
 
 _DIRECTIONS = {"↑": (0, 1), "→": (1, 0), "↓": (0, -1), "←": (-1, 0)}
+_HALO = [matplotlib.patheffects.withStroke(linewidth=2.5, foreground="white")]
+"""Around what is written on dark cells."""
 MAX_LABELLED = 400
 """Values are written into the cells of grids up to this size; larger ones show only colour and arrows."""
 
@@ -47,16 +49,17 @@ def grid_solution(
     image = ax.imshow(shown, cmap="RdYlGn" if signed else "YlGn", vmin=limits[0], vmax=limits[1])
     figure.colorbar(image, ax=ax, label="value", shrink=0.9)
     _arrows(ax, index, policy, terminal)
-    labelled = index.size <= MAX_LABELLED
+    labelled, decimals = index.size <= MAX_LABELLED, _decimals(np.asarray(values))
     for row, column in np.argwhere(index >= 0):
         state = index[row, column]
         if labelled:
-            text = f"{values[state]:+.2f}" if terminal[state] else _number(float(values[state]))
+            sign = "+" if terminal[state] else ""
+            text = f"{values[state]:{sign}.{decimals}f}"
             label = ax.text(
                 column, row + (0 if terminal[state] else 0.27), text, ha="center", va="center",
                 fontsize=11 * cell, fontweight="bold" if terminal[state] else "normal",
             )  # fmt: skip
-            label.set_path_effects([matplotlib.patheffects.withStroke(linewidth=2.5, foreground="white")])
+            label.set_path_effects(_HALO)
         if terminal[state]:
             ax.add_patch(
                 matplotlib.patches.Rectangle(
@@ -84,12 +87,17 @@ def _arrows(ax: matplotlib.axes.Axes, index: np.ndarray, policy: np.ndarray, ter
     places, states = places[~terminal[states]], states[~terminal[states]]
     moves = np.array([_DIRECTIONS[arrow] for arrow in ARROWS])[policy[states]]
     lift = 0.12 if index.size <= MAX_LABELLED else 0.0
-    ax.quiver(
+    arrows = ax.quiver(
         places[:, 1], places[:, 0] - lift, moves[:, 0] * 0.42, moves[:, 1] * 0.42,
         angles="uv", pivot="mid", scale=1, scale_units="xy", width=0.06, units="xy",
         headwidth=3.2, headlength=3.2, headaxislength=2.9, color="0.1",
     )  # fmt: skip
+    if index.size <= MAX_LABELLED:
+        arrows.set_path_effects(_HALO)
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+def _decimals(values: np.ndarray) -> int:
+    """One number of them for the whole picture: none for whole values, else four digits for the largest."""
+    if np.allclose(values, np.rint(values), rtol=0, atol=5e-4):
+        return 0
+    return max(0, 3 - int(np.log10(max(np.abs(values).max(), 1))))

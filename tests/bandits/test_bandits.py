@@ -342,3 +342,10 @@ def test_any_number_of_steps_runs(key):
 def test_a_run_of_nothing_is_refused(steps, runs, key):
     with pytest.raises(ValueError, match=f"at least 1, not {steps} and {runs}"):
         B.run(key, B.gaussian(3), B.ucb(), steps, runs)
+
+
+def test_what_an_algorithm_cannot_do_is_said(key):
+    with pytest.raises(ValueError, match="lin_ucb needs contexts"):
+        B.run(key, B.gaussian(3), B.lin_ucb(5), 2, 2)
+    with pytest.raises(ValueError, match="temperature must be positive, not 0"):
+        B.softmax(0)

@@ -82,6 +82,11 @@ def test_limits_that_make_no_sense_are_refused(run, option, value):
         run(option, value)
 
 
+def test_one_world_at_a_time(run, tmp_path):
+    with pytest.raises(InputError, match=r"Both the map .* and --world cliff are given"):
+        run(tmp_path / "map.txt", "--world", "cliff")
+
+
 def test_a_world_too_wide_for_the_terminal_is_drawn_as_arrows(run, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     path = tmp_path / "wide.txt"

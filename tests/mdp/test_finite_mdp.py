@@ -147,6 +147,12 @@ def spoilt(index, value):
         ({"discount": -0.1}, r"discount is -0\.1"),
         ({"discount": 1.0}, "no state is terminal"),
         ({"terminal": [True]}, r"terminal has shape \(1,\)"),
+        ({"terminal": [np.nan, 0]}, "dtype float64: give one bool"),
+        ({"rewards": np.zeros(2, complex)}, "rewards has dtype complex128: give real numbers"),
+        ({"transitions": spoilt((0, 0, 0), 0.5).astype(complex)}, "transitions has dtype complex128"),
+        ({"discount": 1 - 1e-9}, r"discount is 0\.999999999, which is 1 in float32"),
+        ({"horizon": 0}, "horizon is 0: give a whole number"),
+        ({"horizon": 2.5}, r"horizon is 2\.5: give"),
         ({"initial": [1.5, -0.5]}, r"initial has shape \(2,\) and sum 1: give a distribution"),
         ({"initial": [0.5, 0.6]}, r"initial has shape \(2,\) and sum 1\.1"),
     ],
@@ -198,6 +204,8 @@ def test_a_garnet_is_random_and_of_the_size_asked_for(states, successors):
 def test_a_slip_beyond_one_half_is_refused():
     with pytest.raises(M.MapError, match=r"slip is 0\.6"):
         M.grid_world(". +1", slip=0.6)
+    with pytest.raises(M.MapError, match="living_reward is nan"):
+        M.grid_world(". +1", living_reward=np.nan)
 
 
 def test_grid_moves_slip_and_bump():
