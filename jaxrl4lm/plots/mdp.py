@@ -11,7 +11,9 @@ import numpy as np
 from jaxrl4lm.mdp import ARROWS
 
 _DIRECTIONS = {"↑": (0, 1), "→": (1, 0), "↓": (0, -1), "←": (-1, 0)}
-_HALO = [matplotlib.patheffects.withStroke(linewidth=2.5, foreground="white")]
+_HALO: list[matplotlib.patheffects.AbstractPathEffect] = [
+    matplotlib.patheffects.withStroke(linewidth=2.5, foreground="white")
+]
 """Around what is written on dark cells."""
 MAX_LABELLED = 400
 """Values are written into the cells of grids up to this size; larger ones show only colour and arrows."""
