@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl4lm.bandits import noise as draw
 from jaxrl4lm.types import Array, Key, ScalarLike
@@ -90,7 +91,7 @@ def epsilon_greedy(
 
 def softmax(temperature: ScalarLike = 0.2, *, step_size: ScalarLike | None = None) -> Algorithm:
     """Boltzmann exploration, π(a) ∝ exp(Q(a)/τ), τ > 0. Reference: Sutton & Barto 1998, section 2.3."""
-    if isinstance(temperature, float | int) and not temperature > 0:
+    if isinstance(temperature, float | int | np.number) and not temperature > 0:
         raise ValueError(
             f"temperature must be positive, not {temperature}: epsilon_greedy(0) is the greedy rule"
         )

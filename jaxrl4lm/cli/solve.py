@@ -46,8 +46,8 @@ def main(arguments: list[str]) -> int:
     parsed = tyro.cli(SolveArguments, args=arguments, prog="jaxrl4lm solve")
     if not parsed.tolerance > 0:
         raise InputError(f"--tolerance is {parsed.tolerance:g}: give a positive number.")
-    if parsed.max_iterations < 1:
-        raise InputError(f"--max-iterations is {parsed.max_iterations}: give at least 1.")
+    if not 1 <= parsed.max_iterations < 2**31:
+        raise InputError(f"--max-iterations is {parsed.max_iterations}: give at least 1, and less than 2^31.")
     import jax
 
     with jax.enable_x64(True):

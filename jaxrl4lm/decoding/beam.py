@@ -63,6 +63,10 @@ def beam_search(
         ended ones. As `early_stopping="never"` and `True` in transformers.
     """
     G, W, T = prompts.shape[0], beams, max_new_tokens
+    if min(W, T) < 1:
+        raise ValueError(f"beams and max_new_tokens must be at least 1, not {W} and {T}")
+    if isinstance(length_penalty, float | int) and not length_penalty >= 0:
+        raise ValueError(f"length_penalty must be at least 0, not {length_penalty}")
     eos = jnp.array(as_ids(eos_id))
     # Each beam proposes one end a token and one going on: of these many at least W go on.
     candidates = W * (1 + len(as_ids(eos_id)))

@@ -46,11 +46,21 @@ class Sampling:
         for name in ("max_new_tokens", "copies"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.alternatives < 0:
+            raise ValueError(f"alternatives must be at least 0, not {self.alternatives}")
+        # A float alone: other types are what a tree map, or the axes of a vmap, put in its place.
+        if isinstance(self.temperature, float):
+            _check_temperature(self.temperature)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """The end tokens, one or several."""
         return as_ids(self.eos_id)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive, not {temperature}: None takes the most likely token")
 
 
 class Choice(NamedTuple):
@@ -71,9 +81,8 @@ class Choice(NamedTuple):
 def choose(logits: Array, uniform: Array, history: History, sampling: Sampling) -> Choice:
     """Draws a token a row (or takes the most likely: temperature None) from the logits `[B, V]`."""
     temperature = sampling.temperature
-    # Here, not in the record, whose fields are whatever a tree map makes of them.
-    if isinstance(temperature, float | int) and not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be positive, not {temperature}: None takes the most likely token")
+    if isinstance(temperature, float | int):
+        _check_temperature(temperature)
     for penalty in sampling.penalties:
         logits = penalty(logits, history)
     if temperature is not None:

@@ -51,6 +51,8 @@ def generate_queue(
       slots: B, how many completions are in progress at a time.
       The others: as in `generate`.
     """
+    if slots < 1:
+        raise ValueError(f"slots must be at least 1, not {slots}")
     T, B, copies = sampling.max_new_tokens, slots, sampling.copies
     prompts, prompt_mask = jnp.asarray(prompts), jnp.asarray(prompt_mask)
     M = prompts.shape[0] * copies

@@ -33,6 +33,7 @@ def draw_and_normalise(logits: Array, uniform: Array) -> tuple[Array, Array]:
     Never returns a token of probability 0. Large vocabularies are searched in two levels, so that only the
     sums of blocks and one block a row are accumulated.
     """
+    logits, uniform = logits.astype(jnp.float32), uniform.astype(jnp.float32)  # or few tokens could be drawn
     batch, vocab = logits.shape
     if vocab <= 2 * BLOCK:
         top = logits.max(-1)

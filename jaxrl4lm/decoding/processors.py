@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from jaxrl4lm.types import Array, ScalarLike
@@ -53,6 +54,8 @@ def repetition_penalty(penalty: ScalarLike) -> Penalty:
     Reference: Keskar et al. 2019, arXiv:1909.05858, section 4.1; as in transformers'
       `RepetitionPenaltyLogitsProcessor`.
     """
+    if isinstance(penalty, float | int) and not penalty > 0:
+        raise ValueError(f"the penalty must be positive, not {penalty}: 1 changes nothing")
     return Partial(_repetition_penalty, penalty)
 
 
@@ -106,16 +109,19 @@ def _seen(logits: Array, tokens: Array, mask: Array) -> Array:
 # ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@functools.cache  # one function for one k, so that compiled programs know it again
 def top_k(k: int) -> Truncation:
     """Keeps the k largest logits, and those equal to the k-th.
 
     Args:
       k: static, at least 1; beyond the vocabulary it keeps everything.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k must be a whole number of at least 1, not {k}")
+    return _top_k(int(k))
 
+
+@functools.cache  # one function for one k, so that compiled programs know it again
+def _top_k(k: int) -> Truncation:
     def apply(logits: Array) -> Array:
         threshold = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][:, -1:]
         return jnp.where(logits < threshold, -jnp.inf, logits)
@@ -147,7 +153,7 @@ def typical(p: ScalarLike) -> Truncation:
 
 
 def _fraction(p: ScalarLike) -> ScalarLike:
-    if isinstance(p, float | int) and not 0 < p <= 1:
+    if isinstance(p, float | int | np.number) and not 0 < p <= 1:
         raise ValueError(f"p must lie above 0 and be at most 1, not {p}")
     return p
 

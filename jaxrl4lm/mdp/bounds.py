@@ -4,6 +4,7 @@ For a monotone operator with T(v + c) = T v + γc (all of `operators`), δ = T v
 T v + N·min δ ≤ V* ≤ T v + N·max δ. At γ = 1, N is the expected time to termination instead.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -56,26 +57,58 @@ class Ending(NamedTuple):
     """`[S]`: greedy; at γ = 1, of the optimal actions the one that terminates soonest."""
 
 
-def ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike) -> Ending:
+def ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike, tolerance: ScalarLike = 0.0) -> Ending:
     """N and a greedy policy: γ/(1−γ) below γ = 1; there, a bound on the expected time to termination.
 
     At γ = 1 a plain argmax among equals can walk in circles. So n ← 1 + min_a E[n] is iterated over the
     actions that are optimal up to rounding; once a sweep raises n by c < 1 at most, (I − P_π) n ≥ 1 − c
     proves that π terminates within max n / (1 − c) steps on average. An improper world never gets there: inf.
+
+    That is for the policy itself; an optimal one may be slower. If all that keep to actions within the tolerance of the
+    best terminate, N is the longest time of any of them: with n of that kind and c ≥ T v − v, c N at most the
+    tolerance, v + c n does not grow under T, whatever the other actions do, and so is nowhere below V*.
     """
     discount = mdp.discount
 
     def below_one() -> Ending:
         return Ending(discount / jnp.where(discount < 1, 1 - discount, 1), greedy(mdp, values))
 
-    return jax.lax.cond(discount < 1, below_one, lambda: _episodic_ending(mdp, values, max_iterations))
+    def episodic() -> Ending:
+        q = action_values(mdp, values)
+        gap = q.max(axis=-1, keepdims=True) - q
+        noise = 4 * rounding(mdp).at(jnp.abs(values).max())
+        fast, steps, count = _time_to_end(mdp, gap <= noise, jnp.min, max_iterations)
+        # Far slower ones mean, nearly always, that some never terminate: no use in waiting for them.
+        patience = jnp.minimum(max_iterations, 100 * count + 1000)
+        slow, *_ = _time_to_end(mdp, gap <= tolerance + noise, jnp.max, patience)
+        horizon = jnp.where(jnp.isfinite(slow), jnp.maximum(fast, slow), fast)
+        ahead = jnp.where(gap <= noise, mdp.transitions.expect(steps), jnp.inf)
+        return Ending(horizon, jnp.argmin(ahead, axis=-1).astype(jnp.int32))
+
+    return jax.lax.cond(discount < 1, below_one, episodic)
 
 
-def _episodic_ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike) -> Ending:
-    q = action_values(mdp, values)
-    optimal = q >= q.max(axis=-1, keepdims=True) - 4 * rounding(mdp).at(jnp.abs(values).max())
+def soonest(mdp: FiniteMDP) -> Array:
+    """A policy `[S]` that terminates for certain, if any does: that of the least expected time, cut at S + 1 steps.
+
+    By then every state that can reach an end has done so with some chance, and a circle would not be the least.
+    """
+
+    def sweep(_, steps: Array) -> Array:
+        return jnp.where(mdp.terminal, 0, 1 + mdp.transitions.expect(steps).min(axis=-1))
+
+    steps = jax.lax.fori_loop(0, mdp.num_states + 1, sweep, jnp.zeros_like(mdp.rewards[:, 0]))
+    return jnp.argmin(mdp.transitions.expect(steps), axis=-1).astype(jnp.int32)
+
+
+def _time_to_end(
+    mdp: FiniteMDP, allowed: Array, choose: Callable[..., Array], max_iterations: ScalarLike
+) -> tuple[Array, Array, Array]:
+    """Bound on the expected steps to termination under the actions allowed `[S, A]` of which `choose`, jnp.min or
+    jnp.max, picks the soonest or the latest: inf if it is not proven; the steps `[S]`; sweeps."""
     # Under vmap both branches of the caller run: with γ < 1 in this one there is nothing to iterate.
     episodic = mdp.discount >= 1
+    never = jnp.inf if choose is jnp.min else -jnp.inf
 
     def unproven(state: tuple[Array, Array, Array]) -> Array:
         _, growth, iterations = state
@@ -83,12 +116,11 @@ def _episodic_ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike) 
 
     def sweep(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         steps, _, iterations = state
-        ahead = jnp.where(optimal, mdp.transitions.expect(steps), jnp.inf)
-        new = jnp.where(mdp.terminal, 0, 1 + ahead.min(axis=-1))
+        ahead = jnp.where(allowed, mdp.transitions.expect(steps), never)
+        new = jnp.where(mdp.terminal, 0, 1 + choose(ahead, axis=-1))
         return new, (new - steps).max(), iterations + 1
 
-    start = (jnp.zeros_like(values), jnp.ones((), values.dtype), jnp.int32(0))
-    steps, growth, _ = jax.lax.while_loop(unproven, sweep, start)
-    soonest = jnp.where(optimal, mdp.transitions.expect(steps), jnp.inf)
+    start = (jnp.zeros_like(mdp.rewards[:, 0]), jnp.ones((), mdp.rewards.dtype), jnp.int32(0))
+    steps, growth, count = jax.lax.while_loop(unproven, sweep, start)
     proven = steps.max() / (1 - jnp.minimum(growth, 0.5))
-    return Ending(jnp.where(growth > 0.5, jnp.inf, proven), jnp.argmin(soonest, axis=-1).astype(jnp.int32))
+    return jnp.where(growth > 0.5, jnp.inf, proven), steps, count

@@ -8,6 +8,8 @@ import numpy as np
 
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP, MDPError, from_successors
 
+TRIES = 128
+"""Draws and times that must agree where one stands for all."""
 BLOCK = 64
 """States expanded at once: one compiled shape, the last block is padded."""
 
@@ -19,14 +21,15 @@ def from_environment(
     discount: float,
     samples: int = 1,
     max_states: int = 10_000,
+    clock: bool = False,
     key: jax.Array | None = None,
 ) -> FiniteMDP:
     """Breadth-first enumeration of a gymnax-1.0 environment through `reset_env` and `step_env`.
 
     Exact (with `samples` = 1) where transitions are deterministic; otherwise probabilities are frequencies
     over `samples` draws, with a standard error of √(p(1−p)/samples). State leaves called `time` are set to
-    0: an MDP knows no clock, and a time limit is a truncation, not a transition. All terminations lead to
-    one terminal state, the last, worth 0. States are numbered in the order in which they are met; an
+    0, unless `clock` makes them a part of the state: a time limit is a truncation, not a transition. All terminations
+    lead to one terminal state, the last, worth 0. States are numbered in the order in which they are met; an
     observation is not used.
 
     Args:
@@ -35,17 +38,21 @@ def from_environment(
       discount: γ of the MDP.
       samples: draws per state and action, and (at least 256) of the first state.
       max_states: give up beyond.
+      clock: whether what happens depends on the time.
       key: for the draws; `jax.random.key(0)` by default.
     Raises:
-      MDPError: if more than `max_states` states are met.
+      MDPError: if more than `max_states` states are met; if one draw is asked for and chance decides, or if the
+        clock does and is not a part of the state, as far as the first states show.
     """
+    if samples < 1:
+        raise MDPError(f"samples is {samples}: give at least 1.")
     key = jax.random.key(0) if key is None else key
     key_reset, key_step = jax.random.split(key)
-    starts = jax.vmap(lambda k: _without_clock(environment.reset_env(k, params)[1]))(
+    starts = jax.vmap(lambda k: _at(environment.reset_env(k, params)[1], None if clock else 0))(
         jax.random.split(key_reset, max(samples, 256))
     )
     treedef = jax.tree.structure(starts)
-    expand = _expansion(environment, params, samples)
+    expand = _expansion(environment, params, samples, clock)
     found = _Numbering()
     first = [found.number(row) for row in _rows(starts)]
     outcomes: list[list[dict[int, list[float]]]] = []  # [S][A]: successor (−1: the end) → rewards met
@@ -57,6 +64,8 @@ def from_environment(
         todo = found.states[len(outcomes) : len(outcomes) + BLOCK]
         padded = todo + [todo[0]] * (BLOCK - len(todo))
         stacked = jax.tree.unflatten(treedef, [np.stack(leaf) for leaf in zip(*padded, strict=True)])
+        if not outcomes:
+            _check(environment, params, stacked, samples, clock, key_step)
         new, reward, ended = expand(stacked, jax.random.fold_in(key_step, len(outcomes)))
         rows, reward, ended = _rows(new), np.asarray(reward), np.asarray(ended)
         for s in range(len(todo)):
@@ -84,13 +93,13 @@ class _Numbering:
         return self._numbers[name]
 
 
-def _expansion(environment: Any, params: Any, samples: int) -> Any:
+def _expansion(environment: Any, params: Any, samples: int, clock: bool) -> Any:
     """(`BLOCK` states, key) → what follows: states `[BLOCK · A · samples]`, rewards and ends `[BLOCK, A, samples]`."""
     actions = jnp.arange(environment.num_actions, dtype=jnp.int32)
 
     def step(state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
         _, new, reward, terminated, _ = environment.step_env(key, state, action, params)
-        return _without_clock(new), jnp.asarray(reward, float), terminated
+        return _at(new, None if clock else 0), jnp.asarray(reward, float), terminated
 
     @jax.jit
     def expand(states: Any, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
@@ -101,6 +110,37 @@ def _expansion(environment: Any, params: Any, samples: int) -> Any:
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), new), reward, ended
 
     return expand
+
+
+def _check(environment: Any, params: Any, states: Any, samples: int, clock: bool, key: jax.Array) -> None:
+    """Refuses what one draw, or one time, does not show: other draws and other times must give the same."""
+    actions = jnp.arange(environment.num_actions, dtype=jnp.int32)
+
+    @jax.jit
+    def outcomes(times: jax.Array, keys: jax.Array) -> Any:
+        """For each time (negative: as it stands) and key, what every action in every state leads to."""
+
+        def step(time: jax.Array, key: jax.Array, state: Any, action: jax.Array) -> Any:
+            at = state if clock else _at(state, time)
+            _, new, reward, terminated, _ = environment.step_env(key, at, action, params)
+            # What follows an end is of no interest: one environment begins anew there, another does not.
+            new = jax.tree.map(lambda x: jnp.where(terminated, jnp.zeros_like(x), x), _at(new, 0))
+            return new, reward, terminated
+
+        over_actions = jax.vmap(step, in_axes=(None, None, None, 0))
+        over_states = jax.vmap(over_actions, in_axes=(None, None, 0, None))
+        return jax.vmap(over_states, in_axes=(0, 0, None, None))(times, keys, states, actions)
+
+    def differ(found: Any) -> bool:
+        return any(bool((x != x[:1]).any()) for x in map(np.asarray, jax.tree.leaves(found)))
+
+    keys, zeros = jax.random.split(key, TRIES), jnp.zeros((TRIES,), jnp.int32)
+    if samples == 1 and differ(outcomes(zeros, keys)):
+        raise MDPError(
+            "chance decides what follows, and samples is 1: give the number of draws, such as 1000."
+        )
+    if not clock and differ(outcomes(jnp.arange(TRIES, dtype=jnp.int32), keys[zeros])):
+        raise MDPError("the time decides what follows: give clock=True, which makes it a part of the state.")
 
 
 def _tabulate(
@@ -122,12 +162,15 @@ def _tabulate(
     )
 
 
-def _without_clock(state: Any) -> Any:
-    def forget(path: Any, leaf: Any) -> jax.Array:
-        named = getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
-        return jnp.zeros_like(leaf) if named == "time" else jnp.asarray(leaf)
+def _at(state: Any, time: jax.Array | int | None) -> Any:
+    """The state with its leaves called `time` set; None leaves them."""
 
-    return jax.tree_util.tree_map_with_path(forget, state)
+    def put(path: Any, leaf: Any) -> jax.Array:
+        named = getattr(path[-1], "name", getattr(path[-1], "key", None)) if path else None
+        leaf = jnp.asarray(leaf)
+        return leaf if time is None or named != "time" else jnp.full_like(leaf, time)
+
+    return jax.tree_util.tree_map_with_path(put, state)
 
 
 def _rows(stacked: Any) -> list[list[np.ndarray]]:

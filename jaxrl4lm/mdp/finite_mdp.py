@@ -218,7 +218,7 @@ def _split_rewards(
 
 def _discount(discount: ArrayLike, ends: np.ndarray, dtype: np.dtype) -> Array:
     gamma = np.asarray(discount)
-    if gamma.ndim or not 0 <= gamma <= 1:
+    if gamma.ndim or gamma.dtype.kind not in "fiu" or not 0 <= gamma <= 1:
         raise MDPError(f"discount is {gamma}: give a number in [0, 1].")
     if gamma == 1 and not ends.any():
         raise MDPError("discount is 1 and no state is terminal: values are infinite, give terminal states.")
@@ -232,7 +232,7 @@ def _discount(discount: ArrayLike, ends: np.ndarray, dtype: np.dtype) -> Array:
 def _horizon(horizon: int | None) -> Array | None:
     if horizon is None:
         return None
-    if not isinstance(horizon, int | np.integer) or horizon < 1:
+    if np.asarray(horizon).dtype.kind not in "iu" or np.ndim(horizon) or not 1 <= int(horizon) < 2**31:
         raise MDPError(f"horizon is {horizon}: give a whole number of steps from 1, or None for no limit.")
     return jnp.asarray(horizon, jnp.int32)
 

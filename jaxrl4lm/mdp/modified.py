@@ -94,16 +94,20 @@ def modified_policy_iteration(
     else:
         first = _sweep_from(mdp, start)
     state = _Progress(first, extent(first.change), zero, jnp.int32(4), zero, zero, infinite, hint)
-    state = jax.lax.while_loop(unfinished, improve, state)
-    # At γ = 1 the horizon is only known near the end: go on with it. Below, nothing is left to do.
-    state = state._replace(
-        horizon=_ending(mdp, state.point, hint, max_iterations).horizon,
-        stalled=jnp.where(mdp.discount < 1, PATIENCE, zero),
-        best=infinite,
-    )
-    state = jax.lax.while_loop(unfinished, improve, state)
-    final = _ending(mdp, state.point, hint, max_iterations)
-    shift, bound = _error(mdp, rounding, state._replace(horizon=final.horizon))
+
+    def stage(carry: tuple[_Progress, Array]) -> tuple[_Progress, Array]:
+        state, before = carry[0], carry[0].iterations
+        state = jax.lax.while_loop(unfinished, improve, state)
+        # At γ = 1 the horizon is only known near the end: go on with it. Below, nothing is left to do.
+        horizon = _ending(mdp, state.point, hint, limits, max_iterations).horizon
+        done = ~jnp.isfinite(horizon) | (state.iterations == before) | (state.stalled >= PATIENCE)
+        return state._replace(horizon=horizon, stalled=zero, best=infinite), done
+
+    state, _ = stage((state, jnp.asarray(False)))
+    done = (mdp.discount < 1) | ~jnp.isfinite(state.horizon)
+    state, _ = jax.lax.while_loop(lambda carry: ~carry[1], stage, (state, done))
+    final = _ending(mdp, state.point, hint, limits, max_iterations)
+    shift, bound = _error(mdp, rounding, state)
     shift = jnp.where(mdp.terminal, 0, shift)
     values, q = state.point.swept + shift, state.point.q.T + shift[:, None]
     return conclude(mdp, operators.backup, values, final.policy, state.iterations, bound, tolerance, q)
@@ -171,9 +175,11 @@ def _point(q: Array, values: Array) -> _Point:
     return _Point(q, swept, jnp.argmax(q, axis=0).astype(jnp.int32), swept - values)
 
 
-def _ending(mdp: FiniteMDP, point: _Point, hint: Array, max_iterations: ScalarLike) -> bounds.Ending:
+def _ending(
+    mdp: FiniteMDP, point: _Point, hint: Array, limits: _Limits, max_iterations: ScalarLike
+) -> bounds.Ending:
     return jax.lax.cond(
         mdp.discount < 1,
         lambda: bounds.Ending(hint, point.policy),
-        lambda: bounds.ending(mdp, point.swept, max_iterations),
+        lambda: bounds.ending(mdp, point.swept, max_iterations, limits.tolerance),
     )

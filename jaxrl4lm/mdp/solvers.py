@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl4lm.mdp import bounds, operators
 from jaxrl4lm.mdp.exact import policy_values
-from jaxrl4lm.mdp.finite_mdp import FiniteMDP
+from jaxrl4lm.mdp.finite_mdp import FiniteMDP, MDPError
 from jaxrl4lm.mdp.implicit import fixed_point, found
 from jaxrl4lm.types import Array, ScalarLike
 
@@ -33,9 +35,9 @@ class Solution(NamedTuple):
     iterations: Array
     """Sweeps of value iteration, or improvements of policy iteration."""
     error_bound: Array
-    """max_s |values − V*| is at most this, rounding included. At γ = 1 it is relative to all policies that
-    terminate, on average, no later than the slowest state of the returned one; inf if that never
-    terminates."""
+    """max_s |values − V*| is at most this, rounding included. At γ = 1 it is inf if the returned policy never
+    terminates; if others within the tolerance of it never do, V* stands for the best of those that terminate, on
+    average, no later than the slowest state of the returned one."""
     converged: Array
     """error_bound ≤ tolerance."""
 
@@ -52,7 +54,7 @@ def iterate_operator(
     mdp: FiniteMDP,
     operator: Operator,
     start: Array,
-    state_values: Callable[[Array], Array],
+    horizon_of: Callable[[Array], Array],
     *,
     tolerance: ScalarLike,
     max_iterations: ScalarLike,
@@ -61,7 +63,7 @@ def iterate_operator(
     """Iterate x ← T x until the error bound is at most `tolerance`; returns (x, error bound, iterations).
 
     Stops also at `max_iterations`, and when the residual has sunk into the rounding error (nothing more to
-    gain).
+    gain). `horizon_of` x: what multiplies a residual, as `bounds.ending` gives it.
     """
     tolerance = jnp.asarray(tolerance, start.dtype)
     discount = mdp.discount
@@ -86,7 +88,7 @@ def iterate_operator(
         before = progress.iterations
         progress = jax.lax.while_loop(unfinished, sweep, progress)
         # At γ = 1 the horizon is only known near the end; a second stage may have to go on with it.
-        horizon = bounds.ending(mdp, state_values(progress.iterate), max_iterations).horizon
+        horizon = horizon_of(progress.iterate)
         done = (discount < 1) | ~jnp.isfinite(horizon) | (progress.iterations == before)
         return progress._replace(horizon=horizon, finished=done)
 
@@ -147,7 +149,11 @@ def value_iteration(
     """
     first = operators.held_values(mdp) if start is None else start
     limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within}
-    values, error, iterations = iterate_operator(mdp, operators.backup, first, lambda v: v, **limits)
+
+    def horizon_of(values: Array) -> Array:
+        return bounds.ending(mdp, values, max_iterations, tolerance).horizon
+
+    values, error, iterations = iterate_operator(mdp, operators.backup, first, horizon_of, **limits)
     policy = bounds.ending(mdp, values, max_iterations).policy
     return conclude(mdp, operators.backup, values, policy, iterations, error, tolerance)
 
@@ -163,8 +169,12 @@ def action_value_iteration(
     """q ← r + γ E max_a q, on action values: the iteration that Q-learning samples. As `value_iteration`."""
     held = jnp.broadcast_to(operators.held_values(mdp)[:, None], mdp.rewards.shape)
     limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within}
+
+    def horizon_of(q: Array) -> Array:
+        return bounds.ending(mdp, q.max(axis=-1), max_iterations, tolerance).horizon
+
     q, error, iterations = iterate_operator(
-        mdp, operators.action_backup, held if start is None else start, lambda q: q.max(axis=-1), **limits
+        mdp, operators.action_backup, held if start is None else start, horizon_of, **limits
     )
     values = q.max(axis=-1)
     policy = bounds.ending(mdp, values, max_iterations).policy
@@ -183,23 +193,35 @@ def soft_value_iteration(
     """The optimum under a price of τ per nat of KL(π‖π_ref): V = τ log Σ π_ref exp(Q/τ), π ∝ π_ref exp(Q/τ).
 
     Args:
-      mdp: γ < 1, or acyclic at γ = 1 (then it converges after as many sweeps as the longest episode has
-      steps).
+      mdp: γ < 1, or γ = 1 if the soft policy terminates.
       temperature: τ > 0.
-      reference: `[S, A]`, uniform by default.
+      reference: `[S, A]`, uniform by default; probabilities below the smallest normal number count as 0.
       tolerance, max_iterations, within: as in `value_iteration`.
     Reference: Todorov 2006; Haarnoja et al. 2017, arXiv:1702.08165.
     """
 
+    if isinstance(temperature, float | int) and not temperature > 0:
+        raise MDPError(f"temperature is {temperature}: give a positive number.")
+    if reference is not None:
+        _check_policy(reference, mdp, "reference")
+
     def operator(mdp: FiniteMDP, values: Array) -> Array:
         return operators.soft_backup(mdp, values, temperature=temperature, reference=reference)
 
+    def policy_at(values: Array) -> Array:
+        logits = operators.soft_logits(mdp, values, temperature=temperature, reference=reference)
+        return jax.nn.softmax(logits, axis=-1)
+
+    def horizon_of(values: Array) -> Array:
+        # The derivative of the backup is the soft policy's chain: its time to the end is what counts.
+        chain = operators.policy_chain(mdp, policy_at(values))
+        return bounds.ending(chain, values, max_iterations).horizon
+
     limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within}
     values, error, iterations = iterate_operator(
-        mdp, operator, operators.held_values(mdp), lambda v: v, **limits
+        mdp, operator, operators.held_values(mdp), horizon_of, **limits
     )
-    logits = operators.soft_logits(mdp, values, temperature=temperature, reference=reference)
-    policy = jax.nn.softmax(logits, axis=-1)
+    policy = policy_at(values)
     return conclude(mdp, operator, values, policy, iterations, error, tolerance)
 
 
@@ -213,11 +235,32 @@ def evaluate_policy(
 ) -> Solution:
     """V^π by sweeps v ← r_π + γ P_π v: `value_iteration` on the policy's chain. Q^π is over all actions.
 
-    An improper policy at γ = 1 is reported: error_bound inf, converged False.
+    An improper policy at γ = 1 is reported: error_bound inf, converged False. Raises MDPError for probabilities that do
+    not sum to 1, or actions that there are not (unless they are traced).
     """
+    _check_policy(policy, mdp)
     chain = operators.policy_chain(mdp, policy)
     solution = value_iteration(chain, tolerance=tolerance, max_iterations=max_iterations, within=within)
     return solution._replace(policy=policy, action_values=operators.action_values(mdp, solution.values))
+
+
+def _check_policy(policy: Array, mdp: FiniteMDP, name: str = "policy") -> None:
+    """Refuses actions `[S]` that there are not, and rows `[S, A]` that are no distributions."""
+    if isinstance(policy, jax.core.Tracer) or isinstance(mdp.terminal, jax.core.Tracer):
+        return
+    given = np.asarray(policy)
+    if given.shape not in (mdp.rewards.shape[:1], mdp.rewards.shape):
+        raise MDPError(
+            f"{name} has shape {given.shape}: give {mdp.rewards.shape[:1]} or {mdp.rewards.shape}."
+        )
+    if given.ndim == 1:
+        right, what = (given >= 0) & (given < mdp.num_actions), f"an action in [0, {mdp.num_actions})"
+    else:
+        right = (given >= 0).all(axis=-1) & (np.abs(given.astype(float).sum(axis=-1) - 1) < 1e-4)
+        what = "probabilities that sum to 1"
+    wrong = np.flatnonzero(~right & ~np.asarray(mdp.terminal))
+    if wrong.size:
+        raise MDPError(f"{name} of state {wrong[0]} is {given[wrong[0]]}: give {what}.")
 
 
 def policy_iteration(
@@ -226,14 +269,11 @@ def policy_iteration(
     """Exact evaluation (a dense solve, S² memory) and greedy improvement, until no action improves.
 
     Ends in finitely many steps at an optimal policy; `tolerance` only decides what `converged` says. At γ =
-    1 it starts from the policy that value iteration finds in S sweeps, which is proper if a proper one is
-    optimal.
+    1 it starts from a policy that terminates, if any does.
     Reference: Howard 1960; Puterman 1994, section 6.4.
     """
-    warm_up = jnp.where(mdp.discount < 1, 0, mdp.num_states + 1)
-    held = operators.held_values(mdp)
-    start = jax.lax.fori_loop(0, warm_up, lambda _, values: operators.backup(mdp, values), held)
-    first = bounds.ending(mdp, start, 10 * mdp.num_states).policy
+    start, sweeps = operators.held_values(mdp), max(10 * mdp.num_states, 10_000)
+    first = jax.lax.cond(mdp.discount < 1, lambda: operators.greedy(mdp, start), lambda: bounds.soonest(mdp))
     rounding = bounds.rounding(mdp)
 
     def improve(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
@@ -251,7 +291,7 @@ def policy_iteration(
         lambda state: state[2] & (state[3] < max_iterations), improve, state
     )
     change = operators.backup(mdp, values) - values
-    horizon = bounds.ending(mdp, values, 10 * mdp.num_states).horizon
+    horizon = bounds.ending(mdp, values, sweeps, tolerance).horizon
     low, high = change.min(), change.max()
     _, error = certify(mdp, rounding, values, low, high, horizon, bounds.supremum)
     error += jnp.maximum(jnp.abs(low), jnp.abs(high))  # from T v back to v

@@ -36,6 +36,24 @@ class Rope:
     long_factors: tuple[float, ...] = ()
     """LongRoPE: what each frequency is divided by, in texts within the original context and in longer ones."""
 
+    def check(self, pairs: int) -> None:
+        """Raises ValueError if these are no rotary positions of so many pairs of channels."""
+        if not (0 < self.theta < math.inf and 0 < self.factor < math.inf):
+            raise ValueError(
+                f"rotary positions need a positive theta and factor, not {self.theta} and {self.factor}"
+            )
+        if not self.original_context > 0:
+            raise ValueError(f"the original context of a rope must be positive, not {self.original_context}")
+        if self.kind == "llama3" and not self.low_frequency < self.high_frequency:
+            raise ValueError(
+                f"a rope's low frequency must be below the high one, not {self.low_frequency} and {self.high_frequency}"
+            )
+        if self.kind == "longrope" and {len(self.short_factors), len(self.long_factors)} != {pairs}:
+            raise ValueError(
+                f"longrope has {len(self.short_factors)} short and {len(self.long_factors)} long factors: "
+                f"give one a pair of channels, {pairs}"
+            )
+
     @property
     def amplitude(self) -> float:
         """Scale of cosines and sines."""
@@ -166,11 +184,6 @@ class TransformerConfig:
                 raise ValueError(f"{name} must be a whole number of at least 1, not {size!r}")
         if not isinstance(self.norm_eps, numbers.Real) or not 0 <= self.norm_eps < math.inf:
             raise ValueError(f"norm_eps must be a number of at least 0, not {self.norm_eps!r}")
-        for rope in filter(None, self.layer_ropes):
-            if not (0 < rope.theta < math.inf and 0 < rope.factor < math.inf):
-                raise ValueError(
-                    f"rotary positions need a positive theta and factor, not {rope.theta} and {rope.factor}"
-                )
         if self.width % self.heads and self.head_dim is None:
             raise ValueError(f"width {self.width} does not divide into heads {self.heads}: choose a multiple")
         if self.heads % self.num_kv_heads:
@@ -181,13 +194,11 @@ class TransformerConfig:
             raise ValueError(
                 f"rotary positions need an even head_dim, not {self.rotated}: change width or heads"
             )
-        for rope in self.layer_ropes:
-            counts = {len(rope.short_factors), len(rope.long_factors)} if rope else set()
-            if rope and rope.kind == "longrope" and counts != {self.rotated // 2}:
-                raise ValueError(
-                    f"longrope has {len(rope.short_factors)} short and {len(rope.long_factors)} long factors: "
-                    f"give one a pair of channels, {self.rotated // 2}"
-                )
+        for rope in filter(None, self.layer_ropes):
+            rope.check(self.rotated // 2)
+        for window in filter(lambda w: w is not None, self.layer_windows):
+            if not isinstance(window, numbers.Integral) or window < 1:
+                raise ValueError(f"a window must be a whole number of at least 1, not {window!r}")
         for name in ("ropes", "windows"):
             given = getattr(self, name)
             if given is not None and len(given) != self.layers:

@@ -192,10 +192,16 @@ def _write_windows(c: TransformerConfig) -> Json:
     return {"sliding_window": window, "use_sliding_window": window is not None, "layer_types": kinds}
 
 
-def read_llama(hf: Json, *, theta: float = 10_000.0, tied: bool = False) -> Json:
-    """Llama, and what all of its descendants share."""
+def read_llama(hf: Json, *, theta: float = 10_000.0, tied: bool = False, partial: bool = False) -> Json:
+    """Llama, and what all of its descendants share; `partial`: some channels may not rotate."""
     layers, heads, width = hf["num_hidden_layers"], hf["num_attention_heads"], hf["hidden_size"]
     rope, fraction = _rope(hf, theta)
+    if not partial and fraction != 1.0:
+        if rope.kind != "default":
+            raise ValueError(
+                f"partial_rotary_factor {fraction} is not supported beside the rope type {rope.kind!r}"
+            )
+        fraction = 1.0  # transformers ignores it here
     head_dim = hf.get("head_dim") or width // heads
     return {
         "vocab_size": hf["vocab_size"],
@@ -286,7 +292,7 @@ def read_gpt_neox(hf: Json) -> Json:
     }
     biased = hf.get("attention_bias", True)
     return {
-        **read_llama({**older, **hf, "num_key_value_heads": None, "head_dim": None}),
+        **read_llama({**older, **hf, "num_key_value_heads": None, "head_dim": None}, partial=True),
         "norm": "layer",
         "norm_eps": hf.get("layer_norm_eps", 1e-5),
         "parallel": hf.get("use_parallel_residual", True),
@@ -436,7 +442,8 @@ def read_phi3(hf: Json) -> Json:
     scaling = dict(hf.get(key) or {})
     if scaling.get("rope_type", scaling.get("type", "default")) != "default":
         scaling["rope_type"] = "longrope"  # early files call it "su" or "yarn"
-    fields = {**read_llama({"rms_norm_eps": 1e-5, **hf, key: scaling, "head_dim": None}), **NO_BIAS}
+    sizes = {"rms_norm_eps": 1e-5, **hf, key: scaling, "head_dim": None}
+    fields = {**read_llama(sizes, partial=True), **NO_BIAS}
     return {**fields, "windows": _windows({**hf, "layer_types": None}, [True] * fields["layers"])}
 
 

@@ -188,6 +188,8 @@ def _value_head(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
         raise CheckpointError(
             f"{path} is damaged ({error}): replace it, or delete it for a value head of 0"
         ) from error
+    if not np.issubdtype(head.dtype, np.floating):
+        raise CheckpointError(f"{path} holds {head.dtype}, not floats: delete it for a value head of 0")
     if head.shape != shape:
         raise CheckpointError(
             f"{path} has shape {head.shape}, config.json means {shape}: it is of another model"

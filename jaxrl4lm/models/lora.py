@@ -30,6 +30,8 @@ UNSUPPORTED = (
     *("layer_replication", "alora_invocation_tokens", "lora_bias"),
 )
 """Options of PEFT that change what an adapter computes, beyond ranks, α and rsLoRA."""
+REBASED = ("pissa", "olora", "corda", "loftq")
+"""Beginnings of the `init_lora_weights` under which PEFT changes the frozen weights as well."""
 PREFIX, STEM = "base_model.model.", "adapter_model"
 
 
@@ -41,8 +43,10 @@ def init(key: Key, params: Params, rank: int, targets: Rule = EVERY_DENSE) -> Pa
       rank: r.
       targets: which kernels, by their path. All dense layers of the blocks if not given.
     Raises:
-      ValueError: if no kernel is targeted.
+      ValueError: if no kernel is targeted, or by no rank.
     """
+    if rank < 1:
+        raise ValueError(f"rank must be at least 1, not {rank}")
     kernels = {path: x for path, x in flatten(params).items() if path.endswith("/kernel") and targets(path)}
     if not kernels:
         raise ValueError("no kernel is targeted: targets sees paths such as layer_0/attention/query/kernel")
@@ -153,6 +157,12 @@ def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, flo
     for option in UNSUPPORTED:
         if config.get(option):
             raise CheckpointError(f"{folder}/adapter_config.json: {option} is not supported")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(REBASED):
+        raise CheckpointError(
+            f"{folder}/adapter_config.json: init_lora_weights {start!r} changes the base model's weights as well: let PEFT "
+            "convert the adapter (path_initial_model_for_weight_conversion)"
+        )
     if config.get("peft_type", "LORA") != "LORA" or not {"r", "lora_alpha"} <= set(config):
         raise CheckpointError(f"{folder}/adapter_config.json is not of a LoRA adapter with r and lora_alpha")
     tensors, adapters = read_tensors(folder, STEM), {}

@@ -166,9 +166,12 @@ class LanguagePolicy:
         Args:
           prompts: int `[G, P]`, padded on the left, and their mask.
           completions: int `[B, T]`, `B` a multiple of `G`; the completions of a prompt are consecutive.
+        Raises:
+          ValueError: as `prefill`.
         """
         copies = completions.shape[0] // prompts.shape[0]
         T = completions.shape[1]
+        self._check_length(prompts.shape[1] + T)
         hidden, prefix = self.encode(params, prompts, positions_of(prompt_mask), room=T)
         first = jnp.repeat(hidden[:, -1:], copies, axis=0)
         start = jnp.repeat(prompt_mask.sum(-1, dtype=jnp.int32), copies)

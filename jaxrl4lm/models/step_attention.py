@@ -30,11 +30,10 @@ def step_attention(
     Args:
       q_BKRC: queries, scaled.
       keys_BKSC, values_BKSC: in half precision; C a power of two, from 16.
-      allowed_BS: which keys a row reads: one at least. What lies before the first and after the last of them costs
-        nothing.
+      allowed_BS: which keys a row reads. What lies before the first and after the last of them costs nothing.
       softcap: c of c tanh(score / c). None: plain scores.
     Returns:
-      `[B, K, R, C]` in the dtype of the keys, float32 `[B, K, R]`.
+      `[B, K, R, C]` in the dtype of the keys, float32 `[B, K, R]`; 0 and -1e30 where a row reads no key.
     """
     B, K, R, C = q_BKRC.shape
     S = keys_BKSC.shape[2]
@@ -98,6 +97,8 @@ def _kernel(q_ref, keys_ref, values_ref, allowed_ref, bounds_ref, output_ref, lo
     zeros = jnp.zeros((rows,), jnp.float32)
     start = (jnp.zeros((rows, C), jnp.float32), zeros - 1e30, zeros)
     output, top, total = jax.lax.fori_loop(first, end, add, start)
+    # A row that reads nothing weighs nothing beside other keys, and must not bring nan there.
+    total = jnp.where(total > 0, total, 1.0)
     output = (output / total[:, None]).astype(output_ref.dtype)
     triton.store(output_ref.at[pl.ds(0, rows), :], output, mask=real[:, None])
     triton.store(log_total_ref.at[pl.ds(0, rows)], top + jnp.log(total), mask=real)

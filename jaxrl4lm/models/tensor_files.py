@@ -69,7 +69,7 @@ def read_tensors(folder: str | os.PathLike, stem: str = "model") -> dict[str, np
             f"{index} has no weight_map, which names the file of each tensor: download it again"
         )
     for shard in sorted(set(promised.values())):
-        if not (folder / shard).exists():
+        if not (folder / shard).is_file():
             raise CheckpointError(f"{folder / shard} is missing, which {index.name} lists: download it")
         tensors.update(_read_file(folder / shard))
     for name, shard in promised.items():
@@ -101,7 +101,7 @@ def _read_file(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
             )
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is not a safetensors file: its header is not JSON") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is not a safetensors file: its header is no JSON object")
@@ -109,7 +109,7 @@ def _read_file(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
     data = _map(path)[8 + length :]
     for name, entry in header.items():
         try:
-            code, shape = entry["dtype"], tuple(map(operator.index, entry["shape"]))
+            code, shape = str(entry["dtype"]), tuple(map(operator.index, entry["shape"]))
             begin, end = map(operator.index, entry["data_offsets"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
@@ -123,7 +123,11 @@ def _read_file(path: pathlib.Path) -> Iterator[tuple[str, np.ndarray]]:
                 f"{path} is cut short: tensor {name} lacks its last {missing} bytes; download it again"
             )
         dtype = DTYPES[code]
-        if min((begin, *shape)) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+        if (
+            min((begin, *shape)) < 0
+            or max((0, *shape)) > data.size
+            or end - begin != math.prod(shape) * dtype.itemsize
+        ):
             raise CheckpointError(
                 f"{path}: tensor {name} has {end - begin} bytes, which is not its shape {shape}"
             )

@@ -111,6 +111,22 @@ def test_returns_of_an_episode_reach_back_n_steps(key):
         np.testing.assert_allclose(state.tables[0, :3, 1], expected)
 
 
+def test_a_time_limit_is_not_a_death(key):
+    """A truncated return bootstraps from the last state, and the next episode begins with an action of its own."""
+    environment, params = as_environment(M.grid_world("S . +1", living_reward=-1.0).mdp, max_steps=1)
+    hyper = tabular.Hyperparameters(learning_rate=1.0, epsilon=0.0, discount=0.5)
+    algorithm = tabular.q_learning()
+    state = tabular.init(key, environment, params, algorithm, hyper, initial_value=10.0)
+    tables = state.tables.at[0, 0, 2].set(20.0).at[0, 1, 3].set(12.0)
+    state, metrics = tabular.update(
+        state._replace(action=jnp.int32(1), tables=tables), environment, params, algorithm, hyper
+    )
+    assert bool(metrics["done"])
+    assert state.tables[0, 0, 1] == -1 + 0.5 * 12
+    assert state.observation == 0
+    assert state.action == 2
+
+
 def test_first_visit_only(key):
     """Bumping twice at the start and then leaving: the return counts from the first visit, once."""
     environment, params = as_environment(M.grid_world("S +1", living_reward=-1.0, discount=1.0).mdp)

@@ -347,5 +347,6 @@ def test_a_run_of_nothing_is_refused(steps, runs, key):
 def test_what_an_algorithm_cannot_do_is_said(key):
     with pytest.raises(ValueError, match="lin_ucb needs contexts"):
         B.run(key, B.gaussian(3), B.lin_ucb(5), 2, 2)
-    with pytest.raises(ValueError, match="temperature must be positive, not 0"):
-        B.softmax(0)
+    for zero in (0, 0.0, np.float32(0)):
+        with pytest.raises(ValueError, match="temperature must be positive, not 0"):
+            B.softmax(zero)

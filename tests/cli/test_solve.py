@@ -76,7 +76,9 @@ def test_a_short_line_names_line_and_column(run, tmp_path):
         run(path)
 
 
-@pytest.mark.parametrize("option, value", [("--tolerance", "0"), ("--max-iterations", "0")])
+@pytest.mark.parametrize(
+    "option, value", [("--tolerance", "0"), ("--max-iterations", "0"), ("--max-iterations", "3000000000")]
+)
 def test_limits_that_make_no_sense_are_refused(run, option, value):
     with pytest.raises(InputError, match=f"{option} is {value}: give"):
         run(option, value)

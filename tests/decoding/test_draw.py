@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm.decoding import draw, greedy, row_uniforms
+from jaxrl4lm.decoding.draw import draw_and_normalise
 
 SIZES = [7, 300, 1000]  # one level; two levels with a remainder
 
@@ -43,6 +44,24 @@ def test_a_million_draws_never_take_a_token_of_probability_zero(vocab):
     kept = expected > 5
     chi2 = ((np.asarray(counts) - expected)[kept] ** 2 / expected[kept]).sum()
     assert chi2 < kept.sum() + 5 * np.sqrt(2 * kept.sum())
+
+
+@pytest.mark.parametrize("vocab", [200, 400, 1000])
+def test_whole_blocks_may_be_removed_and_the_normaliser_is_that_of_what_is_left(vocab):
+    """As top-k leaves it: one token of a block, nothing of others; the largest first, last and in the middle."""
+    rows = np.full((4, vocab), -np.inf, np.float32)
+    for row, kept in enumerate([[0, vocab - 1], [vocab // 2], [vocab - 1, vocab - 2, 3], [7, 140]]):
+        rows[row, kept] = 80 - 30 * np.arange(len(kept))
+    for u in (0.0, 0.5, np.nextafter(np.float32(1), np.float32(0))):
+        tokens, normaliser = jax.jit(draw_and_normalise)(rows, jnp.full(4, u, jnp.float32))
+        assert (rows[np.arange(4), tokens] > 0).all()
+        np.testing.assert_allclose(normaliser, jax.nn.logsumexp(rows, -1), rtol=1e-6)
+
+
+def test_a_low_precision_draw_can_take_every_token():
+    logits = jnp.zeros((4096, 2000), jnp.bfloat16)
+    tokens = draw(logits, (jnp.arange(4096) + 0.5) / 4096)
+    assert len(np.unique(tokens)) == 2000
 
 
 def test_greedy_is_the_first_largest():

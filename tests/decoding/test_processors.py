@@ -118,6 +118,15 @@ def test_penalties_are_those_of_transformers(name, args, oracle, logits, history
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
+def test_padding_is_no_repetition(logits, history):
+    padding = jnp.arange(5)[None] >= jnp.ones((B, 1), int)
+    penalty = decoding.repetition_penalty(2.0)
+    ours = penalty(jnp.array(logits), history._replace(prompt_mask=padding))
+    shorter = history._replace(prompts=history.prompts[:, 1:], prompt_mask=padding[:, 1:])
+    np.testing.assert_array_equal(ours, penalty(jnp.array(logits), shorter))
+    assert not np.array_equal(ours, penalty(jnp.array(logits), history))
+
+
 def test_frequency_and_presence_penalties_count_the_completion(logits, history):
     ours = decoding.frequency_penalty(0.5, presence=0.25)(jnp.array(logits), history)
     expected = logits.copy()
@@ -196,15 +205,20 @@ def test_a_grid_of_uniforms_draws_the_processed_distribution(name, logits, histo
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: decoding.top_k(0), "k must be at least 1, not 0"),
+        (lambda: decoding.top_k(0), "k must be a whole number of at least 1, not 0"),
+        (lambda: decoding.top_k(5.0), "k must be a whole number"),
+        (lambda: decoding.top_p(np.float32(7)), "at most 1, not 7.0"),
+        (lambda: decoding.repetition_penalty(0.0), "the penalty must be positive, not 0.0"),
+        (lambda: decoding.Sampling(1, 1, 0, alternatives=-1), "alternatives must be at least 0"),
+        (lambda: decoding.Sampling(1, 1, 0, temperature=-1.0), "temperature must be positive, not -1.0"),
         (lambda: decoding.top_p(0.0), "p must lie above 0 and be at most 1, not 0.0"),
         (lambda: decoding.min_p(2.0), "at most 1, not 2.0"),
         (lambda: decoding.typical(float("nan")), "at most 1, not nan"),
         (lambda: decoding.Sampling(0, 1, 0), "max_new_tokens must be at least 1, not 0"),
         (lambda: decoding.Sampling(1, 1, 0, copies=0), "copies must be at least 1, not 0"),
         (
-            lambda: decoding.choose(None, None, None, decoding.Sampling(1, 1, 0, temperature=0.0)),
-            "temperature must be positive, not 0.0",
+            lambda: decoding.choose(None, None, None, decoding.Sampling(1, 1, 0, temperature=0)),
+            "temperature must be positive, not 0",
         ),
     ],
 )

@@ -215,6 +215,34 @@ def test_a_stop_sequence_longer_than_the_text_has_not_ended_it():
     assert ends(chosen, tokens, step, only).tolist() == [False, True, False]
 
 
+def test_sizes_that_mean_nothing_are_refused():
+    policy, params = model(7)
+    prompts = jnp.array([[2, 3]])
+    both = {"beams": 2, "max_new_tokens": 2, "eos_id": EOS, "pad_id": PAD}
+    for change, message in (
+        ({"beams": 0}, "at least 1, not 0 and 2"),
+        ({"max_new_tokens": 0}, "at least 1, not 2 and 0"),
+        ({"length_penalty": -1.0}, "length_penalty must be at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            beam_search(policy, params, prompts, prompts > 0, **{**both, **change})
+    with pytest.raises(ValueError, match="slots must be at least 1, not 0"):
+        generate_queue(
+            policy, params, prompts, prompts > 0, jax.random.key(0), Sampling(2, EOS, PAD), slots=0
+        )
+
+
+def test_any_of_several_end_tokens_ends_a_completion():
+    policy, params = model(7, scale=0.3)
+    prompts = jnp.array([[2, 3]])
+    sampling = Sampling(12, (EOS, 4, 6), PAD, copies=64)
+    out = jax.jit(lambda p: generate(policy, p, prompts, prompts > 0, jax.random.key(0), sampling))(params)
+    for row, real, truncated in zip(np.asarray(out.tokens), np.asarray(out.mask), out.truncated, strict=True):
+        found = [i for i, token in enumerate(row[real]) if token in (EOS, 4, 6)]
+        assert found == ([] if truncated else [real.sum() - 1])
+    assert {1, 4, 6} <= set(np.asarray(out.tokens)[~np.asarray(out.truncated)].reshape(-1).tolist())
+
+
 def test_best_of_takes_the_best_of_each_group():
     out = empty_generation(6, Sampling(4, EOS, PAD, entropy=True))
     out = out._replace(tokens=jnp.arange(24).reshape(6, 4), truncated=jnp.arange(6) == 3)
@@ -224,6 +252,8 @@ def test_best_of_takes_the_best_of_each_group():
     assert best.top_tokens is None
     best = best_of(out, jnp.array([np.nan, -2.0, -1.0, *[np.nan] * 3]), 3)  # a judge that fails never wins
     np.testing.assert_array_equal(best.tokens, out.tokens[jnp.array([2, 3])])
+    best = best_of(out, jnp.array([np.nan, -np.inf, np.nan, 1.0, np.inf, 2.0]), 3)
+    np.testing.assert_array_equal(best.tokens, out.tokens[jnp.array([1, 4])])
 
 
 def test_few_shot_prompts_show_the_examples_and_leave_the_last_output_open():

@@ -151,6 +151,10 @@ def spoilt(index, value):
         ({"rewards": np.zeros(2, complex)}, "rewards has dtype complex128: give real numbers"),
         ({"transitions": spoilt((0, 0, 0), 0.5).astype(complex)}, "transitions has dtype complex128"),
         ({"discount": 1 - 1e-9}, r"discount is 0\.999999999, which is 1 in float32"),
+        ({"discount": 0.9 + 0j}, r"discount is \(0\.9\+0j\): give a number"),
+        ({"discount": ".9"}, r"discount is \.9: give a number"),
+        ({"horizon": 2**31}, "horizon is 2147483648: give"),
+        ({"horizon": True}, "horizon is True: give"),
         ({"horizon": 0}, "horizon is 0: give a whole number"),
         ({"horizon": 2.5}, r"horizon is 2\.5: give"),
         ({"initial": [1.5, -0.5]}, r"initial has shape \(2,\) and sum 1: give a distribution"),
@@ -305,10 +309,40 @@ def test_enumeration_averages_rewards_over_draws_of_the_key_it_is_given():
     assert not np.array_equal(worlds[1].rewards, worlds[2].rewards)
 
 
+def test_enumeration_refuses_what_one_draw_or_one_time_does_not_show():
+    class Chancy(Counter):
+        def step_env(self, key, state, action, params):
+            obs, state, reward, ended, info = super().step_env(key, state, action, params)
+            return obs, state, reward + jax.random.bernoulli(key, 0.1), ended, info
+
+    with pytest.raises(M.MDPError, match="chance decides what follows, and samples is 1"):
+        M.from_environment(Chancy(), None, discount=0.5)
+    with pytest.raises(M.MDPError, match="samples is 0"):
+        M.from_environment(Counter(), None, discount=0.5, samples=0)
+
+    class Late(Counter):
+        """Pays at time 20."""
+
+        def reset_env(self, key, params):
+            return jnp.zeros(()), {"count": jnp.int32(0), "time": jnp.int32(0)}
+
+        def step_env(self, key, state, action, params):
+            time = state["time"] + 1
+            after = {"count": jnp.int32(0), "time": time}
+            return jnp.zeros(()), after, jnp.where(time == 20, 1.0, 0.0), time == 20, {}
+
+    with pytest.raises(M.MDPError, match="the time decides what follows: give clock=True"):
+        M.from_environment(Late(), None, discount=0.5)
+    world = M.from_environment(Late(), None, discount=0.5, clock=True)
+    assert world.num_states == 21
+    np.testing.assert_allclose(M.value_iteration(world).values[0], 0.5**19, atol=1e-3)
+
+
 def test_enumeration_gives_up_beyond_max_states():
-    assert M.from_environment(Counter(), None, discount=0.5, max_states=3).num_states == 4
+    options = {"discount": 0.5, "samples": 30}
+    assert M.from_environment(Counter(), None, max_states=3, **options).num_states == 4
     with pytest.raises(M.MDPError, match="more than max_states = 2"):
-        M.from_environment(Counter(), None, discount=0.5, max_states=2)
+        M.from_environment(Counter(), None, max_states=2, **options)
 
     class Endless(Counter):
         def step_env(self, key, state, action, params):
@@ -316,4 +350,4 @@ def test_enumeration_gives_up_beyond_max_states():
             return obs, state, reward, jnp.asarray(False), info
 
     with pytest.raises(M.MDPError, match="more than max_states = 5"):
-        M.from_environment(Endless(), None, discount=0.5, max_states=5)
+        M.from_environment(Endless(), None, max_states=5, **options)

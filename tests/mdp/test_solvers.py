@@ -452,3 +452,82 @@ def test_action_values_are_differentiable_and_their_maximum_is_the_value(x64):
         np.testing.assert_allclose(slopes[s, a], slope, rtol=1e-4, atol=1e-5)
     solution = M.modified_policy_iteration(world, tolerance=1e-3)
     np.testing.assert_array_equal(solution.action_values.max(-1), solution.values)
+
+
+def episodic(seed, leak, x=1.0):
+    """A random world at discount 1 that ends with some probability at every step, and its exact values."""
+    rng = np.random.default_rng(seed)
+    num_states = 5
+    kernel = rng.dirichlet([0.5] * num_states, size=(num_states, 3))
+    ends = leak * rng.random((num_states, 3, 1))
+    kernel = kernel * (1 - ends)
+    kernel[..., -1:] += ends
+    rewards = rng.random((num_states, 3)) * x
+    rewards[-1] = rng.normal()
+    terminal = np.arange(num_states) == num_states - 1
+    plans = [
+        np.linalg.solve(
+            np.eye(num_states - 1) - kernel[np.arange(num_states - 1), plan][:, :-1],
+            rewards[np.arange(num_states - 1), plan]
+            + kernel[np.arange(num_states - 1), plan, -1] * rewards[-1, 0],
+        )
+        for plan in itertools.product(range(3), repeat=num_states - 1)
+    ]
+    return M.from_arrays(kernel, rewards, 1.0, terminal=terminal), np.append(
+        np.max(plans, axis=0), rewards[-1, 0]
+    )
+
+
+@pytest.mark.parametrize("solver", OPTIMAL)
+def test_the_bound_holds_in_episodes_whatever_the_tolerance(solver, x64):
+    """The best policy may be slower than the one that was found; rewards of both signs."""
+    for seed in range(24):
+        world, truth = episodic(seed, 0.1 if seed % 2 else 0.5, 1.0 if seed % 3 else -1.0)
+        for tolerance in (1.0, 1e-6):
+            solution = compiled(solver)(world, tolerance=tolerance)
+            assert solution.converged
+            assert np.abs(solution.values - truth).max() <= solution.error_bound + 1e-12
+
+
+def test_policy_iteration_starts_from_a_policy_that_ends(x64):
+    """Greedy in the rewards alone, the first policy would walk in circles."""
+    exit_or_stay = np.zeros((2, 2, 2))
+    exit_or_stay[0] = [[0, 1], [1, 0]]
+    world = M.from_arrays(exit_or_stay, [[-10, -0.1], [0, 0]], 1.0, terminal=[False, True])
+    solution = compiled(M.policy_iteration)(world)
+    assert solution.converged
+    np.testing.assert_allclose(solution.values, [-10, 0])
+    slow = M.from_arrays([[[0.99, 0.01]], [[0, 0]]], [[-1], [0]], 1.0, terminal=[False, True])
+    assert compiled(M.policy_iteration)(slow).converged
+
+
+@pytest.mark.parametrize("stay", [0.99, 0.999])
+def test_the_soft_bound_of_an_episode_is_that_of_the_soft_policy(stay, x64):
+    kernel = np.zeros((2, 2, 2))
+    kernel[0] = [[0, 1], [1, 0]]
+    world = M.from_arrays(kernel, [[1, 0], [0, 0]], 1.0, terminal=[False, True])
+    solution = jax.jit(M.soft_value_iteration)(world, reference=jnp.array([[1 - stay, stay], [0.5, 0.5]]))
+    # V = log((1 - p) e + p e^V) has the solution 1.
+    assert solution.converged
+    assert abs(solution.values[0] - 1) <= solution.error_bound
+
+
+@pytest.mark.parametrize(
+    "policy, message",
+    [
+        ([0, -1, 0], "policy of state 1 is -1: give an action in"),
+        ([0, 5, 0], "policy of state 1 is 5"),
+        ([[0.5, 0.0]] * 3, "policy of state 0 is .0.5 0. .: give probabilities that sum to 1"),
+        ([[1.5, -0.5]] * 3, "give probabilities"),
+        ([0, 0], "policy has shape"),
+    ],
+)
+def test_policies_that_are_none_are_refused(policy, message):
+    world = M.garnet(jax.random.key(0), 3, 2, 2)
+    with pytest.raises(M.MDPError, match=message):
+        M.evaluate_policy(world, jnp.array(policy))
+    if jnp.ndim(policy) == 2:
+        with pytest.raises(M.MDPError, match=message.replace("policy", "reference")):
+            M.soft_value_iteration(world, reference=jnp.array(policy))
+    with pytest.raises(M.MDPError, match="temperature is 0"):
+        M.soft_value_iteration(world, temperature=0)

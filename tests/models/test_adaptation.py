@@ -247,6 +247,10 @@ def test_ranks_and_scales_of_their_own_are_read(adapted, tmp_path):
         path.write_text(json.dumps({**config, option: ["x"]}))
         with pytest.raises(models.CheckpointError, match=f"{option} is not supported"):
             lora.load(tmp_path, policy)
+    for start in ("pissa_niter_16", "olora", "corda", "loftq"):
+        path.write_text(json.dumps({**config, "init_lora_weights": start}))
+        with pytest.raises(models.CheckpointError, match=f"init_lora_weights '{start}' changes the base"):
+            lora.load(tmp_path, policy)
     path.write_text(json.dumps({"peft_type": "IA3"}))
     with pytest.raises(models.CheckpointError, match="is not of a LoRA adapter"):
         lora.load(tmp_path, policy)

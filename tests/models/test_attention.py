@@ -118,3 +118,24 @@ def test_a_kernel_for_steps_computes_the_same(monkeypatch, heads, kv_heads, slot
     monkeypatch.setattr("jaxrl4lm.models.attention._step_kernel", lambda keys: kernel)
     assert np.allclose(plain, ours(), atol=1e-5)
     assert len(calls) == 1
+
+
+def test_a_segment_that_a_row_reads_nothing_of_weighs_nothing(monkeypatch):
+    """As when a window has passed the prompt of a completion; each row has a prompt of its own."""
+    B, C = 2, 16
+    rng = np.random.default_rng(0)
+    q = normal(rng, (B, 1, 4, C))
+    at = np.stack([np.arange(5), np.arange(5) + 20])
+    segments = [
+        (normal(rng, (B, 2, C, 5)), normal(rng, (B, 2, 5, C)), positions)
+        for positions in (at, np.broadcast_to(np.arange(5), (B, 5)))
+    ]
+    queries = at[:, -1:]
+    plain = attention(q, segments, queries, 6)
+    monkeypatch.setattr("jaxrl4lm.models.attention._step_kernel", lambda keys: step_attention)
+    assert np.allclose(plain, attention(q, segments, queries, 6), atol=1e-5)
+    nothing = step_attention(
+        q.reshape(B, 2, 2, C), *(x.swapaxes(2, 3) for x in segments[0][:1]), segments[0][1], at < 0
+    )
+    assert (nothing[0] == 0).all()
+    assert (nothing[1] == -1e30).all()

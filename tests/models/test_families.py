@@ -150,6 +150,38 @@ def test_the_first_gemma_files_name_another_activation_than_they_were_trained_wi
     assert read_config({**SIZES, "model_type": "gemma", "hidden_act": "gelu"}).activation == "gelu_tanh"
 
 
+def test_partial_rotation_is_that_of_transformers():
+    """Which ignores the key in most families: such a configuration is written as one that has it."""
+    llama = {**SIZES, "model_type": "llama"}
+    assert read_config({**llama, "partial_rotary_factor": 0.5}) == read_config(llama)
+    config = TransformerConfig(17, layers=1, width=48, heads=4, kv_heads=2, rope_dim=6, family="llama")
+    written = write_config(config)
+    assert written["model_type"] == "phi3"
+    assert read_config(written).rotated == 6
+    with pytest.raises(CheckpointError, match="no Hugging Face model_type expresses"):
+        write_config(dataclasses.replace(config, qk_norm="head"))
+    with pytest.raises(
+        CheckpointError, match=r"partial_rotary_factor 0\.5 is not supported beside .* 'linear'"
+    ):
+        read_config(
+            {**llama, "partial_rotary_factor": 0.5, "rope_scaling": {"type": "linear", "factor": 2.0}}
+        )
+
+
+def test_what_a_file_leaves_out_of_gemma_3():
+    hf = {k: v for k, v in SIZES.items() if not k.startswith("rope_")}
+    ropes = read_config({**hf, "model_type": "gemma3_text", "num_hidden_layers": 6}).layer_ropes
+    assert [rope.theta for rope in ropes] == [10_000.0] * 5 + [1e6]
+
+
+def test_gpt_neox_says_whether_attention_and_mlp_are_parallel():
+    config = read_config({**SIZES, "model_type": "gpt_neox", "head_dim": None})
+    for parallel in (True, False):
+        assert (
+            write_config(dataclasses.replace(config, parallel=parallel))["use_parallel_residual"] is parallel
+        )
+
+
 def test_early_names_of_longrope_are_read():
     scaling = {**LONGROPE["rope_scaling"], "type": "su"}
     early = read_config({**SIZES, "model_type": "phi3", **LONGROPE, "rope_scaling": scaling})

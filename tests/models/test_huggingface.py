@@ -299,6 +299,25 @@ def changed(folder, target, add=None, **options):
     (target / "config.json").write_text(json.dumps({**config, **options}))
 
 
+YARN_OF_NOTHING = {
+    "rope_theta": 1e4,
+    "rope_type": "yarn",
+    "factor": 2.0,
+    "original_max_position_embeddings": 0,
+}
+LEVEL = {**YARN_OF_NOTHING, "rope_type": "llama3", "low_freq_factor": 2.0, "high_freq_factor": 2.0}
+LEVEL["original_max_position_embeddings"] = 32
+
+
+def header(text):
+    return len(text).to_bytes(8, "little") + text
+
+
+def listing(target, shards):
+    (target / "model.safetensors").unlink()
+    (target / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
 def damaged_value_head(folder, target):
     copy_without(folder, target)
     path = target / "value_head.npy"
@@ -335,7 +354,17 @@ NORM = "model.layers.1.input_layernorm.weight"
             lambda f, t: changed(f, t, rope_parameters={"rope_theta": 1e4, "rope_type": "linear"}),
             "config.json: the rope type 'linear' needs a factor",
         ),
+        (
+            lambda f, t: changed(f, t, rope_parameters=YARN_OF_NOTHING),
+            "original context of a rope must be positive",
+        ),
+        (lambda f, t: changed(f, t, rope_parameters=LEVEL), "low frequency must be below"),
         (lambda f, t: damaged_value_head(f, t), "value_head.npy is damaged"),
+        (lambda f, t: np.save(damaged_value_head(f, t), np.array(["x"] * 48)), "value_head.npy holds <U1"),
+        (
+            lambda f, t: (changed(f, t), listing(t, {"a": ""})),
+            "is missing, which model.safetensors.index.json",
+        ),
         (lambda f, t: np.save(damaged_value_head(f, t), np.ones(3)), r"value_head.npy has shape \(3,\)"),
         (lambda f, t: (t / "config.json").write_text((f / "config.json").read_text()), "holds neither"),
     ],
@@ -355,6 +384,14 @@ def test_errors_name_the_file_and_the_tensor(llama, tmp_path, spoil, message):
         (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         (lambda data: (5).to_bytes(8, "little") + b"hello", "header is not JSON"),
         (lambda data: (9).to_bytes(8, "little") + b'{"x": {}}', "of tensor x is damaged"),
+        (lambda data: header(b"[" * 100_000), "header is not JSON"),
+        (lambda data: header(b'{"x": {"dtype": [], "shape": [], "data_offsets": [0, 0]}}'), "type"),
+        (
+            lambda data: header(
+                b'{"x": {"dtype": "F32", "shape": [1%b, 0], "data_offsets": [0, 0]}}' % (b"0" * 30)
+            ),
+            "not its shape",
+        ),
     ],
 )
 def test_broken_files_are_named(llama, tmp_path, spoil, message):

@@ -172,6 +172,8 @@ def test_texts_beyond_a_learned_table_are_refused():
         apply(policy, params, np.zeros((1, 40), np.int32))
     tokens, at = np.zeros((1, 40), np.int32), np.arange(40)[None]
     assert policy.hidden(params, tokens, at >= 8).shape[1] == 40  # 32 tokens and padding
+    with pytest.raises(ValueError, match="33 tokens do not fit"):
+        policy.completion_hidden(params, tokens[:, :30], at[:, :30] >= 0, tokens[:, :3])
     for function in (policy.apply, policy.hidden, functools.partial(score, policy)):
         with pytest.raises(ValueError, match="33 tokens do not fit"):
             function(params, tokens, at >= 7)
