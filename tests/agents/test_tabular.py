@@ -14,6 +14,8 @@ from jaxrl4lm.envs.finite_mdp import as_environment
 WORLD = M.grid_world(".  .  +1\n.  #  -1\n.  .  .", discount=0.8, slip=0.1, living_reward=-0.04).mdp
 EPSILON = 0.3
 SEEDS = 4
+OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+"""For programs that take longer to run than to compile."""
 
 
 def explored(world, epsilon):
@@ -66,7 +68,8 @@ def trained(name, num_steps=60_000):
             lambda key: tabular.train(
                 key, environment, params, algorithm, hyperparameters, num_steps, policy=policy
             )
-        )
+        ),
+        compiler_options=OPTIMIZED,
     )
     return run(jax.random.split(jax.random.key(1), SEEDS))
 
