@@ -65,7 +65,7 @@ def ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike, tolerance:
     proves that π terminates within max n / (1 − c) steps on average. An improper world never gets there: inf.
 
     That is for the policy itself; an optimal one may be slower. If all that keep to actions within the tolerance of the
-    best terminate, N is the longest time of any of them: with n of that kind and c ≥ T v − v, c N at most the
+    best terminate, and not much later, N is the longest time of any of them: with n of that kind and c ≥ T v − v, c N at most the
     tolerance, v + c n does not grow under T, whatever the other actions do, and so is nowhere below V*.
     """
     discount = mdp.discount
@@ -78,8 +78,8 @@ def ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike, tolerance:
         gap = q.max(axis=-1, keepdims=True) - q
         noise = 4 * rounding(mdp).at(jnp.abs(values).max())
         fast, steps, count = _time_to_end(mdp, gap <= noise, jnp.min, max_iterations)
-        # Far slower ones mean, nearly always, that some never terminate: no use in waiting for them.
-        patience = jnp.minimum(max_iterations, 100 * count + 1000)
+        # Far slower ones mean, nearly always, that some never terminate: waiting for them would take longest of all.
+        patience = jnp.minimum(max_iterations, 4 * count + 100)
         slow, *_ = _time_to_end(mdp, gap <= tolerance + noise, jnp.max, patience)
         horizon = jnp.where(jnp.isfinite(slow), jnp.maximum(fast, slow), fast)
         ahead = jnp.where(gap <= noise, mdp.transitions.expect(steps), jnp.inf)

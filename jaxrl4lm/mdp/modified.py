@@ -104,8 +104,8 @@ def modified_policy_iteration(
         return state._replace(horizon=horizon, stalled=zero, best=infinite), done
 
     state, _ = stage((state, jnp.asarray(False)))
-    done = (mdp.discount < 1) | ~jnp.isfinite(state.horizon)
-    state, _ = jax.lax.while_loop(lambda carry: ~carry[1], stage, (state, done))
+    # Once more even where nothing has ended yet: the first stage may have stopped long before the answer.
+    state, _ = jax.lax.while_loop(lambda carry: ~carry[1], stage, (state, mdp.discount < 1))
     final = _ending(mdp, state.point, hint, limits, max_iterations)
     shift, bound = _error(mdp, rounding, state)
     shift = jnp.where(mdp.terminal, 0, shift)

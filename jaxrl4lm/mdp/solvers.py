@@ -36,8 +36,8 @@ class Solution(NamedTuple):
     """Sweeps of value iteration, or improvements of policy iteration."""
     error_bound: Array
     """max_s |values − V*| is at most this, rounding included. At γ = 1 it is inf if the returned policy never
-    terminates; if others within the tolerance of it never do, V* stands for the best of those that terminate, on
-    average, no later than the slowest state of the returned one."""
+    terminates; if others within the tolerance of it never do, or many times later, V* stands for the best of those that
+    terminate, on average, no later than the slowest state of the returned one."""
     converged: Array
     """error_bound ≤ tolerance."""
 

@@ -531,3 +531,16 @@ def test_policies_that_are_none_are_refused(policy, message):
             M.soft_value_iteration(world, reference=jnp.array(policy))
     with pytest.raises(M.MDPError, match="temperature is 0"):
         M.soft_value_iteration(world, temperature=0)
+
+
+@pytest.mark.parametrize("solver", [M.modified_policy_iteration, M.policy_iteration])
+def test_an_answer_far_behind_a_free_place_is_found(solver, x64):
+    """Staying costs nothing, walking a little, and only the end pays: the first sweeps see no reason to go."""
+    kernel = np.zeros((6, 2, 6))
+    kernel[np.arange(5), 0, np.arange(5)] = kernel[np.arange(5), 1, np.arange(1, 6)] = 1
+    rewards = np.zeros((6, 2))
+    rewards[:5, 1] = -1e-5
+    rewards[4, 1] += 5e-4
+    solution = compiled(solver)(M.from_arrays(kernel, rewards, 1.0, terminal=np.arange(6) == 5))
+    assert solution.converged
+    np.testing.assert_allclose(solution.values, [4.5e-4, 4.6e-4, 4.7e-4, 4.8e-4, 4.9e-4, 0], atol=1e-12)
