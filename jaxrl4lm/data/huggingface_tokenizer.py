@@ -146,9 +146,8 @@ class HuggingFaceTokenizer:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which holds the chat template."""
         folder = pathlib.Path(folder)
-        (folder / "chat_template.jinja").unlink(
-            missing_ok=True
-        )  # of what was there before: it would be read first
+        # Of what was there before: it would be read first.
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
         self.backend.save(str(folder / "tokenizer.json"))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.config}
         if self.chat_template is not None:

@@ -62,11 +62,8 @@ def beam_search(
       patient: go on while a beam could still become better than the worst of the W kept; False: stop at W
         ended ones. As `early_stopping="never"` and `True` in transformers.
     """
+    _check(beams, max_new_tokens, length_penalty)
     G, W, T = prompts.shape[0], beams, max_new_tokens
-    if min(W, T) < 1:
-        raise ValueError(f"beams and max_new_tokens must be at least 1, not {W} and {T}")
-    if isinstance(length_penalty, float | int) and not length_penalty >= 0:
-        raise ValueError(f"length_penalty must be at least 0, not {length_penalty}")
     eos = jnp.array(as_ids(eos_id))
     # Each beam proposes one end a token and one going on: of these many at least W go on.
     candidates = W * (1 + len(as_ids(eos_id)))
@@ -112,6 +109,13 @@ def beam_search(
         unfinished, extend, _Search(jnp.int32(0), empty, first, hidden, carry, none)
     ).done
     return out._replace(tokens=jnp.where(out.mask, out.tokens, pad_id))
+
+
+def _check(beams: int, max_new_tokens: int, length_penalty: ScalarLike) -> None:
+    if min(beams, max_new_tokens) < 1:
+        raise ValueError(f"beams and max_new_tokens must be at least 1, not {beams} and {max_new_tokens}")
+    if isinstance(length_penalty, float | int) and not length_penalty >= 0:
+        raise ValueError(f"length_penalty must be at least 0, not {length_penalty}")
 
 
 def _complete(done: Beams) -> Array:

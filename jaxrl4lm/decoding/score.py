@@ -63,6 +63,7 @@ def score(
 def best_of(generation: Generation, scores: Array, copies: int) -> Generation:
     """The completion with the highest score `[B]` of each prompt, the first of equals: a `Generation` of
     G = B / copies rows. nan is below every score."""
+    scores = jnp.asarray(scores, jnp.float32)  # of counts, too
     lowest = jnp.finfo(scores.dtype).min
     groups = jnp.where(jnp.isnan(scores), -jnp.inf, jnp.maximum(scores, lowest)).reshape(-1, copies)
     rows = jnp.argmax(groups, axis=-1) + copies * jnp.arange(groups.shape[0])

@@ -65,8 +65,8 @@ def ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike, tolerance:
     proves that π terminates within max n / (1 − c) steps on average. An improper world never gets there: inf.
 
     That is for the policy itself; an optimal one may be slower. If all that keep to actions within the tolerance of the
-    best terminate, and not much later, N is the longest time of any of them: with n of that kind and c ≥ T v − v, c N at most the
-    tolerance, v + c n does not grow under T, whatever the other actions do, and so is nowhere below V*.
+    best terminate, and not much later, N is the longest time of any of them: with n of that kind, c ≥ T v − v and c N
+    at most the tolerance, v + c n does not grow under T, whatever the other actions do, and so is nowhere below V*.
     """
     discount = mdp.discount
 
@@ -89,15 +89,12 @@ def ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike, tolerance:
 
 
 def soonest(mdp: FiniteMDP) -> Array:
-    """A policy `[S]` that terminates for certain, if any does: that of the least expected time, cut at S + 1 steps.
+    """At γ = 1, a policy `[S]` that terminates for certain, if any does: that of the least expected time, cut at S + 1
+    steps at most.
 
     By then every state that can reach an end has done so with some chance, and a circle would not be the least.
     """
-
-    def sweep(_, steps: Array) -> Array:
-        return jnp.where(mdp.terminal, 0, 1 + mdp.transitions.expect(steps).min(axis=-1))
-
-    steps = jax.lax.fori_loop(0, mdp.num_states + 1, sweep, jnp.zeros_like(mdp.rewards[:, 0]))
+    _, steps, _ = _time_to_end(mdp, jnp.ones(mdp.rewards.shape, bool), jnp.min, mdp.num_states + 1)
     return jnp.argmin(mdp.transitions.expect(steps), axis=-1).astype(jnp.int32)
 
 

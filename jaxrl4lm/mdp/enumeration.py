@@ -118,7 +118,7 @@ def _check(environment: Any, params: Any, states: Any, samples: int, clock: bool
 
     @jax.jit
     def outcomes(times: jax.Array, keys: jax.Array) -> Any:
-        """For each time (negative: as it stands) and key, what every action in every state leads to."""
+        """For each time (of no effect where it is a part of the state) and key, what every action leads to."""
 
         def step(time: jax.Array, key: jax.Array, state: Any, action: jax.Array) -> Any:
             at = state if clock else _at(state, time)

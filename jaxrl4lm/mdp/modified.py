@@ -99,14 +99,14 @@ def modified_policy_iteration(
         state, before = carry[0], carry[0].iterations
         state = jax.lax.while_loop(unfinished, improve, state)
         # At γ = 1 the horizon is only known near the end: go on with it. Below, nothing is left to do.
-        horizon = _ending(mdp, state.point, hint, limits, max_iterations).horizon
+        horizon = _ending(mdp, state.point, hint, tolerance, max_iterations).horizon
         done = ~jnp.isfinite(horizon) | (state.iterations == before) | (state.stalled >= PATIENCE)
         return state._replace(horizon=horizon, stalled=zero, best=infinite), done
 
     state, _ = stage((state, jnp.asarray(False)))
     # Once more even where nothing has ended yet: the first stage may have stopped long before the answer.
     state, _ = jax.lax.while_loop(lambda carry: ~carry[1], stage, (state, mdp.discount < 1))
-    final = _ending(mdp, state.point, hint, limits, max_iterations)
+    final = _ending(mdp, state.point, hint, tolerance, max_iterations)
     shift, bound = _error(mdp, rounding, state)
     shift = jnp.where(mdp.terminal, 0, shift)
     values, q = state.point.swept + shift, state.point.q.T + shift[:, None]
@@ -176,10 +176,10 @@ def _point(q: Array, values: Array) -> _Point:
 
 
 def _ending(
-    mdp: FiniteMDP, point: _Point, hint: Array, limits: _Limits, max_iterations: ScalarLike
+    mdp: FiniteMDP, point: _Point, hint: Array, tolerance: ScalarLike, max_iterations: ScalarLike
 ) -> bounds.Ending:
     return jax.lax.cond(
         mdp.discount < 1,
         lambda: bounds.Ending(hint, point.policy),
-        lambda: bounds.ending(mdp, point.swept, max_iterations, limits.tolerance),
+        lambda: bounds.ending(mdp, point.swept, max_iterations, tolerance),
     )

@@ -199,7 +199,6 @@ def soft_value_iteration(
       tolerance, max_iterations, within: as in `value_iteration`.
     Reference: Todorov 2006; Haarnoja et al. 2017, arXiv:1702.08165.
     """
-
     if isinstance(temperature, float | int) and not temperature > 0:
         raise MDPError(f"temperature is {temperature}: give a positive number.")
     if reference is not None:

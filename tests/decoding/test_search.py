@@ -252,6 +252,8 @@ def test_best_of_takes_the_best_of_each_group():
     assert best.top_tokens is None
     best = best_of(out, jnp.array([np.nan, -2.0, -1.0, *[np.nan] * 3]), 3)  # a judge that fails never wins
     np.testing.assert_array_equal(best.tokens, out.tokens[jnp.array([2, 3])])
+    best = best_of(out, jnp.array([0, 2, 1, 5, 3, 4]), 3)
+    np.testing.assert_array_equal(best.tokens, out.tokens[jnp.array([1, 3])])
     best = best_of(out, jnp.array([np.nan, -np.inf, np.nan, 1.0, np.inf, 2.0]), 3)
     np.testing.assert_array_equal(best.tokens, out.tokens[jnp.array([1, 4])])
 

@@ -454,7 +454,7 @@ def test_action_values_are_differentiable_and_their_maximum_is_the_value(x64):
     np.testing.assert_array_equal(solution.action_values.max(-1), solution.values)
 
 
-def episodic(seed, leak, x=1.0):
+def episodic(seed, leak, scale=1.0):
     """A random world at discount 1 that ends with some probability at every step, and its exact values."""
     rng = np.random.default_rng(seed)
     num_states = 5
@@ -462,7 +462,7 @@ def episodic(seed, leak, x=1.0):
     ends = leak * rng.random((num_states, 3, 1))
     kernel = kernel * (1 - ends)
     kernel[..., -1:] += ends
-    rewards = rng.random((num_states, 3)) * x
+    rewards = rng.random((num_states, 3)) * scale
     rewards[-1] = rng.normal()
     terminal = np.arange(num_states) == num_states - 1
     plans = [

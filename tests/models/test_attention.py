@@ -134,8 +134,6 @@ def test_a_segment_that_a_row_reads_nothing_of_weighs_nothing(monkeypatch):
     plain = attention(q, segments, queries, 6)
     monkeypatch.setattr("jaxrl4lm.models.attention._step_kernel", lambda keys: step_attention)
     assert np.allclose(plain, attention(q, segments, queries, 6), atol=1e-5)
-    nothing = step_attention(
-        q.reshape(B, 2, 2, C), *(x.swapaxes(2, 3) for x in segments[0][:1]), segments[0][1], at < 0
-    )
+    nothing = step_attention(q.reshape(B, 2, 2, C), segments[0][0].swapaxes(2, 3), segments[0][1], at < 0)
     assert (nothing[0] == 0).all()
     assert (nothing[1] == -1e30).all()
