@@ -5,6 +5,7 @@ Both configuration formats are read: that of transformers 4 (`rope_theta`, `rope
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -144,8 +145,7 @@ def _rope(hf: Json, theta: float) -> tuple[Rope, float]:
     older = {"rope_theta": hf.get("rope_theta", theta), **(hf.get("rope_scaling") or {})}
     p = hf.get("rope_parameters") or older
     kind = p.get("rope_type", p.get("type", "default"))
-    if kind not in STRETCHES or p.get("mscale"):
-        kind = f"{kind} with mscale" if p.get("mscale") else kind
+    if kind not in STRETCHES:
         raise ValueError(f"the rope type {kind!r} is not one of {', '.join(STRETCHES)}")
     name = "original_max_position_embeddings"
     context = {name: hf.get(name, hf.get("max_position_embeddings"))}
@@ -157,10 +157,17 @@ def _rope(hf: Json, theta: float) -> tuple[Rope, float]:
         given.setdefault("factor", hf["max_position_embeddings"] / given[name])
     if kind in ("linear", "llama3", "yarn") and "factor" not in given:
         raise ValueError(f"the rope type {kind!r} needs a factor")
+    if kind == "yarn" and given.get("mscale") and given.get("mscale_all_dim"):
+        given.setdefault("attention_factor", _mscale(given, "mscale") / _mscale(given, "mscale_all_dim"))
     stretch: Json = {ours: given[name] for ours, name in STRETCHES[kind].items() if name in given}
     stretch |= {ours: tuple(x) for ours, x in stretch.items() if isinstance(x, list)}
     rope = Rope(float(p.get("rope_theta", theta)), kind, **stretch)
     return rope, p.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0))
+
+
+def _mscale(given: Json, name: str) -> float:
+    """YaRN's factor of attention as DeepSeek's files give it, by two weights of its logarithm."""
+    return 1 + 0.1 * given[name] * math.log(max(given["factor"], 1))
 
 
 def _write_rope(rope: Rope) -> Json | None:
@@ -442,7 +449,7 @@ def read_phi3(hf: Json) -> Json:
     scaling = dict(hf.get(key) or {})
     if scaling.get("rope_type", scaling.get("type", "default")) != "default":
         scaling["rope_type"] = "longrope"  # early files call it "su" or "yarn"
-    sizes = {"rms_norm_eps": 1e-5, **hf, key: scaling, "head_dim": None}
+    sizes = {"rms_norm_eps": 1e-5, **hf, key: scaling}
     fields = {**read_llama(sizes, partial=True), **NO_BIAS}
     return {**fields, "windows": _windows({**hf, "layer_types": None}, [True] * fields["layers"])}
 

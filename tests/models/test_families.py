@@ -29,7 +29,7 @@ LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
 LONGROPE = {"rope_scaling": {"type": "longrope", "short_factor": [1.0, 2.0, 3.0, 4.0]}}
 LONGROPE["rope_scaling"]["long_factor"] = [2.0, 3.0, 6.0, 11.0]
-LONGROPE |= {"max_position_embeddings": 64, "original_max_position_embeddings": 12}
+LONGROPE |= {"head_dim": 8, "max_position_embeddings": 64, "original_max_position_embeddings": 12}
 # Configurations as transformers 4 writes them.
 OLDER = {
     "llama": {"rope_scaling": LLAMA3},
@@ -111,7 +111,7 @@ def test_the_newer_format_of_transformers_means_the_same(case):
             {"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4}},
             "'longrope' needs long_factor, max_position_embeddings, original_max_position_embeddings",
         ),
-        ({"model_type": "phi3", **LONGROPE, "hidden_size": 40}, "4 short and 4 long factors: give one .*, 5"),
+        ({"model_type": "phi3", **LONGROPE, "head_dim": 10}, "4 short and 4 long factors: give one .*, 5"),
         ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2}}, "rope type 'dynamic'"),
         ({"model_type": "llama", "hidden_act": "quick"}, "activation 'quick' is not one of silu"),
         ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "attention scaled by layer"),
@@ -126,6 +126,8 @@ def test_options_that_are_not_supported_are_named(hf, message):
 YARNS = [{}, {"attention_factor": 1.3}, {"beta_fast": 8.0}, {"beta_slow": 2.0}, {"truncate": False}]
 YARNS += [{"original_max_position_embeddings": 64}, {"beta_fast": 1.0, "beta_slow": 1.0}]
 YARNS += [{"beta_fast": 8.0, "beta_slow": 2.0, "truncate": False}]  # no channel turns so often
+YARNS += [{"mscale": 0.7, "mscale_all_dim": 1.3}, {"mscale": 0.7}]  # one without the other weighs nothing
+YARNS += [{"mscale": 0.7, "mscale_all_dim": 1.3, "attention_factor": 1.3}]
 
 
 @pytest.mark.parametrize("changes", YARNS)

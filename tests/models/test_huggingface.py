@@ -40,6 +40,7 @@ GLOBAL_LOCAL = {
 LONGROPE = {"rope_type": "longrope", "rope_theta": 100.0}
 LONGROPE |= {"short_factor": [1.0, 1.2, 1.3, 1.7, 2.0, 2.1], "long_factor": [1.1, 1.9, 3.0, 4.5, 6.0, 9.0]}
 LONGROPE |= {"partial_rotary_factor": 1.0}
+LONG = {"rope_parameters": LONGROPE, "head_dim": 12}
 PLAIN = {"rope_type": "default", "rope_theta": 100.0}
 THETA, PARTIAL = {"rope_parameters": PLAIN}, {"rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}}
 WINDOW = {"sliding_window": 7}
@@ -60,8 +61,8 @@ CASES = {
     "gemma3": ("gemma3_text", {"rope_parameters": GLOBAL_LOCAL, **WINDOW, "sliding_window_pattern": 2}),
     "smollm3": ("smollm3", {**THETA, **WINDOW, "no_rope_layers": [1, 0], "use_sliding_window": True}),
     "phi3": ("phi3", {**PARTIAL, **WINDOW}),
-    "phi3_long": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 11}),
-    "phi3_short": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}),
+    "phi3_long": ("phi3", {**LONG, "original_max_position_embeddings": 11}),
+    "phi3_short": ("phi3", {**LONG, "original_max_position_embeddings": 32}),
     "olmo2": ("olmo2", THETA),
 }
 
@@ -70,7 +71,7 @@ def options(case):
     """Arguments of the configuration of transformers."""
     model_type, special = CASES[case]
     sizes = {**SIZES, **special} if model_type != "gpt2" else special
-    if model_type in ("phi3", "gpt_neox"):  # head_dim is width / heads there
+    if model_type == "gpt_neox":  # head_dim is width / heads there
         sizes = {k: v for k, v in sizes.items() if k != "head_dim"}
     return {**sizes, "bos_token_id": 1, "eos_token_id": 2}
 
