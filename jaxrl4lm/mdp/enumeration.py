@@ -68,6 +68,11 @@ def from_environment(
             _check(environment, params, stacked, samples, clock, key_step)
         new, reward, ended = expand(stacked, jax.random.fold_in(key_step, len(outcomes)))
         rows, reward, ended = _rows(new), np.asarray(reward), np.asarray(ended)
+        if not np.isfinite(reward).all():
+            s, a, i = np.argwhere(~np.isfinite(reward))[0]
+            raise MDPError(
+                f"action {a} pays {reward[s, a, i]} in state {len(outcomes) + s}: mend the environment."
+            )
         for s in range(len(todo)):
             outcomes.append([{} for _ in range(environment.num_actions)])
             for a, i in np.ndindex(environment.num_actions, samples):
@@ -132,7 +137,11 @@ def _check(environment: Any, params: Any, states: Any, samples: int, clock: bool
         return jax.vmap(over_states, in_axes=(0, 0, None, None))(times, keys, states, actions)
 
     def differ(found: Any) -> bool:
-        return any(bool((x != x[:1]).any()) for x in map(np.asarray, jax.tree.leaves(found)))
+        leaves = map(np.asarray, jax.tree.leaves(found))
+        return any(
+            not np.array_equal(x, np.broadcast_to(x[:1], x.shape), equal_nan=x.dtype.kind == "f")
+            for x in leaves
+        )
 
     keys, zeros = jax.random.split(key, TRIES), jnp.zeros((TRIES,), jnp.int32)
     if samples == 1 and differ(outcomes(zeros, keys)):

@@ -202,7 +202,7 @@ def soft_value_iteration(
     if isinstance(temperature, float | int) and not temperature > 0:
         raise MDPError(f"temperature is {temperature}: give a positive number.")
     if reference is not None:
-        _check_policy(reference, mdp, "reference")
+        _check_policy(reference, mdp, "reference", [mdp.rewards.shape])
 
     def operator(mdp: FiniteMDP, values: Array) -> Array:
         return operators.soft_backup(mdp, values, temperature=temperature, reference=reference)
@@ -237,21 +237,19 @@ def evaluate_policy(
     An improper policy at γ = 1 is reported: error_bound inf, converged False. Raises MDPError for probabilities that do
     not sum to 1, or actions that there are not (unless they are traced).
     """
-    _check_policy(policy, mdp)
+    _check_policy(policy, mdp, "policy", [mdp.rewards.shape[:1], mdp.rewards.shape])
     chain = operators.policy_chain(mdp, policy)
     solution = value_iteration(chain, tolerance=tolerance, max_iterations=max_iterations, within=within)
     return solution._replace(policy=policy, action_values=operators.action_values(mdp, solution.values))
 
 
-def _check_policy(policy: Array, mdp: FiniteMDP, name: str = "policy") -> None:
-    """Refuses actions `[S]` that there are not, and rows `[S, A]` that are no distributions."""
+def _check_policy(policy: Array, mdp: FiniteMDP, name: str, shapes: list[tuple[int, ...]]) -> None:
+    """Refuses other shapes, actions `[S]` that there are not, and rows `[S, A]` that are no distributions."""
     if isinstance(policy, jax.core.Tracer) or isinstance(mdp.terminal, jax.core.Tracer):
         return
     given = np.asarray(policy)
-    if given.shape not in (mdp.rewards.shape[:1], mdp.rewards.shape):
-        raise MDPError(
-            f"{name} has shape {given.shape}: give {mdp.rewards.shape[:1]} or {mdp.rewards.shape}."
-        )
+    if given.shape not in shapes:
+        raise MDPError(f"{name} has shape {given.shape}: give {' or '.join(map(str, shapes))}.")
     if given.ndim == 1:
         right, what = (given >= 0) & (given < mdp.num_actions), f"an action in [0, {mdp.num_actions})"
     else:

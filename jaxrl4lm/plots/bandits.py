@@ -25,6 +25,8 @@ def learning_curves(
     for place, (name, curve) in enumerate(curves.items()):
         style = {"color": f"C{place % 10}", "linewidth": 1.2, "linestyle": "-" if place < 10 else "--"}
         steps = np.arange(1, len(curve["rewards"]) + 1)
+        if len(steps) == 1:  # no line leads there
+            style["marker"] = "o"
         reward.plot(steps, _smooth(curve["rewards"]), label=name, **style)
         optimal.plot(steps, _smooth(curve["optimal"]), **style)
         regret.plot(steps, np.cumsum(curve["regrets"]), **style)

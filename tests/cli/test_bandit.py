@@ -1,8 +1,11 @@
 """`jaxrl4lm bandit`: one line per algorithm and two pictures."""
 
+import matplotlib.figure
+import numpy as np
 import pytest
 
 from jaxrl4lm.cli import bandit
+from jaxrl4lm.plots.bandits import learning_curves
 from jaxrl4lm.types import InputError
 
 
@@ -30,6 +33,17 @@ def test_table_and_pictures(tmp_path, capsys, monkeypatch, rewards, names):
         assert name in out
     assert (tmp_path / "bandit.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "bandit_study.png").exists() == (rewards == "gaussian")
+
+
+@pytest.mark.parametrize("steps, marker", [(1, "o"), (2, "None")])
+def test_a_single_step_is_a_point(tmp_path, monkeypatch, steps, marker):
+    drawn = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda self, *a, **k: drawn.append(self))
+    curves = {"ours": dict.fromkeys(("rewards", "optimal", "regrets"), np.full(steps, 0.5))}
+    learning_curves(curves, 1.0, "a title", tmp_path / "bandit.png")
+    for panel in drawn[0].axes:
+        assert panel.lines[0].get_marker() == marker
+        assert panel.lines[0].get_ydata()[0] == 0.5
 
 
 def test_a_seed_beyond_64_bits_is_refused():

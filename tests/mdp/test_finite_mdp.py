@@ -338,6 +338,16 @@ def test_enumeration_refuses_what_one_draw_or_one_time_does_not_show():
     np.testing.assert_allclose(M.value_iteration(world).values[0], 0.5**19, atol=1e-3)
 
 
+def test_enumeration_names_the_action_that_pays_no_number():
+    class Broken(Counter):
+        def step_env(self, key, state, action, params):
+            obs, after, reward, ended, info = super().step_env(key, state, jnp.int32(0), params)
+            return obs, after, jnp.where((state["count"] == 1) & (action == 1), jnp.nan, reward), ended, info
+
+    with pytest.raises(M.MDPError, match="action 1 pays nan in state 1: mend the environment"):
+        M.from_environment(Broken(), None, discount=0.5)
+
+
 def test_enumeration_gives_up_beyond_max_states():
     options = {"discount": 0.5, "samples": 30}
     assert M.from_environment(Counter(), None, max_states=3, **options).num_states == 4

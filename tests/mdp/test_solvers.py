@@ -529,6 +529,8 @@ def test_policies_that_are_none_are_refused(policy, message):
     if jnp.ndim(policy) == 2:
         with pytest.raises(M.MDPError, match=message.replace("policy", "reference")):
             M.soft_value_iteration(world, reference=jnp.array(policy))
+    with pytest.raises(M.MDPError, match=r"reference has shape \(3,\): give \(3, 2\)"):
+        M.soft_value_iteration(world, reference=jnp.array([0, 1, 0]))
     with pytest.raises(M.MDPError, match="temperature is 0"):
         M.soft_value_iteration(world, temperature=0)
 
