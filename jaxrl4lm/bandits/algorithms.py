@@ -40,6 +40,19 @@ def keys_as_noise(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Key
     return jax.random.split(key, num_steps)
 
 
+SHARE = "in [0, 1]", lambda x: 0 <= x <= 1
+POSITIVE = "positive", lambda x: x > 0
+NOT_NEGATIVE = "at least 0", lambda x: x >= 0
+
+
+def _check(rule: tuple[str, Callable[[float], bool]], **hyperparameters: ScalarLike | None) -> None:
+    """Refuses numbers that break the rule; of traced ones nothing is known."""
+    words, holds = rule
+    for name, value in hyperparameters.items():
+        if isinstance(value, float | int | np.number) and not holds(float(value)):
+            raise ValueError(f"{name} must be {words}, not {value}")
+
+
 class Algorithm(NamedTuple):
     """A learner. Its randomness comes in as `noise`, so that a whole run's can be drawn at once."""
 
@@ -69,8 +82,12 @@ def epsilon_greedy(
       epsilon: ε in [0, 1].
       step_size: constant α for worlds that drift; None averages the samples (1/N).
       initial_value: Q₁.
+    Raises:
+      ValueError: for an ε outside of [0, 1] or a negative α, unless they are traced. The others check theirs alike.
     Reference: Sutton & Barto 2018, sections 2.4 to 2.6.
     """
+    _check(SHARE, epsilon=epsilon)
+    _check(NOT_NEGATIVE, step_size=step_size)
 
     def greedy(state: Estimates, _: Array, context: Array | None) -> Array:
         return first_argmax(state.values)
@@ -91,10 +108,8 @@ def epsilon_greedy(
 
 def softmax(temperature: ScalarLike = 0.2, *, step_size: ScalarLike | None = None) -> Algorithm:
     """Boltzmann exploration, π(a) ∝ exp(Q(a)/τ), τ > 0. Reference: Sutton & Barto 1998, section 2.3."""
-    if isinstance(temperature, float | int | np.number) and not temperature > 0:
-        raise ValueError(
-            f"temperature must be positive, not {temperature}: epsilon_greedy(0) is the greedy rule"
-        )
+    _check(POSITIVE, temperature=temperature)  # epsilon_greedy(0) is the greedy rule
+    _check(NOT_NEGATIVE, step_size=step_size)
 
     def select(state: Estimates, uniform: Array, context: Array | None) -> Array:
         return _draw(uniform, state.values / temperature)
@@ -117,6 +132,7 @@ def ucb(c: ScalarLike = 2.0, *, step_size: ScalarLike | None = None) -> Algorith
 
     Reference: Auer, Cesa-Bianchi & Fischer 2002; Sutton & Barto 2018, eq. 2.10.
     """
+    _check(NOT_NEGATIVE, c=c, step_size=step_size)
     learn = _learner(step_size)
 
     def init(num_arms: int, num_runs: int) -> Optimism:
@@ -156,6 +172,7 @@ def kl_ucb(c: ScalarLike = 0.0) -> Algorithm:
     from the beginning.
     Reference: Garivier & Cappé 2011, arXiv:1102.2490.
     """
+    _check(NOT_NEGATIVE, c=c)
     learn = _learner(None)
 
     def init(num_arms: int, num_runs: int) -> KLBounds:
@@ -203,6 +220,7 @@ def gradient(step_size: ScalarLike = 0.1, *, baseline: bool = True) -> Algorithm
     R̄ averages the rewards up to and including the present one; without baseline it is 0.
     Reference: Sutton & Barto 2018, eq. 2.12.
     """
+    _check(NOT_NEGATIVE, step_size=step_size)
 
     def init(num_arms: int, num_runs: int) -> Preferences:
         return Preferences(jnp.zeros((num_arms, num_runs)), jnp.zeros(num_runs), jnp.int32(0))
@@ -236,6 +254,7 @@ def thompson_gaussian(
 
     Reference: Thompson 1933; Russo et al. 2018, arXiv:1707.02038.
     """
+    _check(POSITIVE, prior_scale=prior_scale, noise=noise)
 
     def init(num_arms: int, num_runs: int) -> Posterior:
         shape = (num_arms, num_runs)
@@ -262,6 +281,7 @@ def thompson_beta(*, successes: ScalarLike = 1.0, failures: ScalarLike = 1.0) ->
 
     Reference: Chapelle & Li 2011.
     """
+    _check(POSITIVE, successes=successes, failures=failures)
 
     def select(state: Estimates, key: Key, context: Array | None) -> Array:
         won = state.counts * state.values
@@ -281,6 +301,7 @@ def exp3(gamma: ScalarLike = 0.1) -> Algorithm:
 
     Reference: Auer et al. 2002, "The nonstochastic multiarmed bandit problem", fig. 1.
     """
+    _check(SHARE, gamma=gamma)
 
     def mixed(state: Weights) -> Array:
         num_arms = state.log_weights.shape[0]
@@ -314,6 +335,8 @@ def lin_ucb(dimension: int, alpha: ScalarLike = 1.0, *, ridge: ScalarLike = 1.0)
 
     Raises ValueError for a problem without contexts. Reference: Li et al. 2010, arXiv:1003.0146, algorithm 1.
     """
+    _check(NOT_NEGATIVE, alpha=alpha)
+    _check(POSITIVE, dimension=dimension, ridge=ridge)
 
     def init(num_arms: int, num_runs: int) -> Ridge:
         eye = jnp.eye(dimension)[None, :, :, None] / ridge

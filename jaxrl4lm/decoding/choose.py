@@ -30,7 +30,7 @@ class Sampling:
     copies: int = field(default=1, metadata={"static": True})
     """Completions of each prompt."""
     temperature: ScalarLike | None = 1.0
-    """Of the softmax. None (static) takes the most likely token, its log-probability at temperature 1."""
+    """Of the softmax, positive. None (static) takes the most likely token, its log-probability at temperature 1."""
     penalties: tuple[Penalty, ...] = ()
     """Applied in order to the logits, before the temperature."""
     truncations: tuple[Truncation, ...] = ()

@@ -347,6 +347,30 @@ def test_a_run_of_nothing_is_refused(steps, runs, key):
 def test_what_an_algorithm_cannot_do_is_said(key):
     with pytest.raises(ValueError, match="lin_ucb needs contexts"):
         B.run(key, B.gaussian(3), B.lin_ucb(5), 2, 2)
-    for zero in (0, 0.0, np.float32(0)):
-        with pytest.raises(ValueError, match="temperature must be positive, not 0"):
-            B.softmax(zero)
+
+
+@pytest.mark.parametrize(
+    "make, wrong, message",
+    [
+        (B.softmax, [0, np.float32(0), -1.0], "temperature must be positive, not"),
+        (B.epsilon_greedy, [-0.1, 1.5, float("nan")], r"epsilon must be in \[0, 1\], not"),
+        (B.exp3, [-0.1, 2], r"gamma must be in \[0, 1\], not"),
+        (B.ucb, [-1.0], "c must be at least 0, not -1"),
+        (B.kl_ucb, [-1.0], "c must be at least 0, not -1"),
+        (lambda x: B.epsilon_greedy(0.1, step_size=x), [-0.5], "step_size must be at least 0"),
+        (lambda x: B.softmax(0.1, step_size=x), [-0.5], "step_size must be at least 0"),
+        (lambda x: B.ucb(2.0, step_size=x), [-0.5], "step_size must be at least 0"),
+        (B.gradient, [-0.5], "step_size must be at least 0"),
+        (lambda x: B.thompson_gaussian(prior_scale=x), [0], "prior_scale must be positive"),
+        (lambda x: B.thompson_gaussian(noise=x), [0], "noise must be positive"),
+        (lambda x: B.thompson_beta(successes=x), [0], "successes must be positive"),
+        (lambda x: B.thompson_beta(failures=x), [0], "failures must be positive"),
+        (B.lin_ucb, [0], "dimension must be positive"),
+        (lambda x: B.lin_ucb(2, x), [-1], "alpha must be at least 0"),
+        (lambda x: B.lin_ucb(2, ridge=x), [0.0], "ridge must be positive"),
+    ],
+)
+def test_hyper_parameters_that_mean_nothing_are_named(make, wrong, message):
+    for value in wrong:
+        with pytest.raises(ValueError, match=message):
+            make(value)
