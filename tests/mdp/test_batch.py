@@ -70,9 +70,11 @@ def test_the_bound_holds_long_before_convergence(x64):
     kernel[0, 0, 0] = 1
     for reward in (1.0, -1.0):
         world = M.from_arrays(kernel, np.array([reward, 0.0]), 0.9, terminal=np.array([False, True]))
-        for limit in (0, 1, 5):
-            solution = jax.jit(M.solve_batch)(stacked([world, world]), max_iterations=limit)
+        for limit in (0, 1, 5, 1000):
+            solution = jax.jit(M.solve_batch)(stacked([world, world]), tolerance=1e-3, max_iterations=limit)
             assert np.abs(solution.values[0, 0] - 10 * reward) <= solution.error_bound[0] < 10.01
+            assert bool(solution.converged.all()) == (limit == 1000)
+            np.testing.assert_array_equal(solution.values[:, 1], 0)
 
 
 def test_values_are_differentiable(x64):

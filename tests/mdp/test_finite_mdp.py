@@ -57,6 +57,47 @@ def test_a_hub_is_found_and_gives_the_same_expectations(x64):
     expectations_agree(kernel, full, rng.normal(size=states), rng.dirichlet(np.ones(ACTIONS), states))
 
 
+@pytest.mark.parametrize(
+    "offsets, hub_from, layout",
+    [
+        (range(-4, 5), None, "nine diagonals"),
+        (range(-4, 6), None, "lists"),
+        (range(-1, 2), 0, "a hub"),
+        (range(-1, 2), 13, "lists"),
+        (range(-1, 3), 0, "lists"),
+    ],
+)
+def test_few_diagonals_or_three_and_a_hub_are_stored_as_such(offsets, hub_from, layout):
+    """The hub, state 7, follows from `hub_from` on: from fewer than all states it is none."""
+    states = np.arange(24)
+    successors = np.clip(states[:, None] + np.array(offsets), 0, 23)
+    if hub_from is not None:
+        hub = np.where(states < hub_from, states, 7)
+        successors = np.concatenate([successors, hub[:, None]], axis=1)
+    chances = np.full(successors.shape, 1 / successors.shape[1])
+    kernel = M.from_successors(successors[:, None], chances[:, None], np.zeros(24), 0.9).transitions
+    full = np.zeros((24, 24))
+    np.add.at(full, (states[:, None], successors), chances)
+    np.testing.assert_allclose(M.transitions.to_dense(kernel).probabilities[:, 0], full, atol=1e-6)
+    if layout == "lists":
+        assert isinstance(kernel, M.Sparse)
+        return
+    assert isinstance(kernel, M.Banded)
+    assert (kernel.offsets, kernel.hub) == (tuple(offsets), 7 if layout == "a hub" else None)
+    following = np.asarray(kernel.successors(jnp.arange(24)))
+    np.testing.assert_array_equal(following.T, successors)
+
+
+@pytest.mark.parametrize("layout", [M.dense, M.sparse])
+def test_where_every_state_is_terminal_nothing_follows(layout):
+    world = M.from_successors(
+        np.zeros((2, 1, 1), int), np.ones((2, 1, 1)), [3.0, -1.0], 0.9, terminal=[True, True]
+    )
+    np.testing.assert_array_equal(layout(M.dense(world)).transitions.expect(jnp.array([5.0, 7])), 0)
+    np.testing.assert_array_equal(world.transitions.expect(jnp.array([5.0, 7])), 0)
+    np.testing.assert_array_equal(M.value_iteration(world).values, [3, -1])
+
+
 def expectations_agree(kernel, full, values, policy):
     np.testing.assert_allclose(kernel.expect(jnp.asarray(values)), full @ values, atol=1e-12)
     np.testing.assert_allclose(M.transitions.to_dense(kernel).probabilities, full, atol=1e-12)
