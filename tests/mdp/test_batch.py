@@ -55,6 +55,7 @@ def test_the_bound_holds_in_single_precision(tolerance):
                 np.abs(np.asarray(solution.values[i], float) - truth).max() <= solution.error_bound[i] < 0.2
             )
     assert bool(solution.converged.all()) == (tolerance > 0)
+    assert (solution.iterations < 100).all()
 
 
 def test_a_limit_on_sweeps_is_reported():
@@ -68,13 +69,13 @@ def test_the_bound_holds_long_before_convergence(x64):
     """All changes have one sign, but the terminal state's: V* is at the end of what is possible."""
     kernel = np.zeros((2, 1, 2))
     kernel[0, 0, 0] = 1
-    for reward in (1.0, -1.0):
-        world = M.from_arrays(kernel, np.array([reward, 0.0]), 0.9, terminal=np.array([False, True]))
+    for reward, held in ((1.0, 0.0), (-1.0, 0.0), (1.0, 1.0)):
+        world = M.from_arrays(kernel, np.array([reward, held]), 0.9, terminal=np.array([False, True]))
         for limit in (0, 1, 5, 1000):
             solution = jax.jit(M.solve_batch)(stacked([world, world]), tolerance=1e-3, max_iterations=limit)
             assert np.abs(solution.values[0, 0] - 10 * reward) <= solution.error_bound[0] < 10.01
             assert bool(solution.converged.all()) == (limit == 1000)
-            np.testing.assert_array_equal(solution.values[:, 1], 0)
+            np.testing.assert_array_equal(solution.values[:, 1], held if limit else 0)
 
 
 def test_values_are_differentiable(x64):
@@ -100,3 +101,9 @@ def test_what_is_no_batch_is_refused():
         M.solve_batch(jax.tree.map(lambda x: x[None][:0], world))
     with pytest.raises(ValueError, match="block must be at least 1, not 0"):
         M.solve_batch(stacked([world]), block=0)
+
+
+def test_an_mdp_beyond_the_cache_is_a_block_of_its_own(monkeypatch):
+    monkeypatch.setattr("jaxrl4lm.mdp.batch.CACHE_BYTES", 1)
+    worlds = stacked([M.garnet(jax.random.key(seed), 9, 3, 2) for seed in range(3)])
+    assert jax.eval_shape(M.solve_batch, worlds).values.shape == (3, 9)

@@ -546,3 +546,18 @@ def test_an_answer_far_behind_a_free_place_is_found(solver, x64):
     solution = compiled(solver)(M.from_arrays(kernel, rewards, 1.0, terminal=np.arange(6) == 5))
     assert solution.converged
     np.testing.assert_allclose(solution.values, [4.5e-4, 4.6e-4, 4.7e-4, 4.8e-4, 4.9e-4, 0], atol=1e-12)
+    np.testing.assert_array_equal(solution.policy[:5], 1)
+
+
+@pytest.mark.parametrize("solver", OPTIMAL)
+def test_a_circle_that_pays_counts_although_an_end_is_nearer(solver, x64):
+    """Every third step pays more than the two before it cost; to end at once looks best until then."""
+    kernel, rewards = np.zeros((6, 2, 6)), np.zeros((6, 2))
+    kernel[:5, :, 5] = 1
+    kernel[0, 1], kernel[1, 1] = np.eye(6)[1:3]
+    kernel[2, 1] = [0.9, 0, 0, 0, 0, 0.1]
+    rewards[:3, 1] = [-1e-5, -1e-5, 1e-4]
+    world = M.from_arrays(kernel, rewards, 1.0, terminal=np.arange(6) == 5)
+    solution = compiled(solver)(world)
+    assert np.abs(solution.values - exact(world)).max() <= solution.error_bound
+    assert solution.converged
