@@ -50,6 +50,12 @@ def test_of_the_best_actions_alone_is_the_horizon(x64):
     np.testing.assert_array_equal(found.policy[:4], 1)
 
 
+def test_the_soonest_policy_goes_on_from_the_farthest_state():
+    world = corridor()
+    stay_first = M.Dense(world.transitions.probabilities[:, ::-1])
+    np.testing.assert_array_equal(bounds.soonest(world._replace(transitions=stay_first))[:4], 2)
+
+
 def test_of_actions_alike_up_to_rounding_the_soonest_is_taken(x64):
     """0.1 + 0.2 > 0.3."""
     kernel, rewards = np.zeros((5, 3, 5)), np.zeros((5, 3))
