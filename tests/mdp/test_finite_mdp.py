@@ -37,7 +37,10 @@ def test_dense_sparse_and_banded_give_the_same_expectations(x64):
     banded = M.transitions.to_banded(banded, max_diagonals=2 * STATES)
     assert isinstance(lazy, M.Sparse | M.Banded)
     assert isinstance(banded, M.Banded)
-    for kernel in (M.Dense(jnp.asarray(full)), lazy, banded):
+    dense = M.Dense(jnp.asarray(full))
+    for kernel in (dense, banded):
+        assert M.transitions.to_banded(kernel) is kernel
+    for kernel in (dense, lazy, banded):
         expectations_agree(kernel, full, values, policy)
 
 

@@ -55,3 +55,26 @@ def test_a_breakdown_ends_it_with_the_best_so_far(kind, x64):
     assert jnp.isfinite(x).all()
     assert jnp.abs(target - matrix @ x).max() <= 1
     assert iterations < 200
+
+
+def test_it_takes_as_many_steps_as_there_are_unknowns(x64):
+    """That is what the directions are for: without them it needs many more."""
+    for seed in range(5):
+        matrix, target, start = system(seed, size=6)
+        x, iterations = solve(matrix, target, start)
+        assert jnp.abs(target - matrix @ x).max() <= 2e-9
+        assert iterations <= 7
+    # Half of the first step is the solution already.
+    x, iterations = solve(2 * jnp.eye(3), jnp.array([1.0, 2, 4]), jnp.zeros(3))
+    np.testing.assert_allclose(x, [0.5, 1, 2])
+    assert iterations == 1
+
+
+def test_the_best_is_kept_while_the_residual_jumps(x64):
+    matrix, target = jnp.array([[1.0, 2, 2], [-1, 1, -1], [-1, 1, -1]]), jnp.array([1.0, -1, 2])
+    before = 2.0
+    for limit in range(1, 9):
+        x, _ = solve(matrix, target, jnp.zeros(3), max_iterations=limit)
+        after = jnp.abs(target - matrix @ x).max()
+        assert after <= before + 1e-9
+        before = after

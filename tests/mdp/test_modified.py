@@ -10,7 +10,11 @@ import pytest
 from jaxrl4lm import mdp as M
 from jaxrl4lm.mdp import evaluation
 
-LAYOUTS = {"dense": lambda kernel: kernel, "sparse": M.transitions.to_sparse}
+LAYOUTS = {
+    "dense": lambda kernel: kernel,
+    "sparse": M.transitions.to_sparse,
+    "banded": lambda kernel: M.transitions.to_banded(M.transitions.to_sparse(kernel), max_diagonals=23),
+}
 
 
 def chain(discount=0.95, size=12):
@@ -119,3 +123,25 @@ def test_a_tolerance_of_0_ends_at_the_rounding_level(krylov, x64):
     solution = solve(world, tolerance=0.0, **options)
     assert solution.iterations < 40
     assert solution.error_bound < 1e-12
+
+
+def test_where_every_step_costs_it_goes_on_to_the_end(x64):
+    """No change is above 0, that of the end: the largest one is not what is left."""
+    kernel = np.stack([np.eye(12, k=1), np.eye(12, k=1)], axis=1)
+    rewards = np.where(np.arange(12) < 11, -1.0, 0.0)
+    world = M.from_arrays(kernel, rewards, 1.0, terminal=np.arange(12) == 11)
+    options = {"forcing": 0.2, "sweeps": 0, "krylov": 0, "max_iterations": 100}
+    solution = solve(world, tolerance=1e-9, **options)
+    assert solution.converged
+    np.testing.assert_allclose(solution.values, np.arange(12) - 11)
+
+
+def test_slow_progress_is_not_taken_for_none(x64):
+    """A circle of which one state pays: without evaluation each improvement takes off a twentieth."""
+    kernel = np.stack([np.roll(np.eye(12), 1, axis=1)] * 2, axis=1)
+    world = M.from_arrays(kernel, np.eye(12)[0], 0.95)
+    options = {"forcing": 0.2, "sweeps": 0, "krylov": 0, "max_iterations": 1000}
+    solution = solve(world, tolerance=1e-10, **options)
+    assert solution.converged
+    steps = -np.arange(12) % 12
+    np.testing.assert_allclose(solution.values, 0.95**steps / (1 - 0.95**12), atol=1e-10)

@@ -33,6 +33,19 @@ def test_a_soft_backup_is_the_log_of_a_mean_over_what_the_reference_allows(tempe
     np.testing.assert_allclose(slope, policy, atol=1e-12)
 
 
+def test_a_soft_value_of_what_is_hardly_ever_done_has_a_value_and_a_gradient(x64):
+    """The reference leaves the best action a chance below the rounding error of 1."""
+    world = M.from_arrays(np.ones((1, 2, 1)), [[10.0, 0.0]], 0.0)
+    reference = jnp.array([[1e-20, 1.0]])
+
+    def value(rewards):
+        options = {"temperature": 0.1, "reference": reference}
+        return M.operators.soft_backup(world._replace(rewards=rewards), jnp.zeros(1), **options)[0]
+
+    np.testing.assert_allclose(value(world.rewards), 10 + 0.1 * np.log(1e-20), rtol=1e-12)
+    np.testing.assert_allclose(jax.grad(value)(world.rewards), [[1, 0]], atol=1e-12)
+
+
 @pytest.mark.parametrize("compared", [16, 0])
 def test_the_greedy_action_is_the_first_of_equals(compared, monkeypatch):
     monkeypatch.setattr(M.operators, "MAX_COMPARED", compared)
