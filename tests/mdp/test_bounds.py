@@ -37,6 +37,12 @@ def test_the_horizon_is_that_of_the_slowest_of_the_best_that_end(slow, stay, tol
     np.testing.assert_array_equal(found.policy[:4], 0)
 
 
+def test_below_1_the_horizon_is_that_of_the_discount(x64):
+    found = ending(corridor()._replace(discount=jnp.asarray(0.9)), jnp.arange(5.0), 1000, 0.0)
+    np.testing.assert_allclose(found.horizon, 0.9 / (1 - 0.9))
+    np.testing.assert_array_equal(found.policy[:4], 0)
+
+
 def test_a_time_that_is_not_proven_within_the_sweeps_is_infinite(x64):
     world = corridor()
     assert np.isinf(ending(world, jnp.zeros(5), 3, 0.0).horizon)

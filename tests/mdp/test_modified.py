@@ -114,6 +114,7 @@ def test_without_evaluation_it_is_value_iteration(x64):
         np.testing.assert_allclose(ours.values, plain.values, atol=1e-10)
         np.testing.assert_allclose(ours.error_bound, plain.error_bound, rtol=1e-6)
         np.testing.assert_array_equal(ours.action_values.max(axis=-1), ours.values)
+        np.testing.assert_array_equal(ours.policy, ours.action_values.argmax(axis=-1))
 
 
 @pytest.mark.parametrize("krylov", [0, 1000])
