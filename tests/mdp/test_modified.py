@@ -63,7 +63,7 @@ def test_a_correction_is_so_many_terms_of_the_sum_or_all_of_it(layout, x64):
         rest.total, np.linalg.solve(np.eye(12) - matrix, matrix @ change), atol=1e-4 / 0.05
     )
     left = matrix @ (change + rest.total) - rest.total
-    assert np.ptp(left) <= 1e-4
+    assert np.ptp(left) <= 1.1e-4  # target, and rounding in single precision
 
 
 def test_an_answer_of_bicgstab_that_widens_the_residual_is_not_taken(x64):
