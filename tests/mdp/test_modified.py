@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import mdp as M
-from jaxrl4lm.mdp import evaluation
+from jaxrl4lm.mdp import evaluation, modified
 
 LAYOUTS = {
     "dense": lambda kernel: kernel,
@@ -146,3 +146,20 @@ def test_slow_progress_is_not_taken_for_none(x64):
     assert solution.converged
     steps = -np.arange(12) % 12
     np.testing.assert_allclose(solution.values, 0.95**steps / (1 - 0.95**12), atol=1e-10)
+
+
+def test_an_evaluation_that_widens_the_residual_is_taken_back(monkeypatch, x64):
+    """However sure of itself it is: policies could alternate for ever."""
+    right = evaluation.correction
+
+    def wrong(*arguments, sweeps, krylov):
+        by_sweeps = right(*arguments, sweeps=sweeps, krylov=0)
+        asked = jnp.asarray(krylov) > 0
+        total = by_sweeps.total + jnp.where(asked, 1e6 * jnp.cos(jnp.arange(12.0)), 0)
+        return by_sweeps._replace(total=total, tried=asked, solved=asked)
+
+    monkeypatch.setattr(modified, "correction", wrong)
+    world = M.garnet(jax.random.key(0), 12, 2, 12, discount=0.95)
+    ours = jax.jit(M.modified_policy_iteration)(world, tolerance=1e-9, max_iterations=6)
+    assert ours.converged
+    np.testing.assert_allclose(ours.values, M.policy_iteration(world).values, atol=1e-9)
