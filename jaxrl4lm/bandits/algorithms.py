@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,16 +41,19 @@ def keys_as_noise(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Key
     return jax.random.split(key, num_steps)
 
 
-SHARE = "in [0, 1]", lambda x: 0 <= x <= 1
+SHARE = "in [0, 1]", lambda x: (x >= 0) & (x <= 1)
 POSITIVE = "positive", lambda x: x > 0
 NOT_NEGATIVE = "at least 0", lambda x: x >= 0
 
 
-def _check(rule: tuple[str, Callable[[float], bool]], **hyperparameters: ScalarLike | None) -> None:
+def _check(
+    rule: tuple[str, Callable[[np.ndarray], np.ndarray]], **hyperparameters: ScalarLike | None
+) -> None:
     """Refuses numbers that break the rule; of traced ones nothing is known."""
     words, holds = rule
     for name, value in hyperparameters.items():
-        if isinstance(value, float | int | np.number) and not holds(float(value)):
+        known = value is not None and not isinstance(value, jax.core.Tracer)
+        if known and not np.all(holds(np.asarray(value, float))):
             raise ValueError(f"{name} must be {words}, not {value}")
 
 

@@ -199,10 +199,10 @@ def soft_value_iteration(
       tolerance, max_iterations, within: as in `value_iteration`.
     Reference: Todorov 2006; Haarnoja et al. 2017, arXiv:1702.08165.
     """
-    if isinstance(temperature, float | int) and not temperature > 0:
+    if not isinstance(temperature, jax.core.Tracer) and not np.all(np.asarray(temperature) > 0):
         raise MDPError(f"temperature is {temperature}: give a positive number.")
     if reference is not None:
-        _check_policy(reference, mdp, "reference", [mdp.rewards.shape])
+        reference = _checked_policy(reference, mdp, "reference", [mdp.rewards.shape])
 
     def operator(mdp: FiniteMDP, values: Array) -> Array:
         return operators.soft_backup(mdp, values, temperature=temperature, reference=reference)
@@ -237,19 +237,22 @@ def evaluate_policy(
     An improper policy at γ = 1 is reported: error_bound inf, converged False. Raises MDPError for probabilities that do
     not sum to 1, or actions that there are not (unless they are traced).
     """
-    _check_policy(policy, mdp, "policy", [mdp.rewards.shape[:1], mdp.rewards.shape])
-    chain = operators.policy_chain(mdp, policy)
+    chosen = _checked_policy(policy, mdp, "policy", [mdp.rewards.shape[:1], mdp.rewards.shape])
+    chain = operators.policy_chain(mdp, chosen)
     solution = value_iteration(chain, tolerance=tolerance, max_iterations=max_iterations, within=within)
     return solution._replace(policy=policy, action_values=operators.action_values(mdp, solution.values))
 
 
-def _check_policy(policy: Array, mdp: FiniteMDP, name: str, shapes: list[tuple[int, ...]]) -> None:
-    """Refuses other shapes, actions `[S]` that there are not, and rows `[S, A]` that are no distributions."""
+def _checked_policy(policy: Array, mdp: FiniteMDP, name: str, shapes: list[tuple[int, ...]]) -> Array:
+    """The policy, with a harmless choice in terminal states, where it may hold anything. Refuses other shapes, actions
+    `[S]` that there are not, and rows `[S, A]` that are no distributions."""
+    policy = jnp.asarray(policy)
+    if policy.shape not in shapes:
+        raise MDPError(f"{name} has shape {policy.shape}: give {' or '.join(map(str, shapes))}.")
+    held = jnp.where(mdp.terminal, 0, policy) if policy.ndim == 1 else _uniform_at_ends(policy, mdp)
     if isinstance(policy, jax.core.Tracer) or isinstance(mdp.terminal, jax.core.Tracer):
-        return
+        return held
     given = np.asarray(policy)
-    if given.shape not in shapes:
-        raise MDPError(f"{name} has shape {given.shape}: give {' or '.join(map(str, shapes))}.")
     if given.ndim == 1:
         right, what = (given >= 0) & (given < mdp.num_actions), f"an action in [0, {mdp.num_actions})"
     else:
@@ -258,6 +261,11 @@ def _check_policy(policy: Array, mdp: FiniteMDP, name: str, shapes: list[tuple[i
     wrong = np.flatnonzero(~right & ~np.asarray(mdp.terminal))
     if wrong.size:
         raise MDPError(f"{name} of state {wrong[0]} is {given[wrong[0]]}: give {what}.")
+    return held
+
+
+def _uniform_at_ends(probabilities: Array, mdp: FiniteMDP) -> Array:
+    return jnp.where(mdp.terminal[:, None], 1 / mdp.num_actions, probabilities)
 
 
 def policy_iteration(

@@ -209,6 +209,8 @@ def read_llama(hf: Json, *, theta: float = 10_000.0, tied: bool = False, partial
                 f"partial_rotary_factor {fraction} is not supported beside the rope type {rope.kind!r}"
             )
         fraction = 1.0  # transformers ignores it here
+    if not 0 < fraction <= 1:
+        raise ValueError(f"partial_rotary_factor is {fraction}: give a fraction of the head's channels")
     head_dim = hf.get("head_dim") or width // heads
     return {
         "vocab_size": hf["vocab_size"],

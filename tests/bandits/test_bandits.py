@@ -352,7 +352,11 @@ def test_what_an_algorithm_cannot_do_is_said(key):
 @pytest.mark.parametrize(
     "make, wrong, message",
     [
-        (B.softmax, [0, np.float32(0), -1.0], "temperature must be positive, not"),
+        (
+            B.softmax,
+            [0, np.float32(0), -1.0, jnp.bfloat16(0), jnp.array([1.0, -1.0])],
+            "temperature must be positive, not",
+        ),
         (B.epsilon_greedy, [-0.1, 1.5, float("nan")], r"epsilon must be in \[0, 1\], not"),
         (B.exp3, [-0.1, 2], r"gamma must be in \[0, 1\], not"),
         (B.ucb, [-1.0], "c must be at least 0, not -1"),

@@ -395,6 +395,21 @@ def test_enumeration_names_the_action_that_pays_no_number():
         M.from_environment(Broken(), None, discount=0.5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
+def test_a_part_of_the_state_that_is_no_number_is_not_called_chance(dtype):
+    class Odd:
+        num_actions = 1
+
+        def reset_env(self, key, params):
+            return jnp.zeros(()), {"unused": jnp.asarray(jnp.nan, dtype), "place": jnp.int32(0)}
+
+        def step_env(self, key, state, action, params):
+            after = state | {"place": state["place"] + 1}
+            return jnp.zeros(()), after, 1.0, after["place"] == 2, {}
+
+    assert M.from_environment(Odd(), None, discount=0.5).num_states == 3
+
+
 def test_enumeration_gives_up_beyond_max_states():
     options = {"discount": 0.5, "samples": 30}
     assert M.from_environment(Counter(), None, max_states=3, **options).num_states == 4

@@ -454,8 +454,25 @@ def test_policies_that_are_none_are_refused(policy, message):
             M.soft_value_iteration(world, reference=jnp.array(policy))
     with pytest.raises(M.MDPError, match=r"reference has shape \(3,\): give \(3, 2\)"):
         M.soft_value_iteration(world, reference=jnp.array([0, 1, 0]))
-    with pytest.raises(M.MDPError, match="temperature is 0"):
-        M.soft_value_iteration(world, temperature=0)
+    with pytest.raises(M.MDPError, match=r"reference has shape \(2,\)"):  # it would broadcast
+        jax.eval_shape(lambda x: M.soft_value_iteration(world, reference=x), jnp.array([0.5, 0.5]))
+    for wrong in (0, np.float32(-1), jnp.float32(-1)):
+        with pytest.raises(M.MDPError, match="temperature is "):
+            M.soft_value_iteration(world, temperature=wrong)
+
+
+def test_what_a_policy_says_of_terminal_states_is_not_read():
+    kernel = np.zeros((3, 2, 3))
+    kernel[0, :, 1] = kernel[1:, :, 2] = 1
+    world = M.from_arrays(kernel, [[1, 2], [3, 4], [0, 0]], 1.0, terminal=[False, False, True])
+    evaluate, soft = jax.jit(M.evaluate_policy), jax.jit(M.soft_value_iteration)
+    for action in (0, 9, -1):
+        np.testing.assert_allclose(evaluate(world, jnp.array([0, 1, action])).values, [5, 4, 0])
+    expected = soft(world, reference=jnp.array([[0.5, 0.5], [0.2, 0.8], [0.5, 0.5]])).values
+    for row in ([0, 0], [np.nan, 0], [-1, 2]):
+        policy = jnp.array([[0.5, 0.5], [0.2, 0.8], row])
+        np.testing.assert_allclose(evaluate(world, policy).values, [5.3, 3.8, 0], rtol=1e-6)
+        np.testing.assert_allclose(soft(world, reference=policy).values, expected)
 
 
 @pytest.mark.parametrize("solver", OPTIMAL)

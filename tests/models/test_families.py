@@ -113,6 +113,10 @@ def test_the_newer_format_of_transformers_means_the_same(case):
         ),
         ({"model_type": "phi3", **LONGROPE, "head_dim": 10}, "4 short and 4 long factors: give one .*, 5"),
         ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2}}, "rope type 'dynamic'"),
+        (
+            {"model_type": "phi3", "partial_rotary_factor": 1.5},
+            "partial_rotary_factor is 1.5: give a fraction",
+        ),
         ({"model_type": "llama", "hidden_act": "quick"}, "activation 'quick' is not one of silu"),
         ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "attention scaled by layer"),
         ({"model_type": None}, "model_type None is not one of gpt2"),
