@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.arguments import as_float
 from jaxrl4lm.decoding.generate import Generation
 from jaxrl4lm.models.policy import LanguagePolicy
 from jaxrl4lm.types import Array, Params, ScalarLike
@@ -63,7 +64,7 @@ def score(
 def best_of(generation: Generation, scores: Array, copies: int) -> Generation:
     """The completion with the highest score `[B]` of each prompt, the first of equals: a `Generation` of
     G = B / copies rows. nan is below every score."""
-    scores = jnp.asarray(scores, jnp.float32)  # of counts, too
+    scores = as_float(scores)  # of counts, too
     lowest = jnp.finfo(scores.dtype).min
     groups = jnp.where(jnp.isnan(scores), -jnp.inf, jnp.maximum(scores, lowest)).reshape(-1, copies)
     rows = jnp.argmax(groups, axis=-1) + copies * jnp.arange(groups.shape[0])

@@ -249,7 +249,8 @@ def _checked_policy(policy: Array, mdp: FiniteMDP, name: str, shapes: list[tuple
     policy = jnp.asarray(policy)
     if policy.shape not in shapes:
         raise MDPError(f"{name} has shape {policy.shape}: give {' or '.join(map(str, shapes))}.")
-    held = jnp.where(mdp.terminal, 0, policy) if policy.ndim == 1 else _uniform_at_ends(policy, mdp)
+    ends, harmless = (mdp.terminal, 0) if policy.ndim == 1 else (mdp.terminal[:, None], 1 / mdp.num_actions)
+    held = jnp.where(ends, harmless, policy)
     if isinstance(policy, jax.core.Tracer) or isinstance(mdp.terminal, jax.core.Tracer):
         return held
     given = np.asarray(policy)
@@ -262,10 +263,6 @@ def _checked_policy(policy: Array, mdp: FiniteMDP, name: str, shapes: list[tuple
     if wrong.size:
         raise MDPError(f"{name} of state {wrong[0]} is {given[wrong[0]]}: give {what}.")
     return held
-
-
-def _uniform_at_ends(probabilities: Array, mdp: FiniteMDP) -> Array:
-    return jnp.where(mdp.terminal[:, None], 1 / mdp.num_actions, probabilities)
 
 
 def policy_iteration(

@@ -254,6 +254,9 @@ def test_best_of_takes_the_best_of_each_group():
     np.testing.assert_array_equal(best.tokens, out.tokens[jnp.array([2, 3])])
     best = best_of(out, jnp.array([0, 2, 1, 5, 3, 4]), 3)
     np.testing.assert_array_equal(best.tokens, out.tokens[jnp.array([1, 3])])
+    with jax.enable_x64(True):  # equal in float32
+        best = best_of(out, np.array([1, 1 + 1e-12, 0] * 2), 3)
+    np.testing.assert_array_equal(best.tokens, out.tokens[jnp.array([1, 4])])
     best = best_of(out, jnp.array([np.nan, -np.inf, np.nan, 1.0, np.inf, 2.0]), 3)
     np.testing.assert_array_equal(best.tokens, out.tokens[jnp.array([1, 4])])
 
