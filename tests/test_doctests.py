@@ -10,7 +10,7 @@ import jaxrl4lm.losses
 
 MODULES = [f"jaxrl4lm.{name}" for name in ("reduce", "distributions", "returns", "advantages", "diagnostics")]
 MODULES += [f"jaxrl4lm.losses.{module.name}" for module in pkgutil.iter_modules(jaxrl4lm.losses.__path__)]
-MODULES += ["jaxrl4lm.data.text_stream", "jaxrl4lm.models.partition"]
+MODULES += ["jaxrl4lm.data.text_stream", "jaxrl4lm.models.partitioning"]
 
 
 @pytest.mark.parametrize("name", MODULES)

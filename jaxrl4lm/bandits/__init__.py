@@ -22,7 +22,7 @@ from jaxrl4lm.bandits.problems import (
     linear,
     restaurants,
 )
-from jaxrl4lm.bandits.run import History, compiler_options, run
+from jaxrl4lm.bandits.simulation import History, compiler_options, run
 
 __all__ = [
     "RESTAURANTS",

@@ -7,7 +7,7 @@ import signal
 import sys
 
 from jaxrl4lm import __version__
-from jaxrl4lm.cli.machine import explained
+from jaxrl4lm.cli.machine_errors import explain_error
 from jaxrl4lm.types import InputError
 
 COMMANDS = {
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
-        told = error if isinstance(error, InputError) else explained(error)
+        told = error if isinstance(error, InputError) else explain_error(error)
         if told is None:
             raise
         print(f"jaxrl4lm {command}: {told}", file=sys.stderr)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxrl4lm import models
-from jaxrl4lm.cli.machine import check_memory
+from jaxrl4lm.cli.machine_errors import check_memory
 from jaxrl4lm.cli.train_arguments import Model, Reinforcement
 from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer

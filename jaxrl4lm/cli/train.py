@@ -22,7 +22,7 @@ from jaxrl4lm import models
 from jaxrl4lm.checkpoint import Checkpoints
 from jaxrl4lm.cli import prompt_session, run_folder, task_session
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
-from jaxrl4lm.cli.machine import explained
+from jaxrl4lm.cli.machine_errors import explain_error
 from jaxrl4lm.cli.session import Phase, Sample, Session, StepFailed
 from jaxrl4lm.cli.train_arguments import Run, TrainArguments, resolve
 from jaxrl4lm.metrics import JsonLines, ProgressLine, Sink, check_sinks, sinks
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         print(_aftermath(folder, False), file=sys.stderr)
         return 128 + signal.SIGINT
     except Exception as error:
-        if told := explained(error):
+        if told := explain_error(error):
             raise InputError(f"{told}; {_aftermath(folder, fresh)}") from error
         print(_aftermath(folder, False), file=sys.stderr)
         raise

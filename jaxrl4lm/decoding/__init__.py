@@ -1,10 +1,9 @@
 """Generation inside jit."""
 
 from jaxrl4lm.decoding.beam import Beams, beam_search
-from jaxrl4lm.decoding.choose import Choice, Sampling, choose
 from jaxrl4lm.decoding.continuous import generate_queue
-from jaxrl4lm.decoding.draw import draw, greedy, row_uniforms
-from jaxrl4lm.decoding.generate import Generation, generate, stream
+from jaxrl4lm.decoding.drawing import draw, greedy, row_uniforms
+from jaxrl4lm.decoding.generation import Generation, generate, stream
 from jaxrl4lm.decoding.processors import (
     History,
     frequency_penalty,
@@ -16,7 +15,8 @@ from jaxrl4lm.decoding.processors import (
     top_p,
     typical,
 )
-from jaxrl4lm.decoding.score import best_of, few_shot, score
+from jaxrl4lm.decoding.sampling import Choice, Sampling, choose
+from jaxrl4lm.decoding.scoring import best_of, few_shot, score
 
 __all__ = [
     "Beams",

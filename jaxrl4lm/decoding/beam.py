@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.decoding.choose import as_ids
+from jaxrl4lm.decoding.sampling import as_ids
 from jaxrl4lm.models.policy import Carry, LanguagePolicy
 from jaxrl4lm.types import Array, Params, ScalarLike
 

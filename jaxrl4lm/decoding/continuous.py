@@ -9,10 +9,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.decoding.choose import Sampling, choose, ends
-from jaxrl4lm.decoding.draw import row_uniforms
-from jaxrl4lm.decoding.generate import Generation, columns, empty_generation
+from jaxrl4lm.decoding.drawing import row_uniforms
+from jaxrl4lm.decoding.generation import Generation, columns, empty_generation
 from jaxrl4lm.decoding.processors import History
+from jaxrl4lm.decoding.sampling import Sampling, choose, ends
 from jaxrl4lm.models.attention import EMPTY
 from jaxrl4lm.models.cache import Prefix, empty_cache
 from jaxrl4lm.models.policy import Carry, LanguagePolicy

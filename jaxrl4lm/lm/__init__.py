@@ -2,7 +2,7 @@
 
 from jaxrl4lm.lm import algorithms, reinforcement, supervised
 from jaxrl4lm.lm.config import ReinforcementConfig, SupervisedConfig
-from jaxrl4lm.lm.rollout import Rollout, rollout
+from jaxrl4lm.lm.rollouts import Rollout, rollout
 
 __all__ = [
     "ReinforcementConfig",

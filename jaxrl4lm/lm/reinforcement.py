@@ -18,7 +18,7 @@ from jaxrl4lm.diagnostics import Diagnostics
 from jaxrl4lm.lm.algorithms import Algorithm
 from jaxrl4lm.lm.config import ReinforcementConfig
 from jaxrl4lm.lm.optimizer import adam, apply_if_finite
-from jaxrl4lm.lm.rollout import Rollout, rollout, score
+from jaxrl4lm.lm.rollouts import Rollout, rollout, score
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Task, token_rewards
 from jaxrl4lm.types import Array, Key, Metrics, Params

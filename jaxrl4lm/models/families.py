@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxrl4lm.models import names
+from jaxrl4lm.models import tensor_names
 from jaxrl4lm.models.config import Rope, TransformerConfig
 from jaxrl4lm.models.tensor_files import CheckpointError
 
@@ -59,7 +59,7 @@ class Family(NamedTuple):
 
     architecture: str
     """The class of transformers that runs it."""
-    table: tuple[list[names.Row], list[names.Row]]
+    table: tuple[list[tensor_names.TensorRow], list[tensor_names.TensorRow]]
     read: Callable[[Json], Json]
     """`config.json` to the fields of a `TransformerConfig`."""
     write: Callable[[TransformerConfig], Json]
@@ -474,11 +474,11 @@ def read_olmo2(hf: Json) -> Json:
     return {**fields, "norm_placement": "after", "qk_norm": "all"}
 
 
-LLAMA, SANDWICH = names.llama(), names.llama(norm_after=True)
+LLAMA, SANDWICH = tensor_names.llama(), tensor_names.llama(norm_after=True)
 FAMILIES: dict[str, Family] = {
-    "gpt2": Family("GPT2LMHeadModel", names.gpt2(), read_gpt2, write_gpt2),
+    "gpt2": Family("GPT2LMHeadModel", tensor_names.gpt2(), read_gpt2, write_gpt2),
     "llama": Family("LlamaForCausalLM", LLAMA, read_llama, write_llama),
-    "gpt_neox": Family("GPTNeoXForCausalLM", names.gpt_neox(), read_gpt_neox, write_gpt_neox),
+    "gpt_neox": Family("GPTNeoXForCausalLM", tensor_names.gpt_neox(), read_gpt_neox, write_gpt_neox),
     "mistral": Family("MistralForCausalLM", LLAMA, read_mistral, write_mistral),
     "qwen2": Family("Qwen2ForCausalLM", LLAMA, read_qwen2, write_llama),
     "qwen3": Family("Qwen3ForCausalLM", LLAMA, read_qwen3, write_llama),
@@ -486,6 +486,6 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family("Gemma2ForCausalLM", SANDWICH, read_gemma2, write_gemma),
     "gemma3_text": Family("Gemma3ForCausalLM", SANDWICH, read_gemma3, write_gemma3),
     "smollm3": Family("SmolLM3ForCausalLM", LLAMA, read_smollm3, write_smollm3),
-    "phi3": Family("Phi3ForCausalLM", names.llama(fused=True), read_phi3, write_phi3),
+    "phi3": Family("Phi3ForCausalLM", tensor_names.llama(fused=True), read_phi3, write_phi3),
     "olmo2": Family("Olmo2ForCausalLM", SANDWICH, read_olmo2, write_llama),
 }

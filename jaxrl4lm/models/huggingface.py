@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxrl4lm.data.files import read_object
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.data.tokenizer import Tokenizer
-from jaxrl4lm.models import names
+from jaxrl4lm.models import tensor_names
 from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.families import FAMILIES, read_config, write_config
 from jaxrl4lm.models.policy import LanguagePolicy
@@ -171,7 +171,9 @@ def read_leaves(folder: pathlib.Path, policy: LanguagePolicy, tensors: dict[str,
     return leaves
 
 
-def _part(row: names.Row, i: int, tensor: np.ndarray, widths: list[int], channels: int) -> np.ndarray:
+def _part(
+    row: tensor_names.TensorRow, i: int, tensor: np.ndarray, widths: list[int], channels: int
+) -> np.ndarray:
     """The i-th of the leaves that a tensor holds. A copy lets go of what it was made from."""
     part = row.part(i, tensor, widths, channels)
     if not np.may_share_memory(part, tensor):
@@ -278,7 +280,7 @@ def write_around(folder: pathlib.Path, hf: dict, params: Params, tokenizer: Toke
         np.save(head, value_head)
 
 
-def _host(leaves: dict[str, jax.Array], row: names.Row) -> list[np.ndarray]:
+def _host(leaves: dict[str, jax.Array], row: tensor_names.TensorRow) -> list[np.ndarray]:
     return [np.asarray(leaves[leaf]) for leaf in row.leaves]
 
 
@@ -287,11 +289,11 @@ def _shapes(policy: LanguagePolicy) -> dict[str, tuple[int, ...]]:
     return {path: x.shape for path, x in flatten(jax.eval_shape(policy.init, jax.random.key(0))).items()}
 
 
-def rows_of(policy: LanguagePolicy) -> list[names.Row]:
+def rows_of(policy: LanguagePolicy) -> list[tensor_names.TensorRow]:
     """The tensors of the policy's family and the parameters that each holds."""
     family = policy.config.family or write_config(policy.config)["model_type"]
     paths = set(_shapes(policy))
-    rows = names.rows(FAMILIES[family].table, policy.config.layers, paths)
+    rows = tensor_names.rows(FAMILIES[family].table, policy.config.layers, paths)
     placed = {leaf for row in rows for leaf in row.leaves} | {VALUE_HEAD}
     assert placed == paths, f"no name for {placed ^ paths}"
     return rows

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl4lm.data.files import read_object
-from jaxrl4lm.models import names
+from jaxrl4lm.models import tensor_names
 from jaxrl4lm.models.huggingface import flatten, nest, rows_of
-from jaxrl4lm.models.partition import Rule, matching
+from jaxrl4lm.models.partitioning import Rule, matching
 from jaxrl4lm.models.policy import LanguagePolicy
 from jaxrl4lm.models.tensor_files import CheckpointError, Tensor, read_tensors, write_tensors
 from jaxrl4lm.types import Key, Params, ScalarLike
@@ -121,12 +121,12 @@ def _base(leaf: str) -> str:
     return leaf.removesuffix("kernel")
 
 
-def _out_first(row: names.Row) -> names.Row:
+def _out_first(row: tensor_names.TensorRow) -> tensor_names.TensorRow:
     """The row as PEFT lays its second factor out: `[out, in]`, whatever the kernel's own layout is."""
     return row._replace(layout="transposed") if row.layout == "as is" else row
 
 
-def _joined(row: names.Row, leaves: dict, channels: int) -> tuple[np.ndarray, np.ndarray]:
+def _joined(row: tensor_names.TensorRow, leaves: dict, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """A `[I, R]` and B `[O, R]` of one tensor of the checkpoint, from those of its kernels."""
     bases = [_base(leaf) for leaf in row.leaves]
     if not all(f"{base}lora_a" in leaves for base in bases):

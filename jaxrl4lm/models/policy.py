@@ -12,7 +12,7 @@ import numpy as np
 from jaxrl4lm.models.attention import EMPTY
 from jaxrl4lm.models.cache import Cache, Prefix, empty_cache, extended, remembered
 from jaxrl4lm.models.config import TransformerConfig
-from jaxrl4lm.models.layout import laid_out_for_decoding
+from jaxrl4lm.models.decoding_layout import lay_out_for_decoding
 from jaxrl4lm.models.transformer import Transformer
 from jaxrl4lm.types import Array, Key, Params
 
@@ -93,7 +93,7 @@ class LanguagePolicy:
         steps, each of which would else cast and rearrange them again."""
         dtype = jnp.dtype(self.config.dtype)
         params = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
-        return jax.lax.optimization_barrier(laid_out_for_decoding(params))
+        return jax.lax.optimization_barrier(lay_out_for_decoding(params))
 
     def prefill(self, params: Params, tokens: Array, mask: Array, length: int) -> tuple[Array, Prefix, Array]:
         """Reads prompts that completions of up to `length` tokens are to follow.

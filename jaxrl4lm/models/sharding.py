@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrl4lm.models.partition import path_of
+from jaxrl4lm.models.partitioning import path_of
 from jaxrl4lm.types import Array
 
 AXES = ("data", "fsdp", "tensor")

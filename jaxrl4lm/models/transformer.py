@@ -19,8 +19,8 @@ import numpy as np
 from jaxrl4lm.models.attention import attention, rotary_table, rotate
 from jaxrl4lm.models.cache import Cache, Prefix, lengths
 from jaxrl4lm.models.config import TransformerConfig
+from jaxrl4lm.models.decoding_layout import JOINED
 from jaxrl4lm.models.dense import dense
-from jaxrl4lm.models.layout import JOINED
 from jaxrl4lm.models.sharding import residual, rows
 from jaxrl4lm.types import Array, Params
 
@@ -81,7 +81,7 @@ class Dense(nn.Module):
 
 def _side_by_side(module: nn.Module, x: Array, features: dict[str, int], use_bias: bool) -> list[Array]:
     """The outputs of dense layers that read the same input: one product where the parameters hold their weights
-    side by side, as `laid_out_for_decoding` puts them."""
+    side by side, as `lay_out_for_decoding` puts them."""
     joined = JOINED.get(tuple(features))
     if joined and module.has_variable("params", joined):
         y = Dense(sum(features.values()), use_bias, name=joined)(x)

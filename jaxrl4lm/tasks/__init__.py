@@ -1,6 +1,6 @@
 """Prompts with verifiable rewards, as pure JAX functions."""
 
-from jaxrl4lm.tasks.addition import addition
+from jaxrl4lm.tasks.arithmetic import addition
 from jaxrl4lm.tasks.sequences import copy, reverse, sort
 from jaxrl4lm.tasks.task import Prompts, Task, exact_match, token_rewards
 

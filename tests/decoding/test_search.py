@@ -11,9 +11,9 @@ import scipy.special
 
 from jaxrl4lm import models
 from jaxrl4lm.decoding import Sampling, beam_search, best_of, few_shot, generate, generate_queue, score
-from jaxrl4lm.decoding.choose import ends
-from jaxrl4lm.decoding.generate import empty_generation
+from jaxrl4lm.decoding.generation import empty_generation
 from jaxrl4lm.decoding.processors import frequency_penalty, min_new_tokens, repetition_penalty, top_k
+from jaxrl4lm.decoding.sampling import ends
 
 EOS, PAD = 1, 0
 # Compiled once for each configuration.

@@ -8,7 +8,7 @@ import pytest
 from jaxrl4lm import returns, tasks
 from jaxrl4lm.decoding import draw, row_uniforms
 from jaxrl4lm.envs.token import TokenEnvironment
-from jaxrl4lm.lm.rollout import rollout
+from jaxrl4lm.lm.rollouts import rollout
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 from jaxrl4lm.tasks.task import last_token
 

@@ -10,7 +10,7 @@ import pytest
 
 from jaxrl4lm import losses, tasks
 from jaxrl4lm.lm import ReinforcementConfig, algorithms, reinforcement
-from jaxrl4lm.lm.rollout import score
+from jaxrl4lm.lm.rollouts import score
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 
 # Anybody can learn to say "7" twice and stop.

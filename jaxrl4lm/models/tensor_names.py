@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 
-class Row(NamedTuple):
+class TensorRow(NamedTuple):
     """One tensor of a checkpoint and the leaves of ours that it holds, side by side along the output axis."""
 
     name: str
@@ -50,25 +50,25 @@ class Row(NamedTuple):
 
 def _dense(
     name: str, *leaves: str, layout: Literal["as is", "transposed", "interleaved"] = "transposed"
-) -> list[Row]:
+) -> list[TensorRow]:
     biases = tuple(f"{leaf}/bias" for leaf in leaves)
     kernels = tuple(f"{leaf}/kernel" for leaf in leaves)
-    return [Row(f"{name}.weight", kernels, layout), Row(f"{name}.bias", biases, layout)]
+    return [TensorRow(f"{name}.weight", kernels, layout), TensorRow(f"{name}.bias", biases, layout)]
 
 
-def _norm(name: str, leaf: str) -> list[Row]:
-    return [Row(f"{name}.weight", (f"{leaf}/scale",)), Row(f"{name}.bias", (f"{leaf}/bias",))]
+def _norm(name: str, leaf: str) -> list[TensorRow]:
+    return [TensorRow(f"{name}.weight", (f"{leaf}/scale",)), TensorRow(f"{name}.bias", (f"{leaf}/bias",))]
 
 
 ATTENTION = tuple(f"attention/{name}" for name in ("query", "key", "value"))
 
 
-def gpt2() -> tuple[list[Row], list[Row]]:
+def gpt2() -> tuple[list[TensorRow], list[TensorRow]]:
     """Rows outside the layers, and rows of one layer."""
     top = [
-        Row("transformer.wte.weight", ("embedding",)),
-        Row("transformer.wpe.weight", ("position_embedding",)),
-        Row("lm_head.weight", ("unembedding",), "transposed"),
+        TensorRow("transformer.wte.weight", ("embedding",)),
+        TensorRow("transformer.wpe.weight", ("position_embedding",)),
+        TensorRow("lm_head.weight", ("unembedding",), "transposed"),
         *_norm("transformer.ln_f", "final_norm"),
     ]
     layer = [
@@ -82,11 +82,11 @@ def gpt2() -> tuple[list[Row], list[Row]]:
     return top, [row._replace(name=f"transformer.h.{{i}}.{row.name}") for row in layer]
 
 
-def gpt_neox() -> tuple[list[Row], list[Row]]:
+def gpt_neox() -> tuple[list[TensorRow], list[TensorRow]]:
     """Rows outside the layers, and rows of one layer."""
     top = [
-        Row("gpt_neox.embed_in.weight", ("embedding",)),
-        Row("embed_out.weight", ("unembedding",), "transposed"),
+        TensorRow("gpt_neox.embed_in.weight", ("embedding",)),
+        TensorRow("embed_out.weight", ("unembedding",), "transposed"),
         *_norm("gpt_neox.final_layer_norm", "final_norm"),
     ]
     layer = [
@@ -100,7 +100,7 @@ def gpt_neox() -> tuple[list[Row], list[Row]]:
     return top, [row._replace(name=f"gpt_neox.layers.{{i}}.{row.name}") for row in layer]
 
 
-def llama(norm_after: bool = False, fused: bool = False) -> tuple[list[Row], list[Row]]:
+def llama(norm_after: bool = False, fused: bool = False) -> tuple[list[TensorRow], list[TensorRow]]:
     """Rows outside the layers, and rows of one layer.
 
     Args:
@@ -109,8 +109,8 @@ def llama(norm_after: bool = False, fused: bool = False) -> tuple[list[Row], lis
       fused: query, key and value are one tensor, gate and up are one (Phi-3).
     """
     top = [
-        Row("model.embed_tokens.weight", ("embedding",)),
-        Row("lm_head.weight", ("unembedding",), "transposed"),
+        TensorRow("model.embed_tokens.weight", ("embedding",)),
+        TensorRow("lm_head.weight", ("unembedding",), "transposed"),
         *_norm("model.norm", "final_norm"),
     ]
     if norm_after:
@@ -139,11 +139,11 @@ def llama(norm_after: bool = False, fused: bool = False) -> tuple[list[Row], lis
     return top, [row._replace(name=f"model.layers.{{i}}.{row.name}") for row in layer]
 
 
-def rows(table: tuple[list[Row], list[Row]], layers: int, leaves: set[str]) -> list[Row]:
+def rows(table: tuple[list[TensorRow], list[TensorRow]], layers: int, leaves: set[str]) -> list[TensorRow]:
     """Every row whose leaves the model has, the layers numbered."""
     top, layer = table
     numbered = [
-        Row(row.name.format(i=i), tuple(f"layer_{i}/{leaf}" for leaf in row.leaves), row.layout)
+        TensorRow(row.name.format(i=i), tuple(f"layer_{i}/{leaf}" for leaf in row.leaves), row.layout)
         for i in range(layers)
         for row in layer
     ]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.arguments import as_float
-from jaxrl4lm.decoding.generate import Generation
+from jaxrl4lm.decoding.generation import Generation
 from jaxrl4lm.models.policy import LanguagePolicy
 from jaxrl4lm.types import Array, Params, ScalarLike
 

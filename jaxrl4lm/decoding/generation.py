@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxrl4lm.decoding.choose import Choice, Sampling, choose, ends
-from jaxrl4lm.decoding.draw import row_uniforms
+from jaxrl4lm.decoding.drawing import row_uniforms
 from jaxrl4lm.decoding.processors import History
+from jaxrl4lm.decoding.sampling import Choice, Sampling, choose, ends
 from jaxrl4lm.models.policy import Carry, LanguagePolicy
 from jaxrl4lm.types import Array, Key, Params, ScalarLike
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.decoding.draw import draw_and_normalise, greedy
+from jaxrl4lm.decoding.drawing import draw_and_normalise, greedy
 from jaxrl4lm.decoding.processors import History, Penalty, Truncation
 from jaxrl4lm.types import Array, ScalarLike
 

@@ -25,7 +25,7 @@ def check_memory(parameters: int, what: str) -> None:
         )
 
 
-def explained(error: BaseException) -> InputError | None:
+def explain_error(error: BaseException) -> InputError | None:
     """What to tell the user, or None where the error is not of the machine's (or only says that nobody reads our output)."""
     if isinstance(error, OSError) and error.strerror and not isinstance(error, BrokenPipeError):
         what = f"{error.filename} cannot be used" if error.filename else "a file cannot be written"

@@ -12,7 +12,7 @@ JOINED = {("query", "key", "value"): "query_key_value", ("up", "gate"): "up_gate
 """Dense layers that read the same input, and the name of the layer that holds them side by side."""
 
 
-def laid_out_for_decoding(params: Params) -> Params:
+def lay_out_for_decoding(params: Params) -> Params:
     """The weights as a step reads them fastest: dense layers of the same input side by side, so that one product
     takes the place of three, and stored by output on CPU. Layers with adapters stay as they are."""
 
@@ -21,7 +21,7 @@ def laid_out_for_decoding(params: Params) -> Params:
 
     def lay_out(p: Any) -> Any:
         if not plain(p):
-            return laid_out_for_decoding(p) if isinstance(p, dict) else p
+            return lay_out_for_decoding(p) if isinstance(p, dict) else p
         if jax.default_backend() != "cpu":
             return p
         return {"by_output": _moved(jnp.transpose, p["kernel"])} | {n: x for n, x in p.items() if n == "bias"}

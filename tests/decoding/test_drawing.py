@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm.decoding import draw, greedy, row_uniforms
-from jaxrl4lm.decoding.draw import draw_and_normalise
+from jaxrl4lm.decoding.drawing import draw_and_normalise
 
 SIZES = [7, 300, 1000]  # one level; two levels with a remainder
 
