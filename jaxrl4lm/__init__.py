@@ -29,6 +29,7 @@ _SUBPACKAGES = (
     "reduce",
     "returns",
     "tasks",
+    "training",
     "types",
 )
 

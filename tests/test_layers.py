@@ -20,7 +20,7 @@ FLOORS = [
     ["data", "tasks", "envs"],
     ["models", "decoding"],
     ["agents", "lm"],
-    ["checkpoint", "metrics", "plots"],
+    ["checkpoint", "metrics", "plots", "training"],
     ["cli"],
 ]
 ORDER = {room: i for i, room in enumerate(room for floor in FLOORS for room in floor)}
@@ -32,7 +32,7 @@ HEAVY = {
     "optax": {"agents", "lm", "models"},
     "orbax": {"checkpoint"},
     "matplotlib": {"plots"},
-    "rich": {"metrics", "cli"},
+    "rich": {"cli"},
     "tyro": {"cli"},
     "tokenizers": {"data"},
 }

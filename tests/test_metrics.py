@@ -6,27 +6,28 @@ import json
 import pytest
 from rich.console import Console
 
-from jaxrl4lm.metrics import JsonLines, ProgressLine, check_sinks
+from jaxrl4lm.cli.progress import ProgressLine
+from jaxrl4lm.metrics import JsonLines, check_sinks
 from jaxrl4lm.types import InputError
 
 
 def test_every_record_is_on_disk_at_once(tmp_path):
     sink = JsonLines(tmp_path / "m.jsonl", keep=0)
-    sink.write({"phase": "a", "update": 1, "x": [0.1, 2.0]})
-    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"phase": "a", "update": 1, "x": [0.1, 2.0]}
+    sink.write({"stage": "a", "step": 1, "x": [0.1, 2.0]})
+    assert json.loads((tmp_path / "m.jsonl").read_text()) == {"stage": "a", "step": 1, "x": [0.1, 2.0]}
     sink.close()
 
 
 @pytest.mark.parametrize("keep, expected", [(0, [9]), (2, [0, 1, 9]), (3, [0, 1, 2, 9])])
 def test_lines_that_the_state_does_not_know_are_cut(tmp_path, keep, expected):
     path = tmp_path / "m.jsonl"
-    path.write_text("".join(json.dumps({"update": i}) + "\n" for i in range(3)) + '{"upda')
+    path.write_text("".join(json.dumps({"step": i}) + "\n" for i in range(3)) + '{"st')
     sink = JsonLines(path, keep=keep)
-    assert [r["update"] for r in sink.records] == expected[:-1]
-    sink.write({"update": 9})
+    assert [r["step"] for r in sink.records] == expected[:-1]
+    sink.write({"step": 9})
     sink.close()
-    assert [json.loads(line)["update"] for line in path.read_text().splitlines()] == expected
-    assert [r["update"] for r in sink.records] == expected
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == expected
+    assert [r["step"] for r in sink.records] == expected
 
 
 def test_a_damaged_file_is_named(tmp_path):

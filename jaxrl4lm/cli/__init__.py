@@ -12,7 +12,8 @@ from jaxrl4lm.types import InputError
 
 COMMANDS = {
     "train": "train a language model by reinforcement learning",
-    "evaluate": "score a run on its held-out prompts",
+    "sft": "fine-tune a language model on texts",
+    "evaluate": "score a run on what it held out",
     "generate": "complete prompts with a run's model or a Hugging Face folder",
     "solve": "solve a grid world exactly and draw it",
     "bandit": "run the bandit testbed and draw it",

@@ -68,7 +68,7 @@ class Completer:
     @property
     def longest(self) -> int:
         """The most tokens that a prompt may have."""
-        return self.policy.config.context - self.sampling.max_new_tokens
+        return self.policy.config.context - self.sampling.length
 
     def pieces(
         self, prompts: Sequence[list[int]], size: int, first: int = 0

@@ -1,9 +1,10 @@
-"""`jaxrl4lm evaluate`: the newest checkpoint of a run on its held-out prompts."""
+"""`jaxrl4lm evaluate`: the newest checkpoint of a run on what it held out."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -13,15 +14,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxrl4lm.checkpoint import Checkpoints
-from jaxrl4lm.cli import run_folder, train
+from jaxrl4lm.cli import run_folder, sft, train
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
+from jaxrl4lm.cli.report import format_spread, make_cell
 from jaxrl4lm.cli.session import Session
+from jaxrl4lm.training import Progress, folder
 from jaxrl4lm.types import Params
+
+COMMANDS = {"train": (train.TrainArguments, train), "sft": (sft.SftArguments, sft)}
 
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Score a run's newest checkpoint on its held-out prompts, and show samples."""
+    """Score a run's newest checkpoint on what it held out, and show samples."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
@@ -29,37 +34,48 @@ class EvaluateArguments:
     """Print one JSON object instead of tables."""
 
 
-def main(arguments: list[str]) -> int:
+def main(words: list[str]) -> int:
     """Runs the command."""
-    parsed = tyro.cli(EvaluateArguments, args=arguments, prog="jaxrl4lm evaluate")
+    parsed = tyro.cli(EvaluateArguments, args=words, prog="jaxrl4lm evaluate")
     enable_compilation_cache()
-    session = train.build(run_folder.read_arguments(parsed.run))
-    params, phase, done, total = _newest(session, parsed.run)
-    score = np.asarray(session.evaluate(params))
-    samples = session.samples(params)
+    session = _rebuild(parsed.run)
+    params, name, done, total = _restore_newest(session, parsed.run)
+    score = {name: np.asarray(value).tolist() for name, value in session.evaluation.score(params).items()}
+    samples = session.evaluation.samples(params) if session.evaluation.samples else []
     if parsed.json:
-        record = {"phase": phase, "update": done, "held_out": score.tolist()}
+        record = {"stage": name, "step": done, **score}
         print(json.dumps(record | {"samples": [s._asdict() for s in samples]}))
         return 0
     console = Console()
     table = Table("prompt", "completion", "score", title=escape(session.title), title_justify="left")
     for s in samples:
-        table.add_row(train.cell(s.prompt), train.cell(s.completion), f"{s.score:g}")
+        table.add_row(make_cell(s.prompt), make_cell(s.completion), "" if s.score is None else f"{s.score:g}")
     console.print(table)
-    console.print(
-        f"{session.score_name}: [bold]{train.spread(score)}[/], {phase} {done}/{total}",
-        highlight=False,
-    )
+    said = format_spread(score["held_out"])
+    console.print(f"{session.evaluation.label}: [bold]{said}[/], {name} {done}/{total}", highlight=False)
     return 0
 
 
-def _newest(session: Session, run: Path) -> tuple[Params, str, int, int]:
-    """The newest parameters of a run, the phase they are of, its steps done and all of its steps."""
-    if not session.phases:  # a run of no steps at all has nothing to save
+def _rebuild(path: Path) -> Session:
+    """The session of a run; where its base model has gone or changed, around the model that it saved."""
+    kind, command = COMMANDS[run_folder.read_command(path)]
+    arguments, changed = run_folder.read_arguments(path, kind)
+    base, saved = arguments.model.model, path / folder.MODEL
+    if changed and base and Path(changed).is_relative_to(base) and saved.is_dir():
+        changed = None
+        arguments = dataclasses.replace(arguments, model=dataclasses.replace(arguments.model, model=saved))
+    run_folder.refuse_changes(path, changed)
+    command.check(arguments)
+    return command.build(arguments)
+
+
+def _restore_newest(session: Session, path: Path) -> tuple[Params, str, int, int]:
+    """The newest parameters of a run, the stage they are of, its steps done and all of its steps."""
+    if not any(stage.steps for stage in session.stages):  # a run of no steps at all has nothing to save
         return session.start(), "untrained", 0, 0
-    checkpoints = Checkpoints(run / run_folder.CHECKPOINTS, write=False)
-    notes = checkpoints.notes()
-    phase = session.phases[notes["phase"]]
-    shapes = jax.eval_shape(phase.init, jax.eval_shape(session.start))
-    params = checkpoints.restore({"state": shapes})["state"].params
-    return params, phase.name, notes["done"], phase.total
+    checkpoints = Checkpoints(path / folder.CHECKPOINTS, write=False)
+    progress: Any = Progress(**checkpoints.notes())
+    stage = session.stages[progress.stage]
+    shapes = jax.eval_shape(stage.init, jax.eval_shape(session.start))
+    state = checkpoints.restore({"state": shapes})["state"]
+    return stage.params_of(state), stage.name, progress.done, stage.steps

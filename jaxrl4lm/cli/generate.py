@@ -9,15 +9,15 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 from jaxrl4lm.cli.completions import Completer, Report, converse, print_completions, render
-from jaxrl4lm.cli.session import load_model
-from jaxrl4lm.cli.train_arguments import LARGEST_SEED, Model
+from jaxrl4lm.cli.load_model import load_model
+from jaxrl4lm.cli.options import LARGEST_SEED
 from jaxrl4lm.data.corpus import encode_prompts
 from jaxrl4lm.data.files import Row, read_jsonl, read_text
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.decoding import Sampling, min_p, repetition_penalty, top_k, top_p
+from jaxrl4lm.training import folder as run_folder
 from jaxrl4lm.types import InputError
 
 INTERRUPTED = 130
@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(parsed: GenerateArguments, folder: Path, report: Report) -> None:
-    policy, params, tokenizer = load_model(Model(model=folder, dtype=parsed.dtype), parsed.dtype)
+    policy, params, tokenizer = load_model(folder, parsed.dtype, parsed.dtype)
     rows, source = _rows(parsed)
     texts = [row.columns["prompt"] for row in rows]
     system = [] if parsed.system is None else [{"role": "system", "content": parsed.system}]

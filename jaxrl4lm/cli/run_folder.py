@@ -1,91 +1,126 @@
-"""The folder of a run: config.json, metrics.jsonl, samples.txt, learning_curve.png, checkpoints/ and model/."""
+"""Run folders of the command line: their names, the options of a run, and the files that decide what it sees."""
 
+import contextlib
+import dataclasses
 import hashlib
 import itertools
-import json
 import pathlib
+import shutil
+from collections.abc import Iterator
 from typing import Any
 
-from jaxrl4lm import __version__
-from jaxrl4lm.cli.train_arguments import TrainArguments, check, from_json, to_json
+from jaxrl4lm.cli.options import from_json, to_json
+from jaxrl4lm.training import folder
 from jaxrl4lm.types import InputError
 
-CONFIG, METRICS, SAMPLES, CURVE = "config.json", "metrics.jsonl", "samples.txt", "learning_curve.png"
-CHECKPOINTS, MODEL = "checkpoints", "model"
 RUNS = pathlib.Path("runs")
 """Where runs go that name no folder."""
+WHOLE = 2**26
+"""Bytes of a file up to which all of it is read for its digest; of larger ones the ends."""
 
 
-def create(arguments: TrainArguments) -> pathlib.Path:
-    """A new folder, with the arguments in it.
+def choose_folder(out: pathlib.Path | None, name: str) -> pathlib.Path:
+    """Where a new run goes: `out`, or a free name.
 
     Raises:
-      InputError: if `--out` exists, or the folder cannot be written.
+      InputError: if `out` exists.
     """
-    out = arguments.run.out
     if out is None:
-        name = arguments.world.task if arguments.world.reward is None else _stem(arguments)
-        base = RUNS / f"{name}-{arguments.reinforcement.algorithm}-seed{arguments.run.seed}"
+        base = RUNS / name
         candidates = itertools.chain([base], (base.with_name(f"{base.name}-{i}") for i in itertools.count(2)))
-        out = next(path for path in candidates if not path.exists())
-    elif out.exists():
+        return next(path for path in candidates if not path.exists())
+    if out.exists():
         raise InputError(f"--out {out} exists: go on with it by --resume {out}, or name another folder")
-    try:
-        out.mkdir(parents=True)
-        config = {"version": __version__, "digests": _digests(arguments), **to_json(arguments)}
-        (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    except OSError as error:
-        raise InputError(
-            f"the run folder {out} cannot be written ({error.strerror}): name another with --out"
-        ) from None
     return out
 
 
-def _stem(arguments: TrainArguments) -> str:
-    source = arguments.world.prompts or arguments.pretraining.text
-    return source.stem if source else "prompts"
+def describe_run(command: str, arguments: Any) -> dict[str, Any]:
+    """What config.json holds: the command, its options, and digests of the files that they name."""
+    return {"command": command, "digests": digest_files(arguments), **to_json(arguments)}
 
 
-def read_arguments(folder: pathlib.Path) -> TrainArguments:
-    """The arguments of a run.
+def read_command(path: pathlib.Path) -> str:
+    """The command that made the run: `train` or `sft`.
 
     Raises:
-      InputError: if the folder is not that of a run, or its prompts or text are no longer those that it began with.
+      InputError: if no command did.
     """
-    path = folder / CONFIG
-    if not path.is_file():
+    command = folder.read_config(path).get("command")
+    if command not in ("train", "sft"):
         raise InputError(
-            f"{folder} is not a run folder (it has no {CONFIG}): name one that `jaxrl4lm train` made"
+            f"{path / folder.CONFIG} is damaged or of another version (its command is {command!r}): "
+            "start the run anew"
         )
+    return command
+
+
+def read_arguments(path: pathlib.Path, kind: type) -> tuple[Any, str | None]:
+    """The options of a run, and the first of the files it began with that has changed or is gone.
+
+    Raises:
+      InputError: if the folder is not that of a run.
+    """
+    file = path / folder.CONFIG
+    data = folder.read_config(path)
     try:
-        data: dict[str, Any] = json.loads(path.read_text())
-        data.pop("version", None)
-        digests = data.pop("digests", {})
-        arguments = from_json(data)
-        changed = [p for p, digest in _digests(arguments).items() if digest != digests.get(p, digest)]
+        digests = data.pop("digests")
+        data.pop("command")
+        arguments = from_json(kind, data)
+        now = digest_files(arguments)
+        changed = [name for name, digest in digests.items() if now.get(name) != digest]
+        changed += [name for name in now if name not in digests]
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise InputError(
-            f"{path} is damaged or of another version ({type(error).__name__}: {error}): start the run anew"
+            f"{file} is damaged or of another version ({type(error).__name__}: {error}): start the run anew"
         ) from None
-    if changed:
+    return arguments, next(iter(changed), None)
+
+
+def refuse_changes(path: pathlib.Path, changed: str | None) -> None:
+    """Raises InputError if a file that the run began with is no longer what it was."""
+    if changed is not None:
+        what = "has changed" if pathlib.Path(changed).exists() else "is gone"
         raise InputError(
-            f"{changed[0]} has changed since the run {folder} began: put the file back as it was, or start the run anew"
+            f"{changed} {what} since the run {path} began: put the file back as it was, or start the run anew"
         )
-    check(arguments)
-    return arguments
 
 
-def _digests(arguments: TrainArguments) -> dict[str, str]:
-    """SHA-256 of the files that decide which texts a run sees, and in which order, those that are missing left out."""
-    digests = {}
-    for path in (arguments.world.prompts, arguments.pretraining.text):
-        if path and path.is_file():
-            with path.open("rb") as file:
-                digests[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+def digest_files(arguments: Any) -> dict[str, str]:
+    """SHA-256 of every file, and of the files of every model folder, that the options name; missing ones left out."""
+    return {str(path): _digest_file(path) for path in _find_files(arguments)}
 
 
-def has_checkpoint(folder: pathlib.Path) -> bool:
-    """Whether the run has anything to go on from."""
-    saved = folder / CHECKPOINTS
-    return saved.is_dir() and any(path.name.isdecimal() for path in saved.iterdir())
+def _find_files(arguments: Any) -> Iterator[pathlib.Path]:
+    for group in dataclasses.fields(arguments):
+        record = getattr(arguments, group.name)
+        for each in dataclasses.fields(record):
+            path = getattr(record, each.name)
+            if not isinstance(path, pathlib.Path) or each.name in ("out", "resume"):
+                continue
+            if path.is_file():
+                yield path
+            elif path.is_dir():
+                kept = (".json", ".jinja", ".safetensors", ".npy", ".model", ".txt")
+                yield from (p for p in sorted(path.iterdir()) if p.is_file() and p.suffix in kept)
+
+
+def _digest_file(path: pathlib.Path) -> str:
+    bytes_there = path.stat().st_size
+    with path.open("rb") as file:
+        if bytes_there <= WHOLE:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        hashed = hashlib.sha256(f"{bytes_there}".encode() + file.read(WHOLE // 2))
+        file.seek(-WHOLE // 2, 2)
+        hashed.update(file.read())
+        return hashed.hexdigest()
+
+
+def say_what_is_left(path: pathlib.Path, command: str, fresh: bool) -> str:
+    """What is left of a run that failed, after taking away the folder of one that never got anywhere."""
+    if fresh and not folder.has_checkpoint(path):
+        shutil.rmtree(path, ignore_errors=True)
+        if path.parent == RUNS:
+            with contextlib.suppress(OSError):  # where it holds other runs
+                path.parent.rmdir()
+        return f"the run had not come to a checkpoint, so {path} is removed"
+    return f"go on from the last checkpoint with: jaxrl4lm {command} --resume {path}"

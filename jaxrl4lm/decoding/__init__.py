@@ -15,7 +15,7 @@ from jaxrl4lm.decoding.processors import (
     top_p,
     typical,
 )
-from jaxrl4lm.decoding.sampling import Choice, Sampling, choose
+from jaxrl4lm.decoding.sampling import Choice, Sampling, choose, reshape_logits
 from jaxrl4lm.decoding.scoring import best_of, few_shot, score
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "min_new_tokens",
     "min_p",
     "repetition_penalty",
+    "reshape_logits",
     "row_uniforms",
     "score",
     "stream",

@@ -53,7 +53,7 @@ def generate_queue(
     """
     if slots < 1:
         raise ValueError(f"slots must be at least 1, not {slots}")
-    T, B, copies = sampling.max_new_tokens, slots, sampling.copies
+    T, B, copies = sampling.length, slots, sampling.copies
     prompts, prompt_mask = jnp.asarray(prompts), jnp.asarray(prompt_mask)
     M = prompts.shape[0] * copies
     greedy = sampling.temperature is None
@@ -100,7 +100,7 @@ def _idle(
     policy: LanguagePolicy, sampling: Sampling, first_GD: Array, prefixes: Prefix, slots: int, rows: int
 ) -> _Queue:
     """A queue of which no completion has begun."""
-    B, T = slots, sampling.max_new_tokens
+    B, T = slots, sampling.length
     blank = Prefix(
         keys=tuple(jnp.zeros((B, *k.shape[1:]), k.dtype) for k in prefixes.keys),
         values=tuple(jnp.zeros((B, *v.shape[1:]), v.dtype) for v in prefixes.values),

@@ -57,7 +57,7 @@ class _Loop(NamedTuple):
 
 def empty_generation(batch: int, sampling: Sampling) -> Generation:
     """Buffers to write completions to."""
-    length, pad_id, K = sampling.max_new_tokens, sampling.pad_id, sampling.alternatives
+    length, pad_id, K = sampling.length, sampling.pad_id, sampling.alternatives
     zeros = jnp.zeros((batch, length), jnp.float32)
     return Generation(
         tokens=jnp.full((batch, length), pad_id, jnp.int32),
@@ -110,7 +110,7 @@ def generate(
     decoder = _Decoder(policy, sampling)
     text = _Text(prompts, prompt_mask, key, row_offset)
     stepping = policy.for_decoding(params)
-    loop = decoder.until(stepping, text, decoder.begin(params, text), sampling.max_new_tokens)
+    loop = decoder.until(stepping, text, decoder.begin(params, text), sampling.length)
 
     def last_values(loop: _Loop) -> Array:
         return policy.values(stepping, policy.step(stepping, loop.carry, loop.token)[0])
@@ -142,7 +142,7 @@ def stream(
     Yields:
       The next tokens int `[B, C]` and their mask, C at most `chunk`, until every row has ended.
     """
-    text, max_new_tokens = _Text(prompts, prompt_mask, key, row_offset), sampling.max_new_tokens
+    text, max_new_tokens = _Text(prompts, prompt_mask, key, row_offset), sampling.length
     penalties, truncations = map(_as_pytrees, (sampling.penalties, sampling.truncations))
     sampling = replace(sampling, penalties=penalties, truncations=truncations)
     loop, shown = _begin(policy, params, text, sampling), 0
@@ -174,7 +174,7 @@ class _Decoder:
 
     def begin(self, params: Params, text: _Text) -> _Loop:
         """Reads the prompts and chooses the first token of every row."""
-        copies, T = self.sampling.copies, self.sampling.max_new_tokens
+        copies, T = self.sampling.copies, self.sampling.length
         hidden, carry = self.policy.start(params, text.prompts, text.prompt_mask, copies, T)
         B = text.prompts.shape[0] * copies
         empty = empty_generation(B, self.sampling)
@@ -192,7 +192,7 @@ class _Decoder:
         return jax.lax.while_loop(lambda loop: (loop.step < limit) & ~loop.ended.all(), body, loop)
 
     def _uniforms(self, text: _Text) -> Array:
-        B, T = text.prompts.shape[0] * self.sampling.copies, self.sampling.max_new_tokens
+        B, T = text.prompts.shape[0] * self.sampling.copies, self.sampling.length
         if self.sampling.temperature is None:
             return jnp.zeros((B, T))
         return row_uniforms(text.key, jnp.arange(B) + text.row_offset, T)

@@ -4,8 +4,8 @@ Shapes: `B` rows, `V` vocabulary, `T` completion tokens, `K` alternatives.
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,12 @@ class Sampling:
     """How prompts are completed. A pytree: given to a compiled program as an argument, the temperature, the settings of
     the parts and the stop sequences are traced; which parts there are and the other fields are static."""
 
-    max_new_tokens: int = field(metadata={"static": True})
-    """T, the longest completion."""
-    eos_id: int | tuple[int, ...] = field(metadata={"static": True})
-    """The token (or tokens) that ends a completion; -1: none does."""
-    pad_id: int = field(metadata={"static": True})
-    """Fills what follows the end."""
+    max_new_tokens: int | None = field(default=None, metadata={"static": True})
+    """T, the longest completion. None: whoever completes the settings decides (`complete`)."""
+    eos_id: int | tuple[int, ...] | None = field(default=None, metadata={"static": True})
+    """The token (or tokens) that ends a completion; -1: none does. None: the tokenizer's, put in by `complete`."""
+    pad_id: int = field(default=0, metadata={"static": True})
+    """Fills what follows the end; nothing is read from it."""
     copies: int = field(default=1, metadata={"static": True})
     """Completions of each prompt."""
     temperature: ScalarLike | None = 1.0
@@ -44,8 +44,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "copies"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         if self.alternatives < 0:
             raise ValueError(f"alternatives must be at least 0, not {self.alternatives}")
         # A float alone: other types are what a tree map, or the axes of a vmap, put in its place.
@@ -54,8 +55,35 @@ class Sampling:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """The end tokens, one or several."""
+        """The end tokens, one or several.
+
+        Raises:
+          ValueError: if they are not decided yet.
+        """
+        if self.eos_id is None:
+            raise ValueError("eos_id is None: give the ids that end a completion, or -1 if none does")
         return as_ids(self.eos_id)
+
+    @property
+    def length(self) -> int:
+        """T, the longest completion.
+
+        Raises:
+          ValueError: if it is not decided yet.
+        """
+        if self.max_new_tokens is None:
+            raise ValueError("max_new_tokens is None: say how long a completion may be")
+        return self.max_new_tokens
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether penalties or truncations make the distribution another than softmax(logits / temperature)."""
+        return bool(self.penalties or self.truncations)
+
+    def complete(self, max_new_tokens: int, eos_ids: tuple[int, ...], pad_id: int) -> Self:
+        """The same settings, where they leave the length or the end tokens open with these."""
+        ends = {"eos_id": eos_ids, "pad_id": pad_id} if self.eos_id is None else {}
+        return replace(self, max_new_tokens=self.max_new_tokens or max_new_tokens, **ends)
 
 
 def _check_temperature(temperature: float) -> None:
@@ -83,12 +111,7 @@ def choose(logits: Array, uniform: Array, history: History, sampling: Sampling) 
     temperature = sampling.temperature
     if isinstance(temperature, float | int):
         _check_temperature(temperature)
-    for penalty in sampling.penalties:
-        logits = penalty(logits, history)
-    if temperature is not None:
-        logits = logits / temperature
-    for truncation in sampling.truncations:
-        logits = truncation(logits)
+    logits = reshape_logits(logits, history, sampling)
     if temperature is None:
         token, normaliser = greedy(logits), jax.nn.logsumexp(logits, axis=-1)
     else:
@@ -102,6 +125,17 @@ def choose(logits: Array, uniform: Array, history: History, sampling: Sampling) 
         top_log_probs, top_tokens = jax.lax.top_k(logits - normaliser[:, None], sampling.alternatives)
     log_prob = jnp.take_along_axis(logits, token[:, None], -1)[:, 0] - normaliser
     return Choice(token, log_prob, entropy, top_tokens, top_log_probs)
+
+
+def reshape_logits(logits: Array, history: History, sampling: Sampling) -> Array:
+    """Logits `[B, V]` of the distribution that is drawn from: after penalties, temperature and truncations."""
+    for penalty in sampling.penalties:
+        logits = penalty(logits, history)
+    if sampling.temperature is not None:
+        logits = logits / sampling.temperature
+    for truncation in sampling.truncations:
+        logits = truncation(logits)
+    return logits
 
 
 def ends(chosen: Array, tokens: Array, step: Array, sampling: Sampling) -> Array:

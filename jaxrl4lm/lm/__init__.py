@@ -1,6 +1,6 @@
 """Training language models: teacher forcing and reinforcement learning."""
 
-from jaxrl4lm.lm import algorithms, reinforcement, supervised
+from jaxrl4lm.lm import algorithms, reinforcement, supervised, trainable
 from jaxrl4lm.lm.config import ReinforcementConfig, SupervisedConfig
 from jaxrl4lm.lm.rollouts import Rollout, rollout
 
@@ -12,4 +12,5 @@ __all__ = [
     "reinforcement",
     "rollout",
     "supervised",
+    "trainable",
 ]

@@ -1,17 +1,61 @@
-"""Hyper-parameters (pytree leaves: they may be traced, and vmap) and sizes (static) of language-model training."""
+"""Hyper-parameters (pytree leaves: they may be traced, and vmap) and sizes (static) of language-model training.
+
+A field says its own range: `check_ranges` reads it, here and for the options of the command line, which embed these
+records.
+"""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import jax
 
+from jaxrl4lm.decoding import Sampling
 from jaxrl4lm.types import ScalarLike
 
+LARGEST = 1e30
+"""Numbers beyond it overflow in float32 arithmetic."""
+LARGEST_COUNT = 2**31 - 1
+"""Counters are int32."""
 
-def static(default):
-    """A field that is part of the program, not an argument of it."""
-    return field(default=default, metadata={"static": True})
+
+def number(
+    default: Any, *, above: float | None = None, least: float | None = None, most: float | None = None
+):
+    """A field that may be traced, and its range: `above` is excluded, `least` and `most` are included."""
+    return field(default=default, metadata={"above": above, "least": least, "most": most})
+
+
+def size(default: Any, *, least: float | None = 1, most: float | None = None):
+    """A field that is part of the program, not an argument of it, and its range."""
+    return field(default=default, metadata={"static": True, "above": None, "least": least, "most": most})
+
+
+def find_out_of_range(record: Any) -> tuple[str, str] | None:
+    """(field, what is wrong with its value) of the first number of a dataclass that is outside of its range.
+
+    Traced values and arrays are not looked at.
+    """
+    for each in dataclasses.fields(record):
+        value = getattr(record, each.name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or "least" not in each.metadata:
+            continue
+        above, least, most = (each.metadata[bound] for bound in ("above", "least", "most"))
+        largest = LARGEST_COUNT if isinstance(value, int) else LARGEST
+        if math.isnan(value) or (math.isinf(value) and most != math.inf):
+            return each.name, f"must be a finite number, not {value}"
+        if above is not None and value <= above:
+            return each.name, f"must be {'positive' if above == 0 else f'above {above:g}'}, not {value}"
+        if least is not None and value < least:
+            words = {0: "not be negative", 1: "be positive" if value <= 0 else "be at least 1"}
+            return each.name, f"must {words.get(int(least), f'be at least {least:g}')}, not {value}"
+        if most is not None and value > most:
+            words = f"lie in 0..{most:g}" if least == 0 else f"be at most {most:g}"
+            return each.name, f"must {words}, not {value}"
+        if value > largest and most != math.inf:
+            return each.name, f"must be at most {largest}, not {value}"
+    return None
 
 
 class _Config:
@@ -19,77 +63,102 @@ class _Config:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
 
+    def check(self) -> None:
+        """Raises ValueError, naming the field, its value and the fix, where a number does not fit."""
+        found = find_out_of_range(self)
+        if found:
+            raise ValueError(" ".join(found))
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ReinforcementConfig(_Config):
-    """One update: `prompts` x `completions` are generated and scored, then learned from for `epochs` x `minibatches` steps.
+    """One update: `prompts_per_update` x `completions` are drawn and scored, then learned from for `epochs` x
+    `minibatches` optimizer steps.
 
     Call `check` once, outside of jit.
     """
 
-    learning_rate: ScalarLike = 5e-4
-    final_learning_rate: ScalarLike = 1.0
-    """The share of the learning rate that is left at the last of `updates`; it falls linearly."""
-    clip_eps: ScalarLike = 0.2
-    """Clip range of the probability ratio (PPO, GRPO)."""
-    kl_coef: ScalarLike = 0.02
-    """β: the price of a nat of divergence from the reference."""
-    kl_target: ScalarLike = 6.0
-    """Nats a sequence that an adaptive controller of β aims at."""
-    discount: ScalarLike = 1.0
-    gae_lambda: ScalarLike = 0.95
-    temperature: ScalarLike = 1.0
-    """Of sampling and of every log-probability in a ratio or a KL."""
-    entropy_coef: ScalarLike = 0.0
-    value_coef: ScalarLike = 0.5
-    value_clip: ScalarLike = 0.2
-    max_grad_norm: ScalarLike = 1.0
+    learning_rate: ScalarLike = number(1e-6, above=0)
+    """Of the optimizer, at its highest."""
+    final_learning_rate_share: ScalarLike = number(1.0, least=0, most=1)
+    """Share of the learning rate that is left at the last of `updates`; it falls linearly."""
+    clip_eps: ScalarLike = number(0.2, above=0)
+    """How far the ratio of new to old probability may move from 1 before its gradient is cut (PPO, GRPO)."""
+    kl_coef: ScalarLike = number(0.02, least=0)
+    """β: price of a nat of divergence from the reference, which is the model before reinforcement learning."""
+    kl_target: ScalarLike = number(6.0, above=0)
+    """Nats a completion that an adaptive price aims at."""
+    discount: ScalarLike = number(1.0, least=0, most=1)
+    """Of later rewards, a token (PPO, REINFORCE)."""
+    gae_lambda: ScalarLike = number(0.95, least=0, most=1)
+    """Between one-step values (0) and whole returns (1) in the advantages (PPO)."""
+    entropy_coef: ScalarLike = number(0.0, least=0)
+    """Price that is paid for a nat of entropy of a token, against early certainty."""
+    value_coef: ScalarLike = number(0.5, least=0)
+    """Weight of the value loss (PPO)."""
+    value_clip: ScalarLike = number(0.2, above=0)
+    """How far a value may move from the old one before its loss is cut (PPO)."""
+    max_grad_norm: ScalarLike = number(1.0, above=0)
     """Global norm above which a gradient is scaled down."""
+    weight_decay: ScalarLike = number(0.0, least=0)
+    """Of matrices, decoupled from the gradient."""
+    adam_eps: ScalarLike = number(1e-5, above=0)
+    """Adam's ε. Larger than the usual 1e-8: a gradient that is nearly 0 gives no full step."""
+    sampling: Sampling = Sampling()
+    """How completions are drawn: length, temperature, penalties, truncations, stop sequences. Every log-probability in a
+    ratio is of this distribution. Its `copies` stay 1: `completions` says how many."""
 
-    updates: int = static(100)
-    warmup: int = static(0)
+    updates: int = size(100, least=0)
+    """Rounds of drawing and learning."""
+    warmup: int = size(0, least=0)
     """Updates over which the learning rate rises: Adam's first steps are as long as any, on little evidence."""
-    prompts: int = static(64)
-    """Prompts of one update."""
-    completions: int = static(1)
-    """Completions of each prompt; the group of GRPO and RLOO."""
-    epochs: int = static(2)
-    minibatches: int = static(2)
-    """Optimizer steps of one epoch; each takes prompts / minibatches whole groups."""
-    micro_batches: int = static(1)
+    prompts_per_update: int = size(64)
+    """Prompts of an update."""
+    completions: int = size(8)
+    """Completions of each prompt of an update: the group of GRPO and RLOO."""
+    epochs: int = size(1)
+    """Passes over the completions of an update."""
+    minibatches: int = size(1)
+    """Optimizer steps of a pass; each takes prompts_per_update / minibatches whole groups."""
+    micro_batches: int = size(1)
     """Parts in which the gradient of a minibatch is computed, to save memory; the gradient is the same."""
-    truncation: Literal["bootstrap", "terminal"] = static("bootstrap")
-    """A completion cut by the length limit: its return continues with the value estimate, or ends there."""
+    truncation: Literal["bootstrap", "terminal"] = field(default="bootstrap", metadata={"static": True})
+    """A completion cut by the length limit: its return continues with the value estimate (PPO), or ends there."""
 
     def check(self) -> None:
-        """Raises ValueError, naming the field, its value and the fix, where sizes do not fit."""
-        for name in ("prompts", "completions", "epochs", "minibatches", "micro_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.updates < 0:
-            raise ValueError(f"updates must not be negative, not {self.updates}")
-        if self.prompts % (self.minibatches * self.micro_batches):
+        """Raises ValueError, naming the field, its value and the fix, where a number does not fit."""
+        super().check()
+        if self.sampling.copies != 1:
             raise ValueError(
-                f"prompts ({self.prompts}) must be a multiple of minibatches x micro_batches "
+                f"sampling.copies must be 1, not {self.sampling.copies}: `completions` says how many"
+            )
+        if self.prompts_per_update % (self.minibatches * self.micro_batches):
+            raise ValueError(
+                f"prompts_per_update {self.prompts_per_update} must be a multiple of minibatches x micro_batches "
                 f"({self.minibatches} x {self.micro_batches}): every part takes as many whole prompts"
             )
-        for name in ("learning_rate", "temperature", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SupervisedConfig(_Config):
-    """Teacher forcing: cross-entropy of the next token."""
+    """Teacher forcing: cross-entropy of the next token. Call `check` once, outside of jit."""
 
-    learning_rate: ScalarLike = 1e-3
-    weight_decay: ScalarLike = 0.0
-    max_grad_norm: ScalarLike = 1.0
+    learning_rate: ScalarLike = number(2e-5, above=0)
+    """Of the optimizer, at its highest."""
+    final_learning_rate_share: ScalarLike = number(0.1, least=0, most=1)
+    """Share of the learning rate that is left at the end; it falls along a half cosine."""
+    weight_decay: ScalarLike = number(0.0, least=0)
+    """Of matrices, decoupled from the gradient."""
+    max_grad_norm: ScalarLike = number(1.0, above=0)
+    """Global norm above which a gradient is scaled down."""
+    adam_eps: ScalarLike = number(1e-5, above=0)
+    """Adam's ε."""
 
-    steps: int = static(500)
-    batch: int = static(128)
-    """Sequences of one step."""
-    warmup: int = static(20)
-    """Steps over which the learning rate rises from 0; it falls along a half cosine to a tenth afterwards."""
+    steps: int = size(500, least=0)
+    """Optimizer steps."""
+    batch: int = size(128)
+    """Sequences of a step."""
+    warmup: int = size(20, least=0)
+    """Steps over which the learning rate rises from 0."""

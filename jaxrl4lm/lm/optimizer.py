@@ -1,33 +1,41 @@
 """The optimizer of language-model training, and the rule that a non-finite update is never applied."""
 
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxrl4lm.types import Array, Params, ScalarLike
 
+Optimizer: TypeAlias = Callable[[ScalarLike, Any], optax.GradientTransformation]
+"""(learning rate, configuration) → the transformation; both may be traced. It is built anew at every update, from that
+update's numbers, so its state must hold arrays only."""
 
-def adam(
-    learning_rate: ScalarLike, max_grad_norm: ScalarLike, weight_decay: ScalarLike | None = None
-) -> optax.GradientTransformation:
-    """Adam (eps 1e-5) behind a clip of the global norm; every argument may be traced.
 
-    The state holds arrays only, so build the transformation anew, from this call's hyper-parameters, wherever it is used.
+def adam(learning_rate: ScalarLike, config: Any) -> optax.GradientTransformation:
+    """Adam behind a clip of the global norm.
+
+    Args:
+      config: a record with `max_grad_norm`, `weight_decay` (decoupled, of matrices) and `adam_eps`.
+    Reference: Kingma & Ba 2015, arXiv:1412.6980; Loshchilov & Hutter 2019, arXiv:1711.05101.
     """
-    decay = [] if weight_decay is None else [optax.add_decayed_weights(weight_decay, mask=_matrices)]
+    decays = not isinstance(config.weight_decay, int | float) or config.weight_decay > 0
+    decay = [optax.add_decayed_weights(config.weight_decay, mask=_find_matrices)] if decays else []
     return optax.chain(
-        optax.clip_by_global_norm(max_grad_norm),  # pyright: ignore[reportArgumentType]
-        optax.scale_by_adam(eps=1e-5),
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.scale_by_adam(eps=config.adam_eps),
         *decay,
         optax.scale_by_learning_rate(learning_rate),  # pyright: ignore[reportArgumentType]
     )
 
 
-def _matrices(params: Params) -> Params:
+def _find_matrices(params: Params) -> Params:
     return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
-def apply_if_finite(
+def step_if_finite(
     tx: optax.GradientTransformation, grads: Params, opt_state: optax.OptState, params: Params
 ) -> tuple[Params, optax.OptState, Array, Array]:
     """One optimizer step, or none at all where the gradient is not finite.

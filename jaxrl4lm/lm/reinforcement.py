@@ -7,6 +7,8 @@ reward is a Python function, called between the jitted `sample` and `learn`.
 Shapes: `G` prompts, `B` completions, `T` completion tokens.
 """
 
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,33 +16,36 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl4lm import diagnostics, reduce
+from jaxrl4lm.decoding import Sampling
 from jaxrl4lm.diagnostics import Diagnostics
 from jaxrl4lm.lm.algorithms import Algorithm
 from jaxrl4lm.lm.config import ReinforcementConfig
-from jaxrl4lm.lm.optimizer import adam, apply_if_finite
+from jaxrl4lm.lm.optimizer import Optimizer, adam, step_if_finite
 from jaxrl4lm.lm.rollouts import Rollout, rollout, score
+from jaxrl4lm.lm.trainable import ADAPTERS, Trainable, everything
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Task, token_rewards
 from jaxrl4lm.types import Array, Key, Metrics, Params
 
 
 class Learner(NamedTuple):
-    """What is trained and how: the parts of the program that are functions or sizes."""
+    """What is trained and how: the parts of the program that are functions."""
 
     policy: LanguagePolicy
     algorithm: Algorithm
-    completion_length: int
-    eos_id: int | tuple[int, ...]
-    """The token (or tokens) that ends a completion."""
-    pad_id: int
+    optimizer: Optimizer = adam
+    trainable: Trainable = everything()
 
 
-class State(NamedTuple):
+class ReinforcementState(NamedTuple):
     """Everything that a run is at one moment: arrays only, no two of which share memory."""
 
     params: Params
-    ref_params: Params
-    """The frozen reference."""
+    """What learns: all parameters, some of them, or adapters."""
+    frozen: Params | None
+    """The parameters that do not learn."""
+    ref_params: Params | None
+    """Where `params` began, of the reference. None where no divergence is priced, and where `frozen` is the reference."""
     opt_state: optax.OptState
     key: Key
     update: Array
@@ -51,21 +56,26 @@ class State(NamedTuple):
     """int32: optimizer steps not applied because the gradient was not finite."""
 
 
-class Batch(NamedTuple):
+class Experience(NamedTuple):
     """What a minibatch learns from; leading axes [G, ...] or [B, ...]."""
 
     rollout: Rollout
-    ref_log_probs: Array
+    ref_log_probs: Array | None
+    """None where no divergence is priced."""
     advantages: Array
     targets: Array
 
 
-def init(key: Key, config: ReinforcementConfig, learner: Learner, params: Params) -> State:
-    """The state before the first update; both policies are copies of `params`."""
-    return State(
-        params=jax.tree.map(jnp.copy, params),
-        ref_params=jax.tree.map(jnp.copy, params),
-        opt_state=_optimizer(config, jnp.int32(0)).init(params),
+def init(key: Key, config: ReinforcementConfig, learner: Learner, params: Params) -> ReinforcementState:
+    """The state before the first update, from copies of `params`."""
+    copy = partial(jax.tree.map, jnp.copy)
+    learning, frozen = learner.trainable.split(jax.random.fold_in(key, ADAPTERS), params)
+    referred = learner.algorithm.kl.priced and not learner.trainable.frozen_is_reference
+    return ReinforcementState(
+        params=copy(learning),
+        frozen=copy(frozen),
+        ref_params=copy(learning) if referred else None,
+        opt_state=_make_optimizer(config, jnp.int32(0), learner).init(learning),
         key=jnp.copy(key),
         update=jnp.int32(0),
         kl_coef=jnp.array(learner.algorithm.kl.controller(config).init(), jnp.float32),
@@ -73,41 +83,67 @@ def init(key: Key, config: ReinforcementConfig, learner: Learner, params: Params
     )
 
 
-def _optimizer(config: ReinforcementConfig, update: Array) -> optax.GradientTransformation:
+def merge_params(state: ReinforcementState, learner: Learner) -> Params:
+    """The parameters of the policy as it is now, in the plain form."""
+    return learner.trainable.merge(state.params, state.frozen)
+
+
+def _make_optimizer(
+    config: ReinforcementConfig, update: Array, learner: Learner
+) -> optax.GradientTransformation:
     progress = jnp.minimum(update / max(config.updates - 1, 1), 1.0)
-    share = 1 + (config.final_learning_rate - 1) * progress
+    share = 1 + (config.final_learning_rate_share - 1) * progress
     rising = jnp.minimum((update + 1) / (config.warmup + 1), 1.0)
-    return adam(config.learning_rate * share * rising, config.max_grad_norm)
+    return learner.optimizer(config.learning_rate * share * rising, config)
 
 
 def sample(
-    state: State, prompts: Array, prompt_mask: Array, config: ReinforcementConfig, learner: Learner
+    state: ReinforcementState,
+    prompts: Array,
+    prompt_mask: Array,
+    config: ReinforcementConfig,
+    learner: Learner,
 ) -> Rollout:
     """The first half: completions of the prompts `[G, P]`, from this update's own key."""
     return rollout(
         learner.policy,
-        state.params,
+        merge_params(state, learner),
         prompts,
         prompt_mask,
-        _keys(state)[1],
-        completions=config.completions,
-        length=learner.completion_length,
-        eos_id=learner.eos_id,
-        pad_id=learner.pad_id,
-        temperature=config.temperature,
+        _split_keys(state)[1],
+        replace(config.sampling, copies=config.completions),
         final_values=learner.algorithm.value_loss is not None and config.truncation == "bootstrap",
     )
 
 
-def _keys(state: State) -> tuple[Key, Key, Key]:
+def _score_reference(
+    state: ReinforcementState, trajectories: Rollout, sampling: Sampling, learner: Learner
+) -> Array | None:
+    """Log-probabilities under the reference, where a divergence is priced.
+
+    Without truncations: what they would remove of it is not infinitely far away.
+    """
+    if not learner.algorithm.kl.priced:
+        return None
+    params = state.frozen
+    if not learner.trainable.frozen_is_reference:
+        params = learner.trainable.merge(state.ref_params, state.frozen)
+    return score(learner.policy, params, trajectories, replace(sampling, truncations=())).log_probs
+
+
+def _split_keys(state: ReinforcementState) -> tuple[Key, Key, Key]:
     """This update's keys for prompts, sampling and shuffling: functions of the run's key and the update alone."""
     prompts, sampling, shuffle = jax.random.split(jax.random.fold_in(state.key, state.update), 3)
     return prompts, sampling, shuffle
 
 
 def learn(
-    state: State, trajectories: Rollout, rewards: Array, config: ReinforcementConfig, learner: Learner
-) -> tuple[State, Metrics]:
+    state: ReinforcementState,
+    trajectories: Rollout,
+    rewards: Array,
+    config: ReinforcementConfig,
+    learner: Learner,
+) -> tuple[ReinforcementState, Metrics]:
     """The second half: credit, then epochs x minibatches of optimizer steps.
 
     Args:
@@ -117,37 +153,40 @@ def learn(
       The state after the update; metrics, scalars.
     """
     mask, kl = trajectories.mask, learner.algorithm.kl
-    ref = score(learner.policy, state.ref_params, trajectories, config.temperature).log_probs
+    ref = _score_reference(state, trajectories, config.sampling, learner)
     rewards = token_rewards(rewards, mask)
-    penalized = rewards
+    kl_costs = jnp.zeros_like(rewards)
     if kl.reward is not None:
-        penalized = rewards - state.kl_coef * kl.reward(trajectories.log_probs, ref, mask=mask)
-    credit = learner.algorithm.credit(penalized, trajectories, config)
-    batch = Batch(trajectories, ref, credit.advantages, credit.targets)
-    tx = _optimizer(config, state.update)
+        kl_costs = state.kl_coef * kl.reward(trajectories.log_probs, ref, mask=mask)
+    credit = learner.algorithm.credit(rewards, kl_costs, trajectories, config)
+    experience = Experience(trajectories, ref, credit.advantages, credit.targets)
+    tx = _make_optimizer(config, state.update, learner)
 
     def epoch(carry, key):
-        return jax.lax.scan(minibatch, carry, _shuffled(key, batch, config.minibatches))
+        return jax.lax.scan(minibatch, carry, _shuffle(key, experience, config.minibatches))
 
-    def minibatch(carry, part: Batch):
+    def minibatch(carry, part: Experience):
         params, opt_state = carry
-        grads, seen = _gradient(params, part, state.kl_coef, config, learner)
-        params, opt_state, norm, applied = apply_if_finite(tx, grads, opt_state, params)
+        grads, seen = _differentiate(params, part, state, config, learner)
+        params, opt_state, norm, applied = step_if_finite(tx, grads, opt_state, params)
         return (params, opt_state), (seen, norm, applied)
 
-    keys = jax.random.split(_keys(state)[2], config.epochs)
+    keys = jax.random.split(_split_keys(state)[2], config.epochs)
     (params, opt_state), (seen, norms, applied) = jax.lax.scan(epoch, (state.params, state.opt_state), keys)
-    seen = _pool(seen) | _rollout_diagnostics(trajectories, rewards, ref)
+    seen = _pool(seen) | _diagnose_rollout(trajectories, rewards, ref)
     metrics = diagnostics.finish(seen)
-    count = jnp.float32(mask.shape[0])
     state = state._replace(
         params=params,
         opt_state=opt_state,
         update=state.update + 1,
         skipped=state.skipped + (~applied).sum(dtype=jnp.int32),
-        kl_coef=kl.controller(config).update(state.kl_coef, metrics["kl/ref_sequence"], count),
     )
-    metrics |= {"policy/grad_norm": norms.mean(), "skipped_updates": state.skipped, "kl/coef": state.kl_coef}
+    metrics |= {"policy/grad_norm": norms.mean(), "skipped_updates": state.skipped}
+    if kl.priced:
+        count = jnp.float32(mask.shape[0])
+        kl_coef = kl.controller(config).update(state.kl_coef, metrics["kl/ref_sequence"], count)
+        state = state._replace(kl_coef=kl_coef)
+        metrics["kl/coef"] = kl_coef
     return state, metrics
 
 
@@ -159,17 +198,20 @@ def _pool(seen: Diagnostics) -> Diagnostics:
     }
 
 
-def _rollout_diagnostics(trajectories: Rollout, rewards: Array, ref_log_probs: Array) -> Diagnostics:
+def _diagnose_rollout(trajectories: Rollout, rewards: Array, ref_log_probs: Array | None) -> Diagnostics:
     scores = rewards.sum(-1).reshape(trajectories.prompts.shape[0], -1)
+    divergence: Diagnostics = {}
+    if ref_log_probs is not None:
+        divergence = diagnostics.reference_kl(trajectories.log_probs, ref_log_probs, mask=trajectories.mask)
     return {
         **diagnostics.rewards(scores),
-        **diagnostics.reference_kl(trajectories.log_probs, ref_log_probs, mask=trajectories.mask),
+        **divergence,
         **diagnostics.completions(trajectories.mask, ~trajectories.truncated),
         "completion/tokens": reduce.Fraction(trajectories.mask.sum(dtype=jnp.float32), jnp.float32(1)),
     }
 
 
-def _shuffled(key: Key, batch: Batch, minibatches: int) -> Batch:
+def _shuffle(key: Key, batch: Experience, minibatches: int) -> Experience:
     """The batch with its prompts in random order, whole groups kept together, and a leading axis of minibatches."""
     G = batch.rollout.prompts.shape[0]
     order = jax.random.permutation(key, G) if minibatches > 1 else jnp.arange(G)
@@ -182,22 +224,26 @@ def _shuffled(key: Key, batch: Batch, minibatches: int) -> Batch:
     return jax.tree.map(arrange if minibatches > 1 else lambda x: x[None], batch)
 
 
-def _gradient(
-    params: Params, batch: Batch, kl_coef: Array, config: ReinforcementConfig, learner: Learner
+def _differentiate(
+    params: Params,
+    batch: Experience,
+    state: ReinforcementState,
+    config: ReinforcementConfig,
+    learner: Learner,
 ) -> tuple[Params, Diagnostics]:
     """Gradient of the loss of one minibatch, computed in micro-batches that share its denominators."""
     mask = batch.rollout.mask
     tokens = learner.algorithm.reduction(jnp.zeros(mask.shape), mask).denominator
     denominators = (jnp.maximum(tokens, 1.0), jnp.float32(mask.shape[0]))
 
-    def part_gradient(part: Batch) -> tuple[Params, Diagnostics]:
-        return jax.grad(_loss, has_aux=True)(params, part, denominators, kl_coef, config, learner)
+    def differentiate_part(part: Experience) -> tuple[Params, Diagnostics]:
+        return jax.grad(_compute_loss, has_aux=True)(params, part, denominators, state, config, learner)
 
     if config.micro_batches == 1:
-        return part_gradient(batch)
+        return differentiate_part(batch)
 
-    def add(total: Params, part: Batch) -> tuple[Params, Diagnostics]:
-        grads, seen = part_gradient(part)
+    def add(total: Params, part: Experience) -> tuple[Params, Diagnostics]:
+        grads, seen = differentiate_part(part)
         return jax.tree.map(jnp.add, total, grads), seen
 
     parts = jax.tree.map(lambda x: x.reshape(config.micro_batches, -1, *x.shape[1:]), batch)
@@ -205,18 +251,19 @@ def _gradient(
     return grads, _pool(seen)
 
 
-def _loss(
+def _compute_loss(
     params: Params,
-    batch: Batch,
+    batch: Experience,
     denominators: tuple[Array, Array],
-    kl_coef: Array,
+    state: ReinforcementState,
     config: ReinforcementConfig,
     learner: Learner,
 ) -> tuple[Array, Diagnostics]:
     """What a micro-batch contributes to its minibatch's loss, and diagnostics."""
     mask, old = batch.rollout.mask, batch.rollout
-    algorithm = learner.algorithm
-    now = score(learner.policy, params, batch.rollout, config.temperature)
+    algorithm, kl_coef = learner.algorithm, state.kl_coef
+    whole = learner.trainable.join(params, state.frozen)
+    now = score(learner.policy, whole, batch.rollout, config.sampling)
     surrogate = algorithm.surrogate(now.log_probs, old.log_probs, batch.advantages, mask, config)
     per_token = surrogate - config.entropy_coef * jnp.where(mask, now.entropy, 0.0)
     seen = diagnostics.policy(
@@ -243,9 +290,11 @@ def _loss(
     return loss, seen
 
 
-def iterate(state: State, config: ReinforcementConfig, learner: Learner, task: Task) -> tuple[State, Metrics]:
+def iterate(
+    state: ReinforcementState, config: ReinforcementConfig, learner: Learner, task: Task
+) -> tuple[ReinforcementState, Metrics]:
     """One whole iteration on a task: sample problems, complete them, score them, learn."""
-    prompts = task.sample(_keys(state)[0], config.prompts)
+    prompts = task.sample(_split_keys(state)[0], config.prompts_per_update)
     trajectories = sample(state, prompts.tokens, prompts.mask, config, learner)
     problems = jax.tree.map(lambda x: jnp.repeat(x, config.completions, axis=0), prompts)
     rewards = task.reward(problems, trajectories.completions, trajectories.mask)
@@ -253,15 +302,15 @@ def iterate(state: State, config: ReinforcementConfig, learner: Learner, task: T
 
 
 def run(
-    state: State, config: ReinforcementConfig, learner: Learner, task: Task, updates: int
-) -> tuple[State, Metrics]:
+    state: ReinforcementState, config: ReinforcementConfig, learner: Learner, task: Task, updates: int
+) -> tuple[ReinforcementState, Metrics]:
     """The compiled driver: `updates` iterations in one scan. Metrics gain a leading axis `[updates]`."""
     return jax.lax.scan(lambda s, _: iterate(s, config, learner, task), state, length=updates)
 
 
 def train(
     key: Key, config: ReinforcementConfig, *, learner: Learner, task: Task, params: Params | None = None
-) -> tuple[State, Metrics]:
+) -> tuple[ReinforcementState, Metrics]:
     """A whole run as a pure function of a key.
 
     `jax.jit(jax.vmap(partial(train, learner=..., task=..., params=...), in_axes=(0, axes)))` trains a population, where

@@ -1,14 +1,17 @@
 """Completions of prompts by a policy, and everything that learning needs to know of them.
 
-Shapes: `G` prompts, `B` completions, `P` prompt tokens, `T` completion tokens.
+Shapes: `G` prompts, `B` completions, `P` prompt tokens, `T` completion tokens, `V` vocabulary.
 """
 
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from jaxrl4lm import distributions
-from jaxrl4lm.decoding import Sampling, generate
+from jaxrl4lm.decoding import History, Sampling, generate, reshape_logits
 from jaxrl4lm.models import LanguagePolicy
-from jaxrl4lm.types import Array, Key, Params, ScalarLike
+from jaxrl4lm.types import Array, Key, Params
 
 
 class Rollout(NamedTuple):
@@ -38,16 +41,11 @@ def rollout(
     prompts: Array,
     prompt_mask: Array,
     key: Key,
+    sampling: Sampling,
     *,
-    completions: int,
-    length: int,
-    eos_id: int | tuple[int, ...],
-    pad_id: int,
-    temperature: ScalarLike = 1.0,
     final_values: bool = True,
 ) -> Rollout:
-    """Samples `completions` completions, of at most `length` tokens, of each prompt."""
-    sampling = Sampling(length, eos_id, pad_id, completions, temperature)
+    """Draws `sampling.copies` completions of each prompt `[G, P]`; `final_values` as of `decoding.generate`."""
     generation = generate(policy, params, prompts, prompt_mask, key, sampling, final_values=final_values)
     return Rollout(
         prompts=prompts,
@@ -61,6 +59,10 @@ def rollout(
     )
 
 
+LEAST_LOG_PROB = -100.0
+"""What stands for -inf where a truncation has removed a token: losses stay finite, and no gradient flows to it."""
+
+
 class Scores(NamedTuple):
     """What a policy says of given completions, float32 `[B, T]`."""
 
@@ -69,12 +71,37 @@ class Scores(NamedTuple):
     values: Array
 
 
-def score(policy: LanguagePolicy, params: Params, rollout: Rollout, temperature: ScalarLike) -> Scores:
-    """Log-probabilities of the chosen tokens under softmax(logits / temperature), its entropy, and values."""
+def score(policy: LanguagePolicy, params: Params, rollout: Rollout, sampling: Sampling) -> Scores:
+    """Log-probabilities of the chosen tokens under the distribution that `sampling` draws from, its entropy, and values.
+
+    Penalties and truncations are applied as they were while drawing, so before the first optimizer step the ratio of new
+    to old probability is 1. A token that a truncation has removed since then has log-probability `LEAST_LOG_PROB`.
+    """
     hidden = policy.completion_hidden(params, rollout.prompts, rollout.prompt_mask, rollout.completions)
-    logits = policy.logits(params, hidden) / temperature
-    return Scores(
-        log_probs=distributions.categorical_log_prob(logits, rollout.completions),
-        entropy=distributions.categorical_entropy(logits),
-        values=policy.values(params, hidden),
-    )
+    values = policy.values(params, hidden)
+    if sampling.reshapes:
+        return Scores(*_score_reshaped(policy, params, hidden, rollout, sampling), values)
+    temperature = 1.0 if sampling.temperature is None else sampling.temperature
+    log_probs, entropy = policy.token_log_probs(params, hidden, rollout.completions, temperature=temperature)
+    return Scores(log_probs, entropy, values)
+
+
+def _score_reshaped(
+    policy: LanguagePolicy, params: Params, hidden_BTD: Array, rollout: Rollout, sampling: Sampling
+) -> tuple[Array, Array]:
+    """Log-probabilities and entropies `[B, T]` where the distribution depends on the text so far: a step at a time."""
+    copies = rollout.completions.shape[0] // rollout.prompts.shape[0]
+    prompts, prompt_mask = (jnp.repeat(x, copies, 0) for x in (rollout.prompts, rollout.prompt_mask))
+
+    @jax.checkpoint  # or the logits of every step would be kept for the backward pass
+    def score_step(step: Array, hidden_BD: Array) -> tuple[Array, Array]:
+        before = rollout.mask & (jnp.arange(rollout.mask.shape[1]) < step)[None]
+        history = History(prompts, prompt_mask, rollout.completions, before, step)
+        logits_BV = reshape_logits(policy.logits(params, hidden_BD), history, sampling)
+        chosen = jax.lax.dynamic_index_in_dim(rollout.completions, step, axis=1, keepdims=False)
+        log_probs = distributions.categorical_log_prob(logits_BV, chosen)
+        return jnp.maximum(log_probs, LEAST_LOG_PROB), distributions.categorical_entropy(logits_BV)
+
+    steps = jnp.arange(rollout.completions.shape[1])
+    by_step = jax.lax.map(lambda xs: score_step(*xs), (steps, jnp.moveaxis(hidden_BTD, 1, 0)))
+    return by_step[0].T, by_step[1].T

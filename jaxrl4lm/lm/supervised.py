@@ -13,13 +13,14 @@ import optax
 
 from jaxrl4lm import losses, reduce
 from jaxrl4lm.lm.config import SupervisedConfig
-from jaxrl4lm.lm.optimizer import adam, apply_if_finite
+from jaxrl4lm.lm.optimizer import Optimizer, adam, step_if_finite
+from jaxrl4lm.lm.trainable import ADAPTERS, Trainable, everything
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Task
 from jaxrl4lm.types import Array, Key, Metrics, Params
 
 
-class Batch(NamedTuple):
+class Texts(NamedTuple):
     """Sequences to imitate."""
 
     tokens: Array
@@ -30,10 +31,13 @@ class Batch(NamedTuple):
     """bool `[B, T]`, True at tokens that are to be predicted (a completion's, not its prompt's)."""
 
 
-class State(NamedTuple):
+class SupervisedState(NamedTuple):
     """Everything that a run is at one moment."""
 
     params: Params
+    """What learns: all parameters, some of them, or adapters."""
+    frozen: Params | None
+    """The parameters that do not learn."""
     opt_state: optax.OptState
     key: Key
     step: Array
@@ -42,33 +46,55 @@ class State(NamedTuple):
     """int32: steps not applied because the gradient was not finite."""
 
 
-def init(key: Key, config: SupervisedConfig, params: Params) -> State:
+class Teacher(NamedTuple):
+    """What is trained and how: the parts of the program that are functions."""
+
+    policy: LanguagePolicy
+    optimizer: Optimizer = adam
+    trainable: Trainable = everything()
+
+
+def init(key: Key, config: SupervisedConfig, teacher: Teacher, params: Params) -> SupervisedState:
     """The state before the first step, starting from a copy of `params`."""
-    return State(
-        params=jax.tree.map(jnp.copy, params),
-        opt_state=adam(config.learning_rate, config.max_grad_norm, config.weight_decay).init(params),
+    learning, frozen = teacher.trainable.split(jax.random.fold_in(key, ADAPTERS), params)
+    return SupervisedState(
+        params=jax.tree.map(jnp.copy, learning),
+        frozen=jax.tree.map(jnp.copy, frozen),
+        opt_state=teacher.optimizer(config.learning_rate, config).init(learning),
         key=jnp.copy(key),
         step=jnp.int32(0),
         skipped=jnp.int32(0),
     )
 
 
+def merge_params(state: SupervisedState, teacher: Teacher) -> Params:
+    """The parameters of the policy as it is now, in the plain form."""
+    return teacher.trainable.merge(state.params, state.frozen)
+
+
+def measure(params: Params, texts: Texts, policy: LanguagePolicy) -> tuple[reduce.Fraction, reduce.Fraction]:
+    """Cross-entropy (nats) and accuracy of the target tokens, as (sum, count) pairs."""
+    hidden = policy.hidden(params, texts.tokens, texts.mask)[:, :-1]
+    mask, targets = texts.target_mask[:, 1:], texts.tokens[:, 1:]
+    logits = policy.logits(params, hidden)
+    each = losses.cross_entropy(logits, targets, mask=mask)
+    right = (logits.argmax(-1) == targets) & mask
+    return reduce.token_fraction(each, mask), reduce.token_fraction(right, mask)
+
+
 def update(
-    state: State, batch: Batch, config: SupervisedConfig, policy: LanguagePolicy
-) -> tuple[State, Metrics]:
+    state: SupervisedState, batch: Texts, config: SupervisedConfig, teacher: Teacher
+) -> tuple[SupervisedState, Metrics]:
     """One optimizer step on the mean cross-entropy of the target tokens."""
 
     def loss(params: Params) -> tuple[Array, Array]:
-        hidden = policy.hidden(params, batch.tokens, batch.mask)
-        logits = policy.logits(params, hidden[:, :-1])
-        mask = batch.target_mask[:, 1:]
-        each = losses.cross_entropy(logits, batch.tokens[:, 1:], mask=mask)
-        right = (logits.argmax(-1) == batch.tokens[:, 1:]) & mask
-        return reduce.token_mean(each, mask), reduce.token_mean(right, mask)
+        whole = teacher.trainable.join(params, state.frozen)
+        nats, right = measure(whole, batch, teacher.policy)
+        return reduce.divide(nats), reduce.divide(right)
 
     (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-    tx = adam(learning_rate_at(state.step, config), config.max_grad_norm, config.weight_decay)
-    params, opt_state, norm, applied = apply_if_finite(tx, grads, state.opt_state, state.params)
+    tx = teacher.optimizer(learning_rate_at(state.step, config), config)
+    params, opt_state, norm, applied = step_if_finite(tx, grads, state.opt_state, state.params)
     skipped = state.skipped + (~applied).astype(jnp.int32)
     state = state._replace(params=params, opt_state=opt_state, step=state.step + 1, skipped=skipped)
     metrics = {"loss": value, "token_accuracy": accuracy, "grad_norm": norm, "skipped_updates": skipped}
@@ -76,20 +102,21 @@ def update(
 
 
 def learning_rate_at(step: Array, config: SupervisedConfig) -> Array:
-    """A linear warm-up, then a half cosine down to a tenth."""
+    """A linear warm-up, then a half cosine down to its last share."""
     rising = jnp.minimum(1.0, (step + 1) / (config.warmup + 1))
     progress = jnp.clip((step - config.warmup) / max(config.steps - config.warmup, 1), 0.0, 1.0)
-    return config.learning_rate * rising * (0.55 + 0.45 * jnp.cos(jnp.pi * progress))
+    last = config.final_learning_rate_share
+    return config.learning_rate * rising * ((1 + last) / 2 + (1 - last) / 2 * jnp.cos(jnp.pi * progress))
 
 
 def run(
-    state: State,
+    state: SupervisedState,
     config: SupervisedConfig,
-    policy: LanguagePolicy,
-    source: Callable[[Key, Any], Batch],
+    teacher: Teacher,
+    source: Callable[[Key, Any], Texts],
     steps: int,
     xs: Any = None,
-) -> tuple[State, Metrics]:
+) -> tuple[SupervisedState, Metrics]:
     """`steps` steps in one scan. Metrics gain a leading axis `[steps]`.
 
     Args:
@@ -97,24 +124,24 @@ def run(
       xs: arrays `[steps, ...]`, or None.
     """
 
-    def one(state: State, x: Any) -> tuple[State, Metrics]:
-        return update(state, source(jax.random.fold_in(state.key, state.step), x), config, policy)
+    def one(state: SupervisedState, x: Any) -> tuple[SupervisedState, Metrics]:
+        return update(state, source(jax.random.fold_in(state.key, state.step), x), config, teacher)
 
     return jax.lax.scan(one, state, xs, length=steps)
 
 
-def task_source(task: Task, size: int) -> Callable[[Key, Any], Batch]:
+def task_source(task: Task, size: int) -> Callable[[Key, Any], Texts]:
     """Fresh problems of a task with their solutions; only the solution is predicted."""
 
-    def source(key: Key, _: Any) -> Batch:
+    def source(key: Key, _: Any) -> Texts:
         prompts = task.sample(key, size)
         tokens = jnp.concatenate([prompts.tokens, prompts.answers], axis=1)
         mask = jnp.concatenate([prompts.mask, prompts.answer_mask], axis=1)
-        return Batch(tokens, mask, mask.at[:, : prompts.tokens.shape[1]].set(False))
+        return Texts(tokens, mask, mask.at[:, : prompts.tokens.shape[1]].set(False))
 
     return source
 
 
-def row_source(corpus: Batch) -> Callable[[Key, Array], Batch]:
+def row_source(corpus: Texts) -> Callable[[Key, Array], Texts]:
     """Rows `[B]` of a corpus held on the device."""
     return lambda _, rows: jax.tree.map(partial(jnp.take, indices=rows, axis=0), corpus)

@@ -9,12 +9,13 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl4lm import distributions
 from jaxrl4lm.models.attention import EMPTY
 from jaxrl4lm.models.cache import Cache, Prefix, empty_cache, extended, remembered
 from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.decoding_layout import lay_out_for_decoding
 from jaxrl4lm.models.transformer import Transformer
-from jaxrl4lm.types import Array, Key, Params
+from jaxrl4lm.types import Array, Key, Params, ScalarLike
 
 
 class Carry(NamedTuple):
@@ -184,6 +185,14 @@ class LanguagePolicy:
         only."""
         logits = self._call(params, hidden, part, method="logits")
         return logits[..., : self.tokens] if part is None else logits
+
+    def token_log_probs(
+        self, params: Params, hidden: Array, tokens: Array, *, temperature: ScalarLike = 1.0
+    ) -> tuple[Array, Array]:
+        """(log π(token), entropy) `[...]` of given tokens after hidden states `[..., D]`."""
+        logits = self.logits(params, hidden) / temperature
+        log_probs = distributions.categorical_log_prob(logits, tokens)
+        return log_probs, distributions.categorical_entropy(logits)
 
     def values(self, params: Params, hidden: Array) -> Array:
         """Float32 values `[...]` of hidden states."""

@@ -20,13 +20,13 @@ SIZES = [
     "2",
     "--prompts-per-update",
     "4",
-    "--completions-per-prompt",
+    "--completions",
     "2",
     "--minibatches",
     "2",
 ]
 SHORT = ["--updates", "4", "--evaluate-every", "2", "--held-out", "8", "--save-interval", "0"]
-TASK = [*SIZES, *SHORT, "--digits", "1", "--pretrain-steps", "4", "--pretrain-batch", "4"]
+TASK = [*SIZES, *SHORT, "--digits", "1", "--pretrain.steps", "4", "--pretrain.batch", "4"]
 
 REWARD = '''
 """Pays for the letter that a row asks for."""
@@ -106,7 +106,7 @@ def prompt_options(files) -> list[str]:
         *SIZES,
         *SHORT,
         *("--prompts", f"{files}/prompts.jsonl", "--reward", f"{files}/reward.py:reward"),
-        *("--text", f"{files}/text.txt", "--pretrain-steps", "4", "--pretrain-batch", "4"),
+        *("--text", f"{files}/text.txt", "--pretrain.steps", "4", "--pretrain.batch", "4"),
         *("--max-new-tokens", "6", "--held-out", "3"),
     ]
 

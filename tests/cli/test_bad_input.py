@@ -7,7 +7,9 @@ import shutil
 import pytest
 
 from jaxrl4lm.cli import train
-from jaxrl4lm.cli.train_arguments import TrainArguments
+from jaxrl4lm.cli.options import from_json, to_json
+from jaxrl4lm.cli.train_options import TrainArguments, check, parse_train
+from jaxrl4lm.training import loop
 
 PROMPTS = '{"prompt": "ab", "answer": "b"}\n' * 12
 
@@ -51,9 +53,9 @@ OPTIONS = [
     ),
     ("--prompts-per-update 6 --minibatches 2 --micro-batches 2", "(2 x 2)"),
     ("--prompts-per-update 0", "--prompts-per-update must be positive, not 0"),
-    ("--completions-per-prompt 0", "--completions-per-prompt must be positive"),
-    ("--algorithm grpo --completions-per-prompt 1", "--completions-per-prompt must be at least 2"),
-    ("--algorithm rloo --completions-per-prompt 1", "--completions-per-prompt must be at least 2"),
+    ("--completions 0", "--completions must be positive"),
+    ("--algorithm grpo --completions 1", "--completions must be at least 2"),
+    ("--algorithm rloo --completions 1", "--completions must be at least 2"),
     ("--updates -1", "--updates must not be negative, not -1"),
     ("--epochs 0", "--epochs must be positive"),
     ("--minibatches 0", "--minibatches must be positive"),
@@ -63,12 +65,12 @@ OPTIONS = [
     ("--learning-rate nan", "--learning-rate must be a finite number, not nan"),
     ("--learning-rate 1e40", "--learning-rate must be at most 1e+30"),
     ("--updates 3000000000", "--updates must be at most 2147483647, not 3000000000"),
-    ("--completions-per-prompt 3000000000", "--completions-per-prompt must be at most 2147483647"),
+    ("--completions 3000000000", "--completions must be at most 2147483647"),
     ("--warmup -1", "--warmup must not be negative, not -1"),
     ("--pretrain-until nan", "--pretrain-until must be a finite number, not nan"),
-    ("--final-learning-rate nan", "--final-learning-rate must be a finite number"),
-    ("--final-learning-rate 2", "--final-learning-rate must lie in 0..1"),
-    ("--pretrain-learning-rate inf", "--pretrain-learning-rate must be a finite number, not inf"),
+    ("--final-learning-rate-share nan", "--final-learning-rate-share must be a finite number"),
+    ("--final-learning-rate-share 2", "--final-learning-rate-share must lie in 0..1"),
+    ("--pretrain.learning-rate inf", "--pretrain.learning-rate must be a finite number, not inf"),
     ("--temperature 0", "--temperature must be positive"),
     ("--temperature inf", "--temperature must be a finite number"),
     ("--clip-eps -0.1", "--clip-eps must be positive, not -0.1"),
@@ -105,7 +107,7 @@ def test_options_of_train(cli, here, arguments, said):
     (here / "full").mkdir()
     (here / "full" / "mine.txt").write_text("mine")
     defaults = (
-        [] if "resume" in arguments else ["--updates", "0", "--pretrain-steps", "0"]
+        [] if "resume" in arguments else ["--updates", "0", "--pretrain.steps", "0"]
     )  # should nothing be refused
     refused(cli, here, ["train", *defaults, *arguments.split()], said)
 
@@ -152,14 +154,14 @@ def test_what_the_machine_refuses(cli, here, monkeypatch, raised, code, said):
     def fail(*_):
         raise raised
 
-    for place in ("build", "Driver"):
+    for room, place in ((train, "build"), (loop, "RunFolder")):
         with monkeypatch.context() as patch:
-            patch.setattr(train, place, fail)
-            result = cli("train", "--out", "run")
+            patch.setattr(room, place, fail)
+            result = cli("train", "--layers", 1, "--out", "run")
         assert result.code == code
         assert "Traceback" not in result.err
         assert len(result.err.strip().splitlines()) == 1
-        if (place, code) != ("Driver", 130):
+        if (place, code) != ("RunFolder", 130):
             assert said in result.err
             assert not list(here.iterdir())
 
@@ -168,7 +170,7 @@ def test_a_run_that_fills_the_disk_says_how_to_go_on(cli, here, run, monkeypatch
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train.Driver, "_draw", fail)
+    monkeypatch.setattr(loop, "learning_curve", fail)
     result = cli("train", "--resume", run)
     assert result.code == 2
     assert "No space left on device" in result.err
@@ -186,7 +188,7 @@ def test_our_own_errors_keep_their_traceback(cli, here, monkeypatch):
 
 
 def test_unknown_commands(cli, here):
-    refused(cli, here, ["tarin"], "no command 'tarin'; there are train, evaluate, generate")
+    refused(cli, here, ["tarin"], "no command 'tarin'; there are train, sft, evaluate, generate")
 
 
 FILES = [
@@ -202,7 +204,7 @@ FILES = [
     ("--text missing.txt", "missing.txt does not exist"),
     ("--text empty.jsonl", "empty.jsonl is empty"),
     ("--text p.jsonl", "p.jsonl, line 1: no column 'completion'"),
-    ("--pretrain-steps 10", "--pretrain-steps 10 has nothing to imitate: give --text"),
+    ("--pretrain.steps 10", "--pretrain.steps 10 has nothing to imitate: give --text"),
     ("--held-out 12", "--held-out 12 leaves nothing of 12 prompts"),
     (
         "--context 70 --prompts long.jsonl --reward length:3",
@@ -298,7 +300,7 @@ def test_a_run_whose_prompts_have_changed(cli, here, prompt_options):
     rows = here / "prompts.jsonl"
     rows.write_text("".join(f'{{"prompt": "{w}", "letter": "a"}}\n' for w in ("ab", "b", "abba", "bb", "a")))
     options = [*prompt_options, "--prompts", rows, "--text", rows, "--completion-column", "prompt"]
-    assert cli("train", *options, "--pretrain-steps", 0, "--updates", 2, "--out", "run").code == 0
+    assert cli("train", *options, "--pretrain.steps", 0, "--updates", 2, "--out", "run").code == 0
     original = rows.read_text()
     rows.write_text(original.replace("abba", "abbb"))
     for command in (["train", "--resume"], ["evaluate"]):
@@ -311,7 +313,7 @@ def test_a_run_whose_prompts_have_changed(cli, here, prompt_options):
 
 def test_a_terminal_that_cannot_show_a_name(spawn, task_options, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    process = spawn("train", *task_options, "--pretrain-steps", 0, "--updates", 0, "--out", tmp_path / "ünï")
+    process = spawn("train", *task_options, "--pretrain.steps", 0, "--updates", 0, "--out", tmp_path / "ünï")
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     assert r"\xfcn\xef" in out
@@ -369,7 +371,8 @@ def test_a_config_that_is_damaged(cli, here, run, content):
     if content.startswith("replace"):
         config = json.loads((run / "config.json").read_text())
         _, name, value = content.split()
-        config["reinforcement"][name] = float(value) if value == "1.5" else value
+        group = "algorithm" if name == "kl" else "reinforcement"
+        config[group][name] = float(value) if value == "1.5" else value
         content = json.dumps(config)
     (run / "config.json").write_text(content)
     for command in (["train", "--resume"], ["evaluate"]):
@@ -438,8 +441,6 @@ def test_a_log_without_its_package(cli, here, monkeypatch):
 
 
 def test_defaults_are_valid():
-    from jaxrl4lm.cli.train_arguments import check, from_json, resolve, to_json
-
-    arguments = resolve(TrainArguments())
+    arguments = parse_train([])
     check(arguments)
-    assert from_json(json.loads(json.dumps(to_json(arguments)))) == arguments
+    assert from_json(TrainArguments, json.loads(json.dumps(to_json(arguments)))) == arguments

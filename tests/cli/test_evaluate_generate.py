@@ -19,7 +19,7 @@ def test_evaluate_gives_what_training_saw(cli, request, name):
     assert result.code == 0, result.err
     record = json.loads(result.out)
     last = lines((run / "metrics.jsonl").read_text())[-1]
-    assert (record["phase"], record["update"]) == ("reinforcement", 4)
+    assert (record["stage"], record["step"]) == ("reinforcement", 4)
     assert record["held_out"] == last["held_out"]
     samples = (run / "samples.txt").read_text(encoding="utf-8").split("# after")[1]
     for sample in record["samples"]:
@@ -31,12 +31,12 @@ def test_evaluate_gives_what_training_saw(cli, request, name):
 
 
 def test_evaluate_of_a_model_that_was_not_trained(cli, prompt_options, tmp_path):
-    options = [*prompt_options, "--pretrain-steps", "0", "--updates", "0"]
+    options = [*prompt_options, "--pretrain.steps", "0", "--updates", "0"]
     assert cli("train", *options, "--out", tmp_path / "run").code == 0
     result = cli("evaluate", tmp_path / "run", "--json")
     assert result.code == 0, result.err
     record = json.loads(result.out)
-    assert (record["phase"], record["update"]) == ("untrained", 0)
+    assert (record["stage"], record["step"]) == ("untrained", 0)
     samples = (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8")
     assert all(f"{s['prompt']!r} -> {s['completion']!r}" in samples for s in record["samples"])
 
@@ -119,7 +119,7 @@ def test_a_model_of_transformers_in_and_out(cli, pretrained, tmp_path, files):
     options = [
         "--prompts-per-update",
         "4",
-        "--completions-per-prompt",
+        "--completions",
         "2",
         "--minibatches",
         "2",

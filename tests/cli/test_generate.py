@@ -133,7 +133,7 @@ def test_training_ends_at_every_end_token_and_takes_no_padding_for_a_token(cli, 
     )
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": c}) + "\n" for c in "abcdefghij"))
     options = ["--prompts", tmp_path / "prompts.jsonl", "--reward", f"{tmp_path}/spy.py:reward"]
-    options += ["--updates", "2", "--prompts-per-update", "4", "--completions-per-prompt", "2"]
+    options += ["--updates", "2", "--prompts-per-update", "4", "--completions", "2"]
     options += ["--max-new-tokens", "6", "--evaluate-every", "2", "--held-out", "4"]
     result = cli("train", "--model", tmp_path / "model", *options, "--out", tmp_path / "run")
     assert result.code == 0, result.err

@@ -46,20 +46,20 @@ def saving(run: pathlib.Path) -> bool:
 
 
 def moments(steps: int) -> list:
-    """When to kill: conditions on the run folder, of each phase and kind, with random numbers of lines."""
-    phase_1, phase_2 = random.randint(1, steps - 1), steps + random.randint(1, 9)
+    """When to kill: conditions on the run folder, of each stage and kind, with random numbers of lines."""
+    first, second = random.randint(1, steps - 1), steps + random.randint(1, 9)
     return [
         lambda run: (run / "config.json").exists(),  # before there is anything to go on from
-        lambda run: lines(run) >= phase_1,
+        lambda run: lines(run) >= first,
         lambda run: lines(run) > steps and saving(run),
-        lambda run: lines(run) >= phase_2,
+        lambda run: lines(run) >= second,
     ]
 
 
 @pytest.mark.parametrize("kind", ["task", "prompts"])
 def test_killed_at_any_moment(kind, spawn, task_options, prompt_options, tmp_path):
     steps = TASK_STEPS if kind == "task" else PROMPT_STEPS
-    options = [*(task_options if kind == "task" else prompt_options), *LONG, "--pretrain-steps", steps]
+    options = [*(task_options if kind == "task" else prompt_options), *LONG, "--pretrain.steps", steps]
     whole, run = tmp_path / "whole", tmp_path / "run"
     process = spawn("train", *options, "--out", whole)
     output, _ = process.communicate()
@@ -145,7 +145,7 @@ def test_stopped_or_let_down(cli, unsteady, tmp_path, trouble, code, said, done)
         return
     assert f"--resume {run}" in result.out + result.err
     if done:
-        seen = [r["update"] for r in records(run) if r["phase"] == "reinforcement"]
+        seen = [r["step"] for r in records(run) if r["stage"] == "reinforcement"]
         assert seen == list(range(done + 1))
     resumed = cli("train", "--resume", run)
     assert resumed.code == 0, resumed.err

@@ -11,21 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxrl4lm import tasks
-from jaxrl4lm.cli import session, task_session
-from jaxrl4lm.cli.session import ALGORITHMS, KL_PLACEMENTS
-from jaxrl4lm.cli.train_arguments import (
-    Model,
-    Pretraining,
-    Reinforcement,
-    Run,
-    TrainArguments,
-    World,
-    from_json,
-    resolve,
-    to_json,
-)
-from jaxrl4lm.lm import reinforcement
+from jaxrl4lm import decoding, tasks, training
+from jaxrl4lm.cli.options import from_json, name_option, to_json
+from jaxrl4lm.cli.train_options import NEW_MODEL, PREFIXES, TrainArguments, parse_train
+from jaxrl4lm.lm import ReinforcementConfig, reinforcement
+from jaxrl4lm.lm.algorithms import ALGORITHMS, KL_PLACEMENTS
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 
 
@@ -62,23 +52,22 @@ def test_the_run_folder(name, request):
         "model",
     }
     seen = records(run)
-    assert [(r["phase"], r["update"]) for r in seen] == [("supervised", i) for i in range(1, 5)] + [
-        ("reinforcement", i) for i in range(5)
-    ]
-    evaluated = [(r["phase"], r["update"]) for r in seen if "held_out" in r]
-    assert evaluated == [("supervised", 4), *(("reinforcement", i) for i in (0, 2, 4))]
+    stages = ("supervised", "reinforcement")
+    assert [(r["stage"], r["step"]) for r in seen] == [(stage, i) for stage in stages for i in range(5)]
+    evaluated = [(r["stage"], r["step"]) for r in seen if "held_out" in r]
+    assert evaluated == [("supervised", 0), ("supervised", 4), *(("reinforcement", i) for i in (0, 2, 4))]
     assert all("seconds" in r for r in seen if "held_out" in r)
-    assert all(np.isfinite(v) for r in seen for k, v in r.items() if k != "phase")
+    assert all(np.isfinite(v) for r in seen for k, v in r.items() if k != "stage")
     assert {"reward/mean", "kl/ref_sequence", "policy/entropy", "policy/clip_frac_low"} <= set(seen[-1])
     width, height = png_size(run / "learning_curve.png")
     assert width > 1000
     assert height > 300
     samples = (run / "samples.txt").read_text(encoding="utf-8")
-    assert samples.startswith("# before reinforcement learning")
+    assert samples.startswith("# before reinforcement")
     assert "\n# after" in samples
     config = json.loads((run / "config.json").read_text())
-    del config["version"], config["digests"]
-    assert json.loads(json.dumps(to_json(from_json(config)))) == config
+    del config["version"], config["digests"], config["command"]
+    assert json.loads(json.dumps(to_json(from_json(TrainArguments, config)))) == config
 
 
 def test_a_seed_decides_everything(cli, task_run, task_options, tmp_path):
@@ -87,7 +76,14 @@ def test_a_seed_decides_everything(cli, task_run, task_options, tmp_path):
     assert bits(tmp_path / "same") == bits(task_run)
     without = [{k: v for k, v in r.items() if k != "seconds"} for r in records(task_run)]
     assert [{k: v for k, v in r.items() if k != "seconds"} for r in records(tmp_path / "same")] == without
-    for piece in ("parameters on", "supervised 4/4", "reinforcement 4/4", "tokens/s", "after RL", "before"):
+    for piece in (
+        "parameters on",
+        "supervised 4/4",
+        "reinforcement 4/4",
+        "tokens/s",
+        "after reinforcement",
+        "before",
+    ):
         assert piece in shown.out
     assert cli("train", *task_options, "--seed", 1, "--out", tmp_path / "other").code == 0
     assert bits(tmp_path / "other") != bits(task_run)
@@ -105,7 +101,7 @@ def test_a_member_of_many_seeds_is_that_seed_alone(cli, task_options, tmp_path):
         assert cli("train", *options, "--seed", seed, "--out", tmp_path / str(seed)).code == 0
     together, alone = records(tmp_path / "two"), [records(tmp_path / "0"), records(tmp_path / "1")]
     for i, record in enumerate(together):
-        for name in set(record) - {"phase", "update", "seconds"}:
+        for name in set(record) - {"stage", "step", "seconds"}:
             expected = [seed[i][name] for seed in alone]
             np.testing.assert_allclose(record[name], expected, rtol=1e-4, atol=1e-4, err_msg=name)
     evaluated = cli("evaluate", tmp_path / "two", "--json")
@@ -126,33 +122,27 @@ RUN = [
 ]
 
 
-def composed(algorithm, kl):
-    options = Reinforcement(
-        algorithm=algorithm,
-        kl=kl,
-        updates=2,
-        prompts_per_update=4,
-        completions_per_prompt=2,
-        learning_rate=0.01,
-    )
-    model = Model(layers=1, width=16, heads=2)
-    run = Run(evaluate_every=2)
-    return resolve(TrainArguments(World(digits=1, held_out=4), model, reinforcement=options, run=run))
+TASK = tasks.addition(1)
+POLICY = LanguagePolicy(
+    TransformerConfig.gpt2(TASK.tokenizer.vocab_size, layers=1, width=16, heads=2, context=7)
+)
+CONFIG = ReinforcementConfig(
+    learning_rate=0.01,
+    entropy_coef=0.01,
+    updates=2,
+    prompts_per_update=4,
+    completions=2,
+    sampling=decoding.Sampling(TASK.completion_length, TASK.tokenizer.eos_id, TASK.tokenizer.pad_id),
+)
 
 
 @pytest.mark.parametrize("algorithm, kl", ALL)
 def test_every_algorithm_takes_every_kl(algorithm, kl):
     """The parts fit: one update gives a state of the same shapes."""
-    options = composed(algorithm, kl).reinforcement
-    task, config = tasks.addition(1), session.reinforcement_config(options)
-    policy = LanguagePolicy(
-        TransformerConfig.gpt2(task.tokenizer.vocab_size, layers=1, width=16, heads=2, context=7)
-    )
-    parts = session.algorithm(options), task.completion_length, task.tokenizer.eos_id, task.tokenizer.pad_id
-    learner = reinforcement.Learner(policy, *parts)
+    learner = reinforcement.Learner(POLICY, ALGORITHMS[algorithm]._replace(kl=KL_PLACEMENTS[kl]))
     key = jax.random.key(0)
-    state = jax.eval_shape(lambda: reinforcement.init(key, config, learner, policy.init(key)))
-    after, metrics = jax.eval_shape(lambda s: reinforcement.iterate(s, config, learner, task), state)
+    state = jax.eval_shape(lambda: reinforcement.init(key, CONFIG, learner, POLICY.init(key)))
+    after, metrics = jax.eval_shape(lambda s: reinforcement.iterate(s, CONFIG, learner, TASK), state)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state
     )
@@ -161,10 +151,11 @@ def test_every_algorithm_takes_every_kl(algorithm, kl):
 
 @pytest.mark.parametrize("algorithm, kl", RUN)
 def test_algorithms_and_kls_run(algorithm, kl):
-    *_, phase = (built := task_session.build(composed(algorithm, kl))).phases
-    start = built.start()
+    composed = ALGORITHMS[algorithm]._replace(kl=KL_PLACEMENTS[kl])
+    stage = training.reinforcement(POLICY, TASK.tokenizer, TASK, algorithm=composed, config=CONFIG)
+    start = jax.jit(POLICY.init)(jax.random.key(0))
     before = jax.device_get(start)
-    state, metrics = phase.run(phase.init(start), 0, 2)
+    state, metrics = stage.advance(jax.jit(stage.init)(start), 0, 2)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, jax.device_get(state.params))
     assert max(jax.tree.leaves(moved)) > 0
     assert all(np.isfinite(v).all() and v.shape == (2,) for v in metrics.values())
@@ -202,10 +193,10 @@ def test_rewards_see_the_columns_of_their_rows(cli, prompt_options, tmp_path, fi
     "options",
     [
         # Built-in rewards; names that look like markup or mathematics in titles; documents of other forms.
-        ["--reward", "regex:[/b]$a$", "--algorithm", "rloo", "--kl-target", "2"],
+        ["--reward", "regex:[/b]$a$", "--algorithm", "rloo", "--kl-controller", "adaptive"],
         ["--reward", "length:3", "--text-unit", "file", "--tokenizer", "byte", "--evaluate-by", "sampling"],
         ["--reward", "exact_match", "--style", "llama", "--algorithm", "grpo", "--micro-batches", "2"],
-        ["--reward", "numeric_answer", "--pretrain-steps", "0", "--held-out", "0", "--dtype", "bfloat16"],
+        ["--reward", "numeric_answer", "--pretrain.steps", "0", "--held-out", "0", "--dtype", "bfloat16"],
     ],
     ids=lambda options: options[1],
 )
@@ -217,7 +208,7 @@ def test_options_of_prompt_runs(cli, prompt_options, tmp_path, options):
         data += ["--text", tmp_path / "rows.jsonl"]
     result = cli("train", *prompt_options, *data, *options, "--updates", "2", "--out", tmp_path / "run")
     assert result.code == 0, result.err
-    assert [r["update"] for r in records(tmp_path / "run") if r["phase"] == "reinforcement"] == [0, 1, 2]
+    assert [r["step"] for r in records(tmp_path / "run") if r["stage"] == "reinforcement"] == [0, 1, 2]
 
 
 def test_empty_prompts_are_completed(cli, prompt_options, tmp_path, files):
@@ -234,7 +225,7 @@ def test_a_score_that_overflows_is_never_applied(cli, prompt_options, tmp_path, 
     (tmp_path / "huge.py").write_text(
         f"def reward(prompts, completions, **columns):\n    return [{score} * (i % 2) for i in range(len(prompts))]\n"
     )
-    options = [*prompt_options, "--reward", f"{tmp_path}/huge.py:reward", "--pretrain-steps", "0"]
+    options = [*prompt_options, "--reward", f"{tmp_path}/huge.py:reward", "--pretrain.steps", "0"]
     result = cli("train", *options, "--updates", "2", "--out", tmp_path / "run")
     assert result.code == 0, result.err
     assert all(
@@ -268,28 +259,42 @@ def test_help_says_what_every_option_does(cli):
     shown = cli("train", "--help")
     assert shown.code == 0
     text = " ".join(shown.out.split())
-    for group in (World, Model, Pretraining, Reinforcement, Run):
-        for field in dataclasses.fields(group):
-            assert f"--{field.name.replace('_', '-')}" in text
+    for group in dataclasses.fields(TrainArguments):
+        for field in dataclasses.fields(getattr(parse_train([]), group.name)):
+            option = name_option(field.name, PREFIXES.get(group.name, ""))
+            assert (option in text) == (field.name != "sampling")
 
 
 def test_teacher_forcing_ends_at_the_score_that_was_asked(cli, task_options, tmp_path):
     """Every score is at least 0, so it ends at its first evaluation; a resumed run ends it there as well."""
-    options = [*task_options, "--pretrain-steps", "60", "--pretrain-until", "0", "--updates", "2"]
+    options = [*task_options, "--pretrain.steps", "60", "--pretrain-until", "0", "--updates", "2"]
     result = cli("train", *options, "--out", tmp_path / "run")
     assert result.code == 0, result.err
-    assert "at most 60 steps supervised, until the held-out score is 0" in result.out
+    assert "at most 60 steps supervised" in result.out
     assert "supervised 10/60" in result.out
-    steps = [(r["phase"], r["update"]) for r in records(tmp_path / "run")]
-    assert steps == [("supervised", i) for i in range(1, 11)] + [("reinforcement", i) for i in range(3)]
+    steps = [(r["stage"], r["step"]) for r in records(tmp_path / "run")]
+    assert steps == [("supervised", i) for i in range(11)] + [("reinforcement", i) for i in range(3)]
     assert cli("train", "--resume", tmp_path / "run").code == 0
-    assert [(r["phase"], r["update"]) for r in records(tmp_path / "run")] == steps
+    assert [(r["stage"], r["step"]) for r in records(tmp_path / "run")] == steps
 
 
 def test_default_tasks_are_taught_only_a_little():
-    def pretraining(**options):
-        return resolve(TrainArguments(pretraining=Pretraining(**options))).pretraining
+    def teaching(*words):
+        arguments = parse_train(list(words))
+        return arguments.pretrain.steps, arguments.text.pretrain_until
 
-    assert (pretraining().pretrain_steps, pretraining().pretrain_until) == (800, 0.4)
-    assert pretraining(pretrain_until=0.5).pretrain_until == 0.5
-    assert pretraining(pretrain_steps=9).pretrain_until is None
+    assert teaching() == (800, 0.4)
+    assert teaching("--pretrain-until", "0.5") == (800, 0.5)
+    assert teaching("--pretrain.steps", "9") == (9, None)
+
+
+def test_defaults_suit_what_is_trained(tmp_path):
+    """A new model on a task, a new one on prompts, a given one; and on-policy algorithms take one step a round."""
+    prompts = ["--prompts", "p.jsonl", "--reward", "length:3"]
+    assert parse_train([]).reinforcement == NEW_MODEL.replace(truncation="terminal")
+    assert parse_train(prompts).reinforcement == NEW_MODEL
+    assert parse_train([*prompts, "--model", "m"]).reinforcement == ReinforcementConfig()
+    assert parse_train(["--algorithm", "rloo"]).reinforcement.minibatches == 1
+    assert parse_train(["--algorithm", "rloo", "--minibatches", "2"]).reinforcement.minibatches == 2
+    assert parse_train([*prompts, "--text", "t"]).pretrain.steps == 1000
+    assert parse_train(prompts).pretrain.steps == 0

@@ -6,10 +6,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxrl4lm import losses, tasks
-from jaxrl4lm.lm import ReinforcementConfig, algorithms, reinforcement
+from jaxrl4lm import decoding, losses, models, tasks
+from jaxrl4lm.lm import ReinforcementConfig, algorithms, reinforcement, trainable
 from jaxrl4lm.lm.rollouts import score
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 
@@ -20,7 +21,16 @@ TASK = tasks.addition(1)._replace(
 )
 POLICY = LanguagePolicy(TransformerConfig(TASK.tokenizer.vocab_size, layers=1, width=16, heads=2, context=16))
 INIT = jax.jit(POLICY.init)
-CONFIG = ReinforcementConfig(learning_rate=3e-3, prompts=8, completions=4, epochs=2, minibatches=2, updates=3)
+SAMPLING = decoding.Sampling(TASK.completion_length, eos_id=1, pad_id=0)
+CONFIG = ReinforcementConfig(
+    learning_rate=3e-3,
+    prompts_per_update=8,
+    completions=4,
+    epochs=2,
+    minibatches=2,
+    updates=3,
+    sampling=SAMPLING,
+)
 ALGORITHMS = {
     "ppo": algorithms.PPO,
     "reinforce": algorithms.REINFORCE,
@@ -30,7 +40,7 @@ ALGORITHMS = {
 
 
 def learner_of(algorithm):
-    return reinforcement.Learner(POLICY, algorithm, TASK.completion_length, 1, 0)
+    return reinforcement.Learner(POLICY, algorithm)
 
 
 def start(config=CONFIG, algorithm=algorithms.PPO, seed=0):
@@ -61,7 +71,7 @@ def halves():
     """A rollout, and the two jitted halves that a host driver calls."""
     learner = learner_of(algorithms.PPO)
     state = start()
-    prompts = TASK.sample(jax.random.key(3), CONFIG.prompts)
+    prompts = TASK.sample(jax.random.key(3), CONFIG.prompts_per_update)
     sample = jax.jit(lambda s: reinforcement.sample(s, prompts.tokens, prompts.mask, CONFIG, learner))
     learn = jax.jit(lambda s, t, r: reinforcement.learn(s, t, r, CONFIG, learner))
     return state, sample(state), learn
@@ -69,15 +79,15 @@ def halves():
 
 def test_any_end_token_ends_and_padding_of_the_vocabulary_is_no_token():
     known, ends = TASK.tokenizer.vocab_size, (1, 5, SEVEN)
-    config = dataclasses.replace(POLICY.config, vocab_size=known + 2)
-    policy = LanguagePolicy(config, tokens=known)
-    learner = reinforcement.Learner(policy, algorithms.PPO, 8, ends, 0)
+    policy = LanguagePolicy(dataclasses.replace(POLICY.config, vocab_size=known + 2), tokens=known)
+    learner = reinforcement.Learner(policy, algorithms.PPO)
+    config = CONFIG.replace(sampling=decoding.Sampling(8, ends, 0))
     params = jax.jit(policy.init)(jax.random.key(7))
     # Rows that would be chosen before all others: opposite ones, so that one of them always is.
     params["embedding"] = params["embedding"].at[known:].set(9 * jnp.array([[1.0], [-1.0]]))
-    state = reinforcement.init(jax.random.key(0), CONFIG, learner, params)
-    prompts = TASK.sample(jax.random.key(3), CONFIG.prompts)
-    rollout = jax.jit(lambda s: reinforcement.sample(s, prompts.tokens, prompts.mask, CONFIG, learner))(state)
+    state = reinforcement.init(jax.random.key(0), config, learner, params)
+    prompts = TASK.sample(jax.random.key(3), config.prompts_per_update)
+    rollout = jax.jit(lambda s: reinforcement.sample(s, prompts.tokens, prompts.mask, config, learner))(state)
     tokens, mask = np.asarray(rollout.completions), np.asarray(rollout.mask)
     assert tokens.max() < known
     ended = np.isin(tokens, ends)
@@ -85,7 +95,7 @@ def test_any_end_token_ends_and_padding_of_the_vocabulary_is_no_token():
     np.testing.assert_array_equal(rollout.truncated, ~(ended & mask).any(-1))
     assert set(tokens[ended & mask]) == set(ends)
     assert rollout.truncated.any()
-    scores = jax.jit(lambda p: score(policy, p, rollout, CONFIG.temperature))(params)
+    scores = jax.jit(lambda p: score(policy, p, rollout, config.sampling))(params)
     np.testing.assert_allclose(np.where(mask, scores.log_probs, 0), rollout.log_probs, atol=1e-5)
     assert scores.entropy.max() <= np.log(known) + 1e-5
 
@@ -98,7 +108,7 @@ def test_compiled_and_host_drivers_agree():
     learn = jax.jit(lambda s, t, r: reinforcement.learn(s, t, r, CONFIG, learner))
     for i in range(2):
         prompts = TASK.sample(
-            jax.random.split(jax.random.fold_in(state.key, state.update), 3)[0], CONFIG.prompts
+            jax.random.split(jax.random.fold_in(state.key, state.update), 3)[0], CONFIG.prompts_per_update
         )
         trajectories = sample(state, prompts)
         problems = jax.tree.map(lambda x: np.repeat(x, CONFIG.completions, axis=0), prompts)
@@ -163,7 +173,7 @@ def test_what_is_masked_changes_nothing(halves):
     )
     assert (~trajectories.mask).any()
     for a, b in zip(learn(state, trajectories, rewards), learn(state, noise, rewards), strict=True):
-        a, b = (x.params if isinstance(x, reinforcement.State) else x for x in (a, b))
+        a, b = (x.params if isinstance(x, reinforcement.ReinforcementState) else x for x in (a, b))
         assert_trees_close(a, b, atol=1e-6)
 
 
@@ -179,7 +189,7 @@ def test_a_non_finite_update_is_skipped_and_counted(halves):
 def test_groups_without_information_give_no_gradient():
     learner = learner_of(algorithms.GRPO._replace(kl=algorithms.KL()))
     state = start(algorithm=learner.algorithm)
-    prompts = TASK.sample(jax.random.key(3), CONFIG.prompts)
+    prompts = TASK.sample(jax.random.key(3), CONFIG.prompts_per_update)
     trajectories = jax.jit(
         lambda: reinforcement.sample(state, prompts.tokens, prompts.mask, CONFIG, learner)
     )()
@@ -189,6 +199,130 @@ def test_groups_without_information_give_no_gradient():
     assert metrics["policy/grad_norm"] == 0
     assert metrics["group/frac_zero_std"] == 1
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("kl_coef", [0.02, 1.0])
+def test_equal_rewards_teach_a_group_nothing_whatever_the_price(name, kl_coef):
+    """From the rounding of log-probabilities no group algorithm makes a step: the KL is not part of what is scaled."""
+    learner = learner_of(ALGORITHMS[name])
+    config = CONFIG.replace(kl_coef=kl_coef, learning_rate=1e-4, updates=3)
+    same = TASK._replace(reward=lambda prompts, completions, mask: jnp.ones(mask.shape[0]))
+    _, metrics = jax.jit(lambda s: reinforcement.run(s, config, learner, same, 3))(
+        start(config, ALGORITHMS[name])
+    )
+    assert (metrics["group/frac_zero_std"] == 1).all()
+    if name == "grpo":
+        np.testing.assert_array_equal(metrics["advantage/std"], 0)
+    if name == "rloo":  # its KL is in the reward: what is left is the divergence itself
+        assert metrics["advantage/std"].max() < 1e-2 * kl_coef
+        assert metrics["advantage/std"][0] < 1e-6
+
+
+SHAPED = {
+    "top_k": {"truncations": (decoding.top_k(3),)},
+    "top_p": {"truncations": (decoding.top_p(0.7),), "temperature": 0.7},
+    "min_p": {"truncations": (decoding.min_p(0.3),)},
+    "min_new_tokens": {"penalties": (decoding.min_new_tokens(2, (1,)),)},
+    "repetition": {"penalties": (decoding.repetition_penalty(1.5), decoding.frequency_penalty(0.3))},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPED)
+def test_what_is_learned_from_is_the_distribution_that_was_drawn_from(shape):
+    """The ratio is 1 before the first step, and the parameters stay finite after many."""
+    sampling = dataclasses.replace(SAMPLING, **SHAPED[shape])
+    config = CONFIG.replace(sampling=sampling, updates=4, learning_rate=3e-2)
+    learner = learner_of(algorithms.PPO)
+    once = config.replace(epochs=1, minibatches=1)
+    _, metrics = jax.jit(lambda s: reinforcement.run(s, once, learner, TASK, 1))(start(once))
+    np.testing.assert_allclose(metrics["policy/ratio_max"], 1, atol=1e-5)
+    assert metrics["mismatch/logprob_diff_max"].max() < 1e-5
+    plain = config.replace(sampling=SAMPLING, epochs=1, minibatches=1)
+    _, without = jax.jit(lambda s: reinforcement.run(s, plain, learner, TASK, 1))(start(plain))
+    assert metrics["policy/entropy"][0] != without["policy/entropy"][0]
+    state, metrics = jax.jit(lambda s: reinforcement.run(s, config, learner, TASK, 4))(start(config))
+    assert metrics["skipped_updates"][-1] == 0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_stop_sequences_end_completions_in_training():
+    stops = jnp.array([[SEVEN, SEVEN]])
+    config = CONFIG.replace(sampling=dataclasses.replace(SAMPLING, stop_sequences=stops, temperature=5.0))
+    learner = learner_of(algorithms.PPO)
+    prompts = TASK.sample(jax.random.key(3), 64)
+    trajectories = jax.jit(lambda s: reinforcement.sample(s, prompts.tokens, prompts.mask, config, learner))(
+        start(config)
+    )
+    tokens, lengths = np.asarray(trajectories.completions), np.asarray(trajectories.mask).sum(-1)
+    begins = (tokens[:, :2] == SEVEN).all(-1)
+    assert begins.any()
+    assert (lengths[begins] == 2).all()
+
+
+PARTS = {
+    "everything": trainable.everything(),
+    "rule": trainable.matching(models.matching("final_norm", "mlp")),
+    "adapters": trainable.adapters(rank=2, alpha=4.0),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_frozen_has_no_gradient_no_moments_and_no_copy(part):
+    learner = reinforcement.Learner(POLICY, algorithms.PPO, trainable=PARTS[part])
+    params = INIT(jax.random.key(7))
+    state = reinforcement.init(jax.random.key(0), CONFIG, learner, params)
+    count = sum(x.size for x in jax.tree.leaves(params))
+    learning = sum(x.size for x in jax.tree.leaves(state.params))
+    moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
+    assert moments == 2 * sum(x.size for x in jax.tree.leaves(state.params) if x.ndim)
+    assert (learning == count) == (part == "everything")
+    assert (state.ref_params is None) == (part == "adapters")
+    assert_trees_close(
+        reinforcement.merge_params(state, learner), params, atol=0
+    )  # ranks of 0 steps change nothing
+    after, metrics = jax.jit(lambda s: reinforcement.run(s, CONFIG, learner, TASK, 2))(state)
+    assert abs(metrics["kl/ref_sequence"][0]) < 1e-5
+    assert np.isfinite(metrics["policy/grad_norm"]).all()
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), params, reinforcement.merge_params(after, learner)
+    )
+    moved = {
+        jax.tree_util.keystr(k, simple=True, separator="/"): m for k, m in jax.tree.leaves_with_path(moved)
+    }
+    assert any(moved.values())
+    if part == "rule":
+        assert all(("final_norm" in path or "mlp" in path) for path, m in moved.items() if m)
+    if part == "adapters":
+        assert all(path.endswith("kernel") for path, m in moved.items() if m)
+
+
+@pytest.mark.parametrize("kl", [algorithms.KL(), None], ids=["unpriced", "priced"])
+def test_a_reference_is_kept_and_scored_only_where_a_divergence_is_priced(kl):
+    algorithm = algorithms.PPO if kl is None else algorithms.PPO._replace(kl=kl)
+    learner, state = learner_of(algorithm), start(algorithm=algorithm)
+    assert (state.ref_params is None) == (kl is not None)
+    text = str(jax.make_jaxpr(lambda s: reinforcement.iterate(s, CONFIG, learner, TASK))(state))
+    with_reference = str(
+        jax.make_jaxpr(lambda s: reinforcement.iterate(s, CONFIG, learner_of(algorithms.PPO), TASK))(start())
+    )
+    assert (text.count("dot_general") < with_reference.count("dot_general")) == (kl is not None)
+
+
+def test_an_optimizer_of_ones_own_takes_traced_hyper_parameters():
+    learner = reinforcement.Learner(POLICY, algorithms.PPO, optimizer=lambda rate, config: optax.sgd(rate))
+    train = partial(reinforcement.train, learner=learner, task=TASK)
+    rates = jnp.array([1e-3, 1e-1])
+    axes = jax.tree.map(lambda _: None, CONFIG).replace(learning_rate=0)
+    config = CONFIG.replace(learning_rate=rates)
+    states, _ = jax.jit(jax.vmap(train, in_axes=(None, axes)))(jax.random.key(0), config)
+    slow, fast = (jax.tree.map(lambda x, i=i: x[i], states.params) for i in range(2))
+    first = jax.jit(POLICY.init)(jax.random.split(jax.random.key(0))[0])
+    distances = [
+        float(optax.global_norm(jax.tree.map(jnp.subtract, params, first))) for params in (slow, fast)
+    ]
+    assert 0 < 10 * distances[0] < distances[1]
+    assert not [x for x in jax.tree.leaves(states.opt_state) if x.ndim > 1]  # no moments
 
 
 def test_truncation_continues_with_the_value_or_ends():
@@ -206,8 +340,10 @@ def test_truncation_continues_with_the_value_or_ends():
     )
     rewards = jnp.array([[0.0, 1.0], [0.0, 1.0]])
     config = CONFIG.replace(gae_lambda=1.0)
-    bootstrap = algorithms.actor_critic_credit(rewards, trajectories, config)
-    terminal = algorithms.actor_critic_credit(rewards, trajectories, config.replace(truncation="terminal"))
+    free = jnp.zeros((2, 2))
+    terminal = config.replace(truncation="terminal")
+    bootstrap = algorithms.actor_critic_credit(rewards, free, trajectories, config)
+    terminal = algorithms.actor_critic_credit(rewards, free, trajectories, terminal)
     np.testing.assert_allclose(bootstrap.targets, [[4, 4], [1, 1]])
     np.testing.assert_allclose(terminal.targets, [[1, 1], [1, 1]])
 
@@ -245,11 +381,16 @@ def test_training_finds_the_known_optimum(kl):
         held_out=lambda key, n: prompt,
         reward=lambda prompts, completions, mask: worth(completions, mask),
     )
-    learner = reinforcement.Learner(policy, algorithms.RLOO._replace(kl=KLS[kl]), length, 1, 0)
+    learner = reinforcement.Learner(policy, algorithms.RLOO._replace(kl=KLS[kl]))
     config = ReinforcementConfig(
-        learning_rate=1e-2, final_learning_rate=0.02, kl_coef=beta, prompts=1, completions=512, epochs=1, minibatches=1,
+        learning_rate=1e-2,
+        final_learning_rate_share=0.02,
+        kl_coef=beta,
+        prompts_per_update=1,
+        completions=512,
         updates=300,
-    )  # fmt: skip
+        sampling=decoding.Sampling(length, eos_id=1, pad_id=0),
+    )
     params = jax.tree.map(lambda x: 2.5 * x, jax.jit(policy.init)(jax.random.key(1)))
     train = partial(reinforcement.train, config=config, learner=learner, task=task, params=params)
     state, _ = jax.jit(jax.vmap(train))(jax.random.split(jax.random.key(0), 4))
@@ -258,7 +399,7 @@ def test_training_finds_the_known_optimum(kl):
         everything = reinforcement.Rollout(
             prompt.tokens, prompt.mask, texts, mask, *(jnp.zeros((16, 2)),) * 2, *(jnp.zeros(16),) * 2
         )
-        log_probs = jnp.where(mask, score(policy, params, everything, 1.0).log_probs, 0).sum(-1)
+        log_probs = jnp.where(mask, score(policy, params, everything, config.sampling).log_probs, 0).sum(-1)
         return jnp.where(real, jnp.exp(log_probs), 0)
 
     reference = jax.jit(distribution)(params)
@@ -273,7 +414,7 @@ def test_training_finds_the_known_optimum(kl):
 
 def test_an_adaptive_price_moves_towards_its_target():
     algorithm = algorithms.RLOO._replace(
-        kl=algorithms.KL(reward=losses.kl.k1, controller=algorithms.adaptive)
+        kl=algorithms.KL(reward=losses.kl.k1, controller=algorithms.adapt_price)
     )
     config = CONFIG.replace(kl_target=50.0, kl_coef=0.1, updates=3)
     state, metrics = jax.jit(partial(reinforcement.train, learner=learner_of(algorithm), task=TASK))(
@@ -297,7 +438,10 @@ def test_no_two_leaves_share_memory():
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"prompts": 6, "minibatches": 4}, ["prompts", "6", "4"]),
+        ({"prompts_per_update": 6, "minibatches": 4}, ["prompts_per_update", "6", "4"]),
+        ({"sampling": decoding.Sampling(copies=2)}, ["sampling.copies", "2", "completions"]),
+        ({"final_learning_rate_share": 1.5}, ["final_learning_rate_share", "0..1", "1.5"]),
+        ({"kl_coef": float("nan")}, ["kl_coef", "finite", "nan"]),
         ({"epochs": 0}, ["epochs", "0"]),
         ({"learning_rate": -1.0}, ["learning_rate", "-1"]),
         ({"updates": -2}, ["updates", "-2"]),

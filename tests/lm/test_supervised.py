@@ -14,14 +14,15 @@ POLICY = LanguagePolicy(
     TransformerConfig.gpt2(TASK.tokenizer.vocab_size, layers=1, width=16, heads=2, context=16)
 )
 INIT = jax.jit(POLICY.init)
+TEACHER = supervised.Teacher(POLICY)
 CONFIG = SupervisedConfig(learning_rate=1e-2, steps=60, batch=64)
 
 
 @pytest.fixture(scope="module")
 def trained():
     source = supervised.task_source(TASK, CONFIG.batch)
-    state = supervised.init(jax.random.key(0), CONFIG, INIT(jax.random.key(1)))
-    return jax.jit(lambda s: supervised.run(s, CONFIG, POLICY, source, CONFIG.steps))(state)
+    state = supervised.init(jax.random.key(0), CONFIG, TEACHER, INIT(jax.random.key(1)))
+    return jax.jit(lambda s: supervised.run(s, CONFIG, TEACHER, source, CONFIG.steps))(state)
 
 
 def test_it_learns(trained):
@@ -31,9 +32,9 @@ def test_it_learns(trained):
 
 
 def test_loss_is_the_cross_entropy_of_the_completion_alone():
-    state = supervised.init(jax.random.key(0), CONFIG, INIT(jax.random.key(1)))
+    state = supervised.init(jax.random.key(0), CONFIG, TEACHER, INIT(jax.random.key(1)))
     batch = supervised.task_source(TASK, 4)(jax.random.key(2), None)
-    step = jax.jit(lambda b: supervised.update(state, b, CONFIG, POLICY)[1]["loss"])
+    step = jax.jit(lambda b: supervised.update(state, b, CONFIG, TEACHER)[1]["loss"])
     logits, _ = jax.jit(POLICY.apply)(state.params, batch.tokens)
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     tokens, target = np.asarray(batch.tokens), np.asarray(batch.target_mask)
@@ -51,7 +52,7 @@ def test_loss_is_the_cross_entropy_of_the_completion_alone():
 
 
 def test_rows_of_a_corpus():
-    corpus = supervised.Batch(jnp.arange(6).reshape(3, 2), jnp.ones((3, 2), bool), jnp.ones((3, 2), bool))
+    corpus = supervised.Texts(jnp.arange(6).reshape(3, 2), jnp.ones((3, 2), bool), jnp.ones((3, 2), bool))
     batch = supervised.row_source(corpus)(jax.random.key(0), jnp.array([2, 0]))
     np.testing.assert_array_equal(batch.tokens, [[4, 5], [0, 1]])
 
@@ -66,8 +67,8 @@ def test_learning_rate_rises_and_falls():
 def test_a_non_finite_step_is_skipped():
     config = CONFIG.replace(learning_rate=jnp.nan, warmup=0)
     params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), INIT(jax.random.key(1)))
-    state = supervised.init(jax.random.key(0), config, params)
+    state = supervised.init(jax.random.key(0), config, TEACHER, params)
     batch = supervised.task_source(TASK, 4)(jax.random.key(2), None)
-    after, metrics = jax.jit(lambda s: supervised.update(s, batch, config, POLICY))(state)
+    after, metrics = jax.jit(lambda s: supervised.update(s, batch, config, TEACHER))(state)
     assert after.skipped == metrics["skipped_updates"] == 1
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)

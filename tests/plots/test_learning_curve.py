@@ -4,19 +4,21 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from jaxrl4lm.plots.learning_curve import PANELS, learning_curve
+from jaxrl4lm.plots.learning_curve import learning_curve
+
+PANELS = {"reward/mean": "mean reward", "held_out": "held-out score", "kl/ref_sequence": "KL"}
 
 
 def run(updates: int, seeds: int = 1):
     def value(x):
         return float(x) if seeds == 1 else [float(x) + i for i in range(seeds)]
 
-    supervised = [{"phase": "supervised", "update": 40, "loss": value(1), "held_out": value(0.25)}]
-    first = [{"phase": "reinforcement", "update": 0, "held_out": value(0.25)}]
+    supervised = [{"stage": "supervised", "step": 40, "loss": value(1), "held_out": value(0.25)}]
+    first = [{"stage": "reinforcement", "step": 0, "held_out": value(0.25)}]
     rest = [
         {
-            "phase": "reinforcement",
-            "update": i,
+            "stage": "reinforcement",
+            "step": i,
             "reward/mean": value(i / updates),
             "kl/ref_sequence": value(i),
         }
@@ -36,7 +38,7 @@ def drawn(monkeypatch, tmp_path):
     )
 
     def draw(records, title="a run"):
-        learning_curve(records, title, tmp_path / "curve.png")
+        learning_curve(records, "reinforcement", PANELS, title, tmp_path / "curve.png")
         assert [p.name for p in tmp_path.iterdir()] == ["curve.png"]
         return figures[-1]
 

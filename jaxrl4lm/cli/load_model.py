@@ -1,0 +1,44 @@
+"""A Hugging Face folder as the commands use it: errors are one sentence, and ids without a token are never drawn."""
+
+import dataclasses
+import pathlib
+
+from jaxrl4lm import models
+from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
+from jaxrl4lm.models import LanguagePolicy
+from jaxrl4lm.types import InputError, Params
+
+
+def load_model(
+    folder: pathlib.Path, compute_dtype: str = "float32", dtype: str = "float32"
+) -> tuple[LanguagePolicy, Params, HuggingFaceTokenizer]:
+    """The policy (of the tokenizer's tokens), parameters (of `dtype`) and tokenizer of a Hugging Face folder."""
+    try:
+        policy, params, tokenizer = models.load(folder, dtype=dtype, compute_dtype=compute_dtype)  # pyright: ignore
+    except InputError:
+        raise
+    except Exception as error:  # the readers of JSON, tensors and tokenizers raise many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(
+            f"{folder} cannot be loaded ({reason}): mend or replace the folder's files"
+        ) from error
+    if tokenizer is None:
+        raise InputError(f"{folder} has no tokenizer.json: save the tokenizer beside the model")
+    _check_vocabulary(folder, tokenizer, policy.config.vocab_size)
+    if tokenizer.vocab_size < policy.config.vocab_size:
+        policy = dataclasses.replace(policy, tokens=tokenizer.vocab_size)
+    return policy, params, tokenizer
+
+
+def _check_vocabulary(folder: pathlib.Path, tokenizer: HuggingFaceTokenizer, size: int) -> None:
+    """Raises InputError where the tokenizer writes ids that the model has no embedding for.
+
+    Tokens that were added later may lie beyond it: some published folders have a pad token there, which is masked.
+    """
+    known = tokenizer.backend.get_vocab(with_added_tokens=False).values()
+    largest = max(*known, *tokenizer.eos_ids)
+    if largest >= size:
+        raise InputError(
+            f"{folder}: the tokenizer has ids up to {largest}, the model {size} embeddings: put the tokenizer and the "
+            "model of one training together"
+        )

@@ -1,0 +1,241 @@
+"""What options are made of: groups that several commands share, their ranges, and their way to JSON and back.
+
+Hyper-parameters are declared once, in `lm.config`: the commands embed those records, and their docstrings are the help.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, StructConstructorSpec
+
+from jaxrl4lm.data import Tokenizer
+from jaxrl4lm.decoding import Sampling, min_new_tokens, min_p, repetition_penalty, top_k, top_p
+from jaxrl4lm.lm import ReinforcementConfig
+from jaxrl4lm.lm.config import find_out_of_range, number, size
+from jaxrl4lm.types import InputError, ScalarLike
+
+LARGEST_SEED = 2**31
+Group = tyro.conf.OmitArgPrefixes
+REGISTRY = ConstructorRegistry()
+
+
+@REGISTRY.primitive_rule
+def _parse_scalar(info: Any) -> PrimitiveConstructorSpec | None:
+    """A hyper-parameter that may be traced is a number here."""
+    if info.type != ScalarLike:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FLOAT",
+        instance_from_str=lambda words: float(words[0]),
+        is_instance=lambda value: isinstance(value, int | float),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@REGISTRY.struct_rule
+def _leave_sampling_out(info: Any) -> StructConstructorSpec | None:
+    """A `Sampling` has functions as parts: the options of `SamplingOptions` make it."""
+    if info.type is not Sampling:
+        return None
+    return StructConstructorSpec(instantiate=lambda: ReinforcementConfig.sampling, fields=())
+
+
+def parse(kind: Any, arguments: list[str], command: str, default: Any = None) -> Any:
+    """The options of a command, from the words on its command line."""
+    with REGISTRY:
+        given = {} if default is None else {"default": default}
+        return tyro.cli(kind, args=arguments, prog=f"jaxrl4lm {command}", **given)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The policy: a new transformer, or a Hugging Face folder."""
+
+    model: Path | None = None
+    """Folder with config.json, model.safetensors and tokenizer.json to start from; the sizes below are then its own."""
+    style: Literal["llama", "gpt2"] = "gpt2"
+    """Of a new model: gpt2 (learned positions, GELU), or llama (rotary positions, gated SiLU, RMS norms)."""
+    layers: int = size(2)
+    """Blocks of attention and MLP."""
+    width: int = size(64)
+    """Of the residual stream; a multiple of --heads."""
+    heads: int = size(8)
+    """Attention heads of a block."""
+    context: int | None = size(None)
+    """Longest prompt and completion together, in tokens; what the data need (texts: at most 512), if not given."""
+    tokenizer: Literal["character", "byte"] | None = None
+    """Of a new model: characters of the texts and prompts, or bytes. Characters if there are at most 256, if not given."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products; parameters and statistics stay float32."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a completion is drawn. Every probability that is learned from is of this distribution."""
+
+    max_new_tokens: int | None = size(None)
+    """Longest completion, in tokens. If not given: what the task needs, or 64."""
+    temperature: float = number(1.0, above=0)
+    """Below 1 likely tokens become likelier."""
+    top_k: int | None = size(None)
+    """Draw from the k most likely tokens."""
+    top_p: float | None = number(None, above=0, most=1)
+    """Draw from the fewest tokens that have this probability together."""
+    min_p: float | None = number(None, above=0, most=1)
+    """Draw from tokens at least this many times as likely as the most likely."""
+    repetition_penalty: float | None = number(None, above=0)
+    """Above 1: tokens of the text so far become less likely."""
+    min_new_tokens: int = size(0, least=0)
+    """Tokens before a completion may end."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion, as tokens of the model's tokenizer."""
+
+    def make(self, tokenizer: Tokenizer, max_new_tokens: int | None = None) -> Sampling:
+        """The settings as the decoding room takes them.
+
+        Raises:
+          InputError: if a stop text is empty, or unknown to the tokenizer.
+        """
+        penalties = [] if self.repetition_penalty is None else [repetition_penalty(self.repetition_penalty)]
+        if self.min_new_tokens:
+            penalties.append(min_new_tokens(self.min_new_tokens, tokenizer.eos_ids))
+        given = {top_k: self.top_k, top_p: self.top_p, min_p: self.min_p}
+        return Sampling(
+            self.max_new_tokens or max_new_tokens,
+            tokenizer.eos_ids,
+            tokenizer.pad_id,
+            temperature=self.temperature,
+            penalties=tuple(penalties),
+            truncations=tuple(make(setting) for make, setting in given.items() if setting is not None),
+            stop_sequences=_encode_stops(self.stop, tokenizer),
+        )
+
+
+def _encode_stops(stops: tuple[str, ...], tokenizer: Tokenizer) -> Any:
+    """Stop texts as int32 `[N, M]`, -1 on the left of shorter ones."""
+    from jaxrl4lm.data.corpus import pad
+
+    if not stops:
+        return None
+    if "" in stops:
+        raise InputError("--stop '' would end every completion at once: give a text")
+    try:
+        rows = [tokenizer.encode(text) for text in stops]
+    except ValueError as error:
+        raise InputError(f"--stop: {error}") from None
+    return pad(rows, max(map(len, rows)), -1, left=True)[0]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where the run goes, and what decides it."""
+
+    out: Path | None = None
+    """Run folder, which must not exist; runs/NAME-seedN and a free number, if not given."""
+    resume: Path | None = None
+    """Go on with the run in this folder; takes no other option."""
+    seed: int = size(0, least=0, most=math.inf)
+    """Decides everything: the same seed gives the same bits on the same machine."""
+    evaluate_every: int | None = size(None)
+    """Steps between evaluations on what is held out. If not given: 10; 50 of teacher forcing on texts."""
+    save_interval: float = number(15.0, least=0, most=math.inf)
+    """Seconds between checkpoints, at least; a run also saves when it is interrupted and when it ends."""
+    mesh: tuple[int, int, int] | None = None
+    """Devices along the axes data, fsdp, tensor: copies of the model, shards of its parameters, shards of its products."""
+    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Also log there (install the extra of that name)."""
+
+
+def name_option(name: str, prefix: str = "") -> str:
+    """The option of a field."""
+    return f"--{prefix}{name.replace('_', '-')}"
+
+
+def check_numbers(arguments: Any, prefixes: typing.Mapping[str, str]) -> None:
+    """Raises InputError, naming the option, where a number of a group is out of its range.
+
+    Args:
+      prefixes: what stands before the names of a group's options.
+    """
+    for group in dataclasses.fields(arguments):
+        record = getattr(arguments, group.name)
+        if dataclasses.is_dataclass(record) and (found := find_out_of_range(record)):
+            name, problem = found
+            raise InputError(f"{name_option(name, prefixes.get(group.name, ''))} {problem}")
+
+
+def check_seeds(seed: int, seeds: int = 1) -> None:
+    """Raises InputError where a seed does not fit into 32 bits."""
+    if seed + seeds > LARGEST_SEED:
+        raise InputError(f"--seed must lie in 0..{LARGEST_SEED - seeds}, not {seed}")
+
+
+def to_json(arguments: Any) -> dict[str, Any]:
+    """Plain data, of which `from_json` makes the same arguments."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+    def groups() -> typing.Iterator[tuple[str, dict[str, Any]]]:
+        for group in dataclasses.fields(arguments):
+            record = getattr(arguments, group.name)
+            yield (
+                group.name,
+                {
+                    f.name: getattr(record, f.name)
+                    for f in dataclasses.fields(record)
+                    if f.type is not Sampling
+                },
+            )
+
+    return plain(dict(groups()))
+
+
+def from_json(kind: type, data: typing.Mapping[str, Any]) -> Any:
+    """The arguments of that kind that `to_json` wrote.
+
+    Raises:
+      KeyError, TypeError: if it did not.
+    """
+
+    def revive_group(annotation: Any, values: dict[str, Any]) -> Any:
+        group = (
+            typing.get_args(annotation)[0]
+            if typing.get_origin(annotation) is typing.Annotated
+            else annotation
+        )
+        hints = typing.get_type_hints(group)
+        return group(**{name: _revive(name, value, hints[name]) for name, value in values.items()})
+
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return kind(**{f.name: revive_group(hints[f.name], data[f.name]) for f in dataclasses.fields(kind)})
+
+
+def _revive(name: str, value: Any, hint: Any) -> Any:
+    """The value of a field with that annotation, from JSON; raises TypeError if it is of another type."""
+    options: tuple[Any, ...] = typing.get_args(hint)
+    if hint == ScalarLike:
+        return _revive(name, value, float)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:  # X | None
+        return None if value is None else _revive(name, value, options[0])
+    if typing.get_origin(hint) is tuple:
+        kinds = options if Ellipsis not in options else [options[0]] * len(value)
+        return tuple(_revive(name, v, each) for v, each in zip(value, kinds, strict=True))
+    if typing.get_origin(hint) is Literal:
+        fits = value in options
+    elif hint is Path:
+        return Path(value)
+    else:
+        fits = isinstance(value, int | float if hint is float else hint) and not isinstance(value, bool)
+    if not fits:
+        raise TypeError(f"{name} is {value!r}")
+    return value

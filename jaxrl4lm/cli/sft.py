@@ -1,0 +1,180 @@
+"""`jaxrl4lm sft`: teacher forcing on texts, or on prompts and their completions."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+
+from jaxrl4lm.cli import run_folder
+from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
+from jaxrl4lm.cli.language_data import Learner, build_learner, describe_corpus
+from jaxrl4lm.cli.options import (
+    Group,
+    ModelOptions,
+    RunOptions,
+    SamplingOptions,
+    check_numbers,
+    check_seeds,
+    parse,
+)
+from jaxrl4lm.cli.session import Session, drive
+from jaxrl4lm.data.corpus import Document, encode_documents, encode_prompts, read_documents
+from jaxrl4lm.data.files import Row
+from jaxrl4lm.lm import SupervisedConfig
+from jaxrl4lm.lm.config import size
+from jaxrl4lm.training import Sample, evaluate_texts, supervised
+from jaxrl4lm.training.evaluation import SHOWN, complete_prompts, make_greedy
+from jaxrl4lm.training.reinforcement_stage import LONGEST_COMPLETION
+from jaxrl4lm.types import InputError, Params
+
+MOST_HELD_OUT = 256
+NEW_MODEL = SupervisedConfig(learning_rate=3e-3, steps=1000)
+"""Of a small new model. With --model the defaults are those of `lm.SupervisedConfig`."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What is imitated."""
+
+    dataset: Path | None = None
+    """A plain text, or JSONL with a column of completions, and one of prompts that are not imitated themselves."""
+    prompt_column: str = "prompt"
+    """Column of the prompts."""
+    completion_column: str = "completion"
+    """Column of what is imitated after the prompt."""
+    text_unit: Literal["line", "file"] = "line"
+    """What a document of a plain text is."""
+    held_out: int | None = size(None, least=0)
+    """Texts kept back for evaluation: a tenth of them, at most 256, if not given; 0: evaluate on what is trained on."""
+
+
+@dataclass(frozen=True)
+class SftArguments:
+    """Fine-tune a language model on texts.
+
+    The run folder keeps config.json, metrics.jsonl, learning_curve.png, samples.txt, checkpoints, and the model as a Hugging
+    Face folder.
+    """
+
+    data: Annotated[DataOptions, Group] = field(default_factory=DataOptions)
+    model: Annotated[ModelOptions, Group] = field(default_factory=ModelOptions)
+    supervised: Annotated[SupervisedConfig, Group] = NEW_MODEL
+    sampling: Annotated[SamplingOptions, Group] = field(default_factory=SamplingOptions)
+    run: Annotated[RunOptions, Group] = field(default_factory=RunOptions)
+
+
+def main(words: list[str]) -> int:
+    """Runs the command."""
+    arguments = _parse(words)
+    enable_compilation_cache()
+    if path := arguments.run.resume:
+        arguments, changed = run_folder.read_arguments(path, SftArguments)
+        run_folder.refuse_changes(path, changed)
+        check(arguments)
+        arguments = dataclasses.replace(arguments, run=dataclasses.replace(arguments.run, resume=path))
+    session = build(arguments)
+    fresh = dataclasses.replace(arguments, run=dataclasses.replace(arguments.run, resume=None))
+    name = f"{_dataset(arguments).stem}-sft-seed{arguments.run.seed}"
+    return drive("sft", session, arguments.run, run_folder.describe_run("sft", fresh), name)
+
+
+def _parse(words: list[str]) -> SftArguments:
+    first = parse(SftArguments, words, "sft")
+    if first.run.resume:
+        if first != SftArguments(run=RunOptions(resume=first.run.resume)):
+            raise InputError(
+                f"--resume {first.run.resume} takes the options of that run: give no other option"
+            )
+        return first
+    if first.model.model is not None:
+        first = parse(SftArguments, words, "sft", default=SftArguments(supervised=SupervisedConfig()))
+    check(first)
+    folder = first.model.model.absolute() if first.model.model else None
+    return dataclasses.replace(
+        first,
+        data=dataclasses.replace(first.data, dataset=_dataset(first).absolute()),
+        model=dataclasses.replace(first.model, model=folder),
+    )
+
+
+def check(arguments: SftArguments) -> None:
+    """Raises InputError where an option is missing or a number is out of range."""
+    check_numbers(arguments, {})
+    check_seeds(arguments.run.seed)
+    _dataset(arguments)
+
+
+def _dataset(arguments: SftArguments) -> Path:
+    if arguments.data.dataset is None:
+        raise InputError("--dataset is missing: name a text, or JSONL with prompts and completions")
+    return arguments.data.dataset
+
+
+def build(arguments: SftArguments) -> Session:
+    """The session that the options describe.
+
+    Raises:
+      InputError: where a file or a size cannot be used.
+    """
+    data, run, dataset = arguments.data, arguments.run, _dataset(arguments)
+    documents = read_documents(dataset, data.prompt_column, data.completion_column, data.text_unit)
+    room = arguments.sampling.max_new_tokens or LONGEST_COMPLETION
+    learner = build_learner(arguments.model, documents, [], room, run.seed)
+    training, held_out = _split(documents, data.held_out)
+    corpus = encode_documents(training, learner.tokenizer, learner.context)
+    held_corpus = encode_documents(held_out, learner.tokenizer, learner.context)
+    evaluation = evaluate_texts(
+        learner.policy, held_corpus, _make_samples(arguments, learner, held_out, room)
+    )
+    stage = supervised(
+        learner.policy,
+        corpus,
+        arguments.supervised,
+        tokenizer=learner.tokenizer,
+        evaluation=evaluation,
+        seed=run.seed,
+        evaluate_every=run.evaluate_every,
+    )
+    notes = (
+        describe_corpus(corpus, learner.context),
+        describe_corpus(held_corpus, learner.context, "held out"),
+    )
+    return Session(dataset.name, learner.policy, learner.start, (stage,), evaluation, notes)
+
+
+def _split(documents: list[Document], held_out: int | None) -> tuple[list[Document], list[Document]]:
+    """(to train on, held out), chosen by a fixed shuffle."""
+    total = len(documents)
+    count = min(MOST_HELD_OUT, total // 10) if held_out is None else held_out
+    if count >= total and count:
+        raise InputError(f"--held-out {count} leaves nothing of {total} texts to train on: lower it")
+    if count == 0:
+        return documents, documents[:MOST_HELD_OUT]
+    order = np.random.default_rng(0).permutation(total).tolist()
+    return [documents[i] for i in sorted(order[count:])], [documents[i] for i in sorted(order[:count])]
+
+
+def _make_samples(arguments: SftArguments, learner: Learner, held_out: list[Document], room: int):
+    """A function that completes a few held-out prompts; None where a prompt would be empty."""
+    tokenizer = learner.tokenizer
+    if tokenizer.bos_id is None and not all(document.prompt for document in held_out[:SHOWN]):
+        return None
+    room = min(room, learner.context // 2)
+    sampling = arguments.sampling.make(tokenizer, room)
+    same = len({document.prompt for document in held_out}) == 1
+    complete = complete_prompts(learner.policy, tokenizer, sampling if same else make_greedy(sampling))
+    fitting = [
+        d for d in held_out if len(tokenizer.encode(d.prompt)) + 1 + sampling.length <= learner.context
+    ]
+    rows = [Row(i, {"prompt": d.prompt}) for i, d in enumerate(fitting[:SHOWN], start=1)]
+    if not rows:
+        return None
+    prompts = encode_prompts(rows, "prompt", tokenizer, "--dataset", sampling.length, learner.context)
+
+    def samples(params: Params) -> list[Sample]:
+        completions = complete(params, prompts)
+        return [Sample(*pair, score=None) for pair in zip(prompts.texts, completions, strict=True)]
+
+    return samples

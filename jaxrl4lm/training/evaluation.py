@@ -1,0 +1,202 @@
+"""How language models are looked at while they learn: held-out scores and samples, the same ones each time.
+
+Shapes: `N` rows, `L` tokens, `B` rows of a batch.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl4lm import reduce
+from jaxrl4lm.data import Tokenizer
+from jaxrl4lm.data.corpus import Corpus, PromptSet
+from jaxrl4lm.data.rewards import Reward, call
+from jaxrl4lm.decoding import Sampling, generate
+from jaxrl4lm.lm import supervised
+from jaxrl4lm.models import LanguagePolicy
+from jaxrl4lm.tasks import Prompts, Task, exact_match
+from jaxrl4lm.training.stage import Numbers, Sample
+from jaxrl4lm.types import Array, Params
+
+AT_ONCE = 64
+"""Rows of a batch of evaluation."""
+SHOWN = 8
+"""Samples to look at."""
+
+
+class Evaluation(NamedTuple):
+    """What a stage measures once a chunk."""
+
+    score: Callable[[Params], Numbers]
+    """Metrics of parameters; `held_out` is the one that counts."""
+    label: str
+    """What that one is, in words."""
+    headline: Callable[[Numbers], str]
+    """Its part of the progress line."""
+    samples: Callable[[Params], Sequence[Sample]] | None = None
+    """Outputs for a few of the held-out inputs."""
+
+
+def _say_held_out(metrics: Numbers) -> str:
+    return f"held-out {float(np.mean(metrics['held_out'])):.3f}"
+
+
+def evaluate_task(policy: LanguagePolicy, task: Task, *, count: int = 1000, seeds: int = 1) -> Evaluation:
+    """Greedy answers to held-out problems of a task: the share that is right, end token and all.
+
+    Args:
+      count: problems.
+      seeds: members of a population, whose parameters have a leading axis; samples are those of the first.
+    """
+    over_seeds = jax.vmap if seeds > 1 else lambda function: function
+    answer = partial(_answer, task=task, policy=policy)
+    evaluate = jax.jit(over_seeds(lambda params: answer(params, count)[2].mean()))
+    answer_few = jax.jit(lambda params: answer(params, SHOWN))
+
+    def samples(params: Params) -> list[Sample]:
+        first = jax.tree.map(lambda x: x[0], params) if seeds > 1 else params
+        prompts, tokens, scores = jax.device_get(answer_few(first))
+        decode = task.tokenizer.decode
+        rows = zip(prompts.tokens.tolist(), tokens.tolist(), scores.tolist(), strict=True)
+        return [Sample(decode(prompt), decode(completion), score) for prompt, completion, score in rows]
+
+    return Evaluation(
+        score=lambda params: {"held_out": jax.device_get(evaluate(params))},
+        label="held-out exact match",
+        headline=_say_held_out,
+        samples=samples,
+    )
+
+
+def _answer(
+    params: Params, count: int, *, task: Task, policy: LanguagePolicy
+) -> tuple[Prompts, Array, Array]:
+    """Greedy answers `[count, T]` to held-out problems, and whether each is right."""
+    prompts = task.held_out(jax.random.key(0), count)
+    ids = task.tokenizer.eos_id, task.tokenizer.pad_id
+    sampling = Sampling(task.completion_length, *ids, temperature=None)
+    key = jax.random.key(0)
+    completed = generate(policy, params, prompts.tokens, prompts.mask, key, sampling, final_values=False)
+    return prompts, completed.tokens, exact_match(prompts, completed.tokens, completed.mask)
+
+
+def evaluate_prompts(
+    policy: LanguagePolicy,
+    tokenizer: Tokenizer,
+    prompts: PromptSet,
+    rewards: Mapping[str, Reward],
+    sampling: Sampling,
+    *,
+    greedy: bool = True,
+) -> Evaluation:
+    """One completion of each held-out prompt, scored by the sum of the rewards.
+
+    Args:
+      sampling: whole: with its length and end tokens.
+      greedy: take the most likely tokens, and leave penalties and truncations aside.
+    """
+    complete = complete_prompts(policy, tokenizer, make_greedy(sampling) if greedy else sampling)
+
+    def judge(params: Params, judged: PromptSet) -> tuple[list[str], list[float]]:
+        completions = complete(params, judged)
+        return completions, sum_rewards(rewards, judged, range(len(completions)), completions, 1)
+
+    def samples(params: Params) -> list[Sample]:
+        return [Sample(*each) for each in zip(few.texts, *judge(params, few), strict=True)]
+
+    few = prompts.select(range(min(SHOWN, len(prompts.rows))))
+    return Evaluation(
+        score=lambda params: {"held_out": np.asarray(np.mean(judge(params, prompts)[1]))},
+        label=f"held-out mean reward ({'greedy' if greedy else 'sampled'})",
+        headline=_say_held_out,
+        samples=samples,
+    )
+
+
+def make_greedy(sampling: Sampling) -> Sampling:
+    """The same lengths and ends, and always the most likely token."""
+    return dataclasses.replace(sampling, temperature=None, penalties=(), truncations=(), copies=1)
+
+
+def sum_rewards(
+    rewards: Mapping[str, Reward],
+    prompts: PromptSet,
+    indices: Sequence[int],
+    completions: Sequence[str],
+    copies: int,
+) -> list[float]:
+    """The sum of the rewards of completions, the copies of a prompt being consecutive."""
+    texts = [prompts.texts[i] for i in indices for _ in range(copies)]
+    columns = prompts.columns(indices, copies)
+    each = [call(reward, name, texts, completions, columns) for name, reward in rewards.items()]
+    return [math.fsum(scores) for scores in zip(*each, strict=True)]
+
+
+def complete_prompts(
+    policy: LanguagePolicy, tokenizer: Tokenizer, sampling: Sampling
+) -> Callable[[Params, PromptSet], list[str]]:
+    """A function that completes each of a set of prompts, in batches of one size."""
+
+    @jax.jit
+    def complete_batch(params: Params, tokens: Array, mask: Array, offset: int):
+        key = jax.random.key(0)
+        return generate(policy, params, tokens, mask, key, sampling, row_offset=offset, final_values=False)
+
+    def complete(params: Params, prompts: PromptSet) -> list[str]:
+        total = len(prompts.rows)
+        count = min(AT_ONCE, total)
+        texts: list[str] = []
+        for first in range(0, total, count):
+            # The last batch is filled up with its own last prompt, to keep the shape.
+            indices = [min(i, total - 1) for i in range(first, first + count)]
+            done = complete_batch(params, *prompts.batch(indices, tokenizer.pad_id), first)
+            texts += decode_completions(tokenizer, done.tokens, done.mask)
+        return texts[:total]
+
+    return complete
+
+
+def decode_completions(tokenizer: Tokenizer, tokens: Array, mask: Array) -> list[str]:
+    """Texts of completions `[B, T]`, without their end and what follows it."""
+    rows = zip(*jax.device_get((tokens, mask)), strict=True)
+    texts = [[i for i in ids[real].tolist() if i not in tokenizer.eos_ids] for ids, real in rows]
+    return [tokenizer.decode(ids) for ids in texts]
+
+
+def evaluate_texts(
+    policy: LanguagePolicy,
+    corpus: Corpus,
+    samples: Callable[[Params], Sequence[Sample]] | None = None,
+) -> Evaluation:
+    """Cross-entropy (nats a token) and accuracy of the target tokens of held-out texts."""
+    count = min(AT_ONCE, len(corpus.tokens))
+    padding = -len(corpus.tokens) % count
+    # Rows that fill the last batch have no target: they count for nothing.
+    arrays = (np.pad(x, ((0, padding), (0, 0))) for x in corpus[:3])
+    batches = supervised.Texts(*(jnp.asarray(x.reshape(-1, count, x.shape[1])) for x in arrays))
+    batches = batches._replace(mask=batches.mask | (jnp.arange(batches.mask.shape[-1]) == 0))
+
+    @jax.jit
+    def measure(params: Params, batches: supervised.Texts) -> tuple[Array, Array]:
+        parts = jax.lax.map(lambda texts: supervised.measure(params, texts, policy), batches)
+        nats, right = (jax.tree.map(jnp.sum, part) for part in parts)
+        return reduce.divide(nats), reduce.divide(right)
+
+    def score(params: Params) -> Numbers:
+        nats, right = jax.device_get(measure(params, batches))
+        return {"held_out": right, "held_out/loss": nats}
+
+    return Evaluation(
+        score=score,
+        label="held-out token accuracy",
+        headline=lambda m: (
+            f"held-out loss {float(m['held_out/loss']):.3f}, accuracy {float(m['held_out']):.3f}"
+        ),
+        samples=samples,
+    )

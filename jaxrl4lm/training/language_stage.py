@@ -1,0 +1,91 @@
+"""What the stages of language models share: keys, populations, metrics on their way to the host, descriptions."""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl4lm import models
+from jaxrl4lm.data import Tokenizer
+from jaxrl4lm.models import LanguagePolicy
+from jaxrl4lm.types import Array, InputError, Params
+
+PURPOSES = ("params", "supervised", "reinforcement")
+"""A key of its own for each: a stage draws the same numbers whether others run before it or not."""
+
+
+def choose_keys(seed: int, seeds: int, purpose: str) -> Array:
+    """The key of a purpose, or one a seed `[seeds]`: the same whether a seed is trained alone or with others."""
+
+    def choose(seed: Array | int) -> Array:
+        return jax.random.split(jax.random.key(seed), len(PURPOSES))[PURPOSES.index(purpose)]
+
+    return jax.vmap(choose)(seed + jnp.arange(seeds)) if seeds > 1 else choose(seed)
+
+
+def init_params(policy: LanguagePolicy, seed: int = 0, seeds: int = 1) -> Params:
+    """Random parameters, of several seeds with a leading axis."""
+    return jax.jit(map_over_seeds(policy.init, seeds))(choose_keys(seed, seeds, "params"))
+
+
+def map_over_seeds(function: Callable, seeds: int) -> Callable:
+    """The function, over a leading axis of seeds where there are several."""
+    return jax.vmap(function) if seeds > 1 else function
+
+
+def fetch(metrics: Mapping[str, Array], seeds: int = 1) -> dict[str, np.ndarray]:
+    """Metrics as NumPy arrays, fetched together: steps lead, seeds follow."""
+    fetched = jax.device_get(dict(metrics))
+    return {name: np.asarray(value).T if seeds > 1 else np.asarray(value) for name, value in fetched.items()}
+
+
+def export_with(
+    policy: LanguagePolicy, tokenizer: Tokenizer | None
+) -> Callable[[pathlib.Path, Params], None]:
+    """A function that writes parameters as a Hugging Face folder."""
+
+    def export(folder: pathlib.Path, params: Params) -> None:
+        models.save(folder, policy, params, tokenizer)
+
+    return export
+
+
+def check_config(config: Any) -> None:
+    """Raises InputError where a number of the configuration does not fit."""
+    try:
+        config.check()
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def describe(value: Any) -> Any:
+    """A configuration as JSON: records by their fields, functions by their names, arrays by their numbers."""
+    if isinstance(value, str | int | float | bool | None):
+        return value
+    if hasattr(value, "_asdict"):
+        return {name: describe(each) for name, each in value._asdict().items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: describe(getattr(value, each.name)) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): describe(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [describe(each) for each in value]
+    if isinstance(value, functools.partial):
+        return {"function": describe(value.func), "arguments": describe([*value.args, value.keywords])}
+    if isinstance(value, jax.Array | np.ndarray):
+        return np.asarray(value).tolist()
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def digest(*arrays: Any) -> str:
+    """A fingerprint of arrays or lists of numbers, to tell whether a resumed run sees the same data."""
+    hashed = hashlib.sha256()
+    for array in arrays:
+        hashed.update(np.asarray(array).tobytes())
+    return hashed.hexdigest()[:16]

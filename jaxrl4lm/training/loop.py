@@ -1,0 +1,370 @@
+"""The one loop around everything that learns: chunks, records, checkpoints, resume, interruption, placement.
+
+It knows no algorithm, no language model and no terminal: what a stage is, its functions say.
+"""
+
+import contextlib
+import os
+import pathlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl4lm.metrics import Sink
+from jaxrl4lm.plots.learning_curve import learning_curve
+from jaxrl4lm.training import folder as run_folder
+from jaxrl4lm.training.folder import RunFolder
+from jaxrl4lm.training.interruption import Interruption
+from jaxrl4lm.training.stage import Numbers, Progress, Report, Sample, Stage, StepFailed
+from jaxrl4lm.types import InputError, Params
+
+SKIPPED = "skipped_updates"
+"""The metric that counts the steps of a stage that were not applied because they were not finite."""
+
+
+class Run(NamedTuple):
+    """What `fit` gives back."""
+
+    params: Params
+    """Of the last step."""
+    history: Mapping[str, np.ndarray]
+    """Every metric over the records that have it, in order: `[steps]`, or `[steps, members]` of a population. What is
+    evaluated once a chunk has a value for each evaluation; nan stands for what was not finite."""
+    folder: pathlib.Path | None
+    progress: Progress
+    """How far it came; its `scores` hold the evaluations."""
+    records: Sequence[Mapping[str, Any]]
+    """As metrics.jsonl has them: `stage`, `step`, and metrics."""
+    interrupted: int | None
+    """The signal that ended the run early; None if it came to its end."""
+    before: Sequence[Sample]
+    """Samples from before the last stage."""
+    after: Sequence[Sample]
+    """Samples of the last parameters."""
+    skipped: int
+    """Optimizer steps that were not applied because their gradient was not finite."""
+
+
+def fit(
+    stages: Sequence[Stage],
+    params: Params,
+    *,
+    out: str | os.PathLike | None = None,
+    resume: bool = False,
+    title: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    sinks: Sequence[Callable[[pathlib.Path], Sink]] = (),
+    place: Callable[[Any], Any] | None = None,
+    on_progress: Callable[[Report], None] | None = None,
+    save_interval: float = 15.0,
+) -> Run:
+    """Takes parameters through stages.
+
+    A run is decided by its arguments alone: killed at any moment and resumed it ends with the same bits. Ctrl-C and
+    SIGTERM finish the chunk, save and return a `Run` whose `interrupted` is the signal.
+
+    Args:
+      params: where the first stage begins. They are copied.
+      out: a new run folder, for the configuration, metrics, the learning curve, samples, checkpoints and the last
+        stage's export (`model/`). None: nothing is written.
+      resume: go on with the run in `out`.
+      title: of the picture; the names of the stages if None.
+      config: what config.json holds (JSON); what the stages say of themselves if None.
+      sinks: functions of the run folder that make further places for the records, as `metrics.TensorBoard`.
+      place: from the shapes of a state to the shardings of its leaves, all on one mesh, as
+        `partial(models.shardings, mesh=mesh)`. None: one device.
+      on_progress: called when a stage begins and after each chunk.
+      save_interval: seconds between checkpoints, at least; inf saves only at an interruption and at the end.
+    Raises:
+      InputError: if the folder cannot be used, a parameter is not finite, or a step failed (its `StepFailed`; what was done
+        before it is saved).
+    """
+    if not stages:
+        raise InputError("there are no stages: give at least one")
+    _check_finite(params)
+    name_of_run = title or ", then ".join(stage.name for stage in stages)
+    config = {"stages": [_describe(stage) for stage in stages]} if config is None else config
+    opened = None if out is None else _open_folder(pathlib.Path(out), config, resume)
+    loop = _Loop(stages, opened, name_of_run, place, on_progress, save_interval)
+    with contextlib.ExitStack() as stack:
+        if opened is not None:
+            stack.callback(opened.close)
+            for make in sinks:
+                loop.sinks.append(sink := make(opened.path))
+                stack.callback(sink.close)
+        stack.enter_context(loop.interruption)
+        stack.callback(loop.join_preparation)
+        return loop.run(params)
+
+
+def _describe(stage: Stage) -> dict[str, Any]:
+    return {"name": stage.name, "steps": stage.steps, "chunk": stage.chunk, **stage.config}
+
+
+def _open_folder(path: pathlib.Path, config: Mapping[str, Any], resume: bool) -> RunFolder:
+    if resume:
+        run_folder.check_same_config(path, config)
+    else:
+        run_folder.create(path, config)
+    return RunFolder(path)
+
+
+def _check_finite(params: Params) -> None:
+    """Raises InputError, naming it, where a parameter is nan or infinite."""
+    named = {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): x
+        for keys, x in jax.tree.leaves_with_path(params)
+        if not isinstance(x, jax.ShapeDtypeStruct) and jnp.issubdtype(x.dtype, jnp.inexact)
+    }
+    finite = jax.device_get(jax.jit(partial(jax.tree.map, lambda x: jnp.isfinite(x).all()))(named))
+    if broken := [name for name, is_finite in finite.items() if not is_finite]:
+        raise InputError(f"the parameter {broken[0]} holds numbers that are not finite: mend the model")
+
+
+class _Loop:
+    """One run under way: what it records, saves and tells while its stages go on."""
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        opened: RunFolder | None,
+        title: str,
+        place: Callable[[Any], Any] | None,
+        on_progress: Callable[[Report], None] | None,
+        save_interval: float,
+    ):
+        self.stages, self.folder, self.title, self.place = stages, opened, title, place
+        self.on_progress, self.save_interval = on_progress, save_interval
+        self.progress = opened.progress if opened else Progress()
+        self.records: list[dict[str, Any]] = [] if opened is None else opened.jsonl.records
+        self.sinks: list[Sink] = [opened.jsonl] if opened else []
+        self.interruption = Interruption()
+        self.preparation: threading.Thread | None = None
+        self.started = time.monotonic() - self.progress.seconds
+        self.saved = time.monotonic()
+
+    def run(self, params: Params) -> Run:
+        """Goes through the stages, from where the folder left off."""
+        shapes = jax.eval_shape(lambda: params)
+        state = None
+        if self.folder and self.folder.saved:
+            state = self._restore(self.stages[self.progress.stage], shapes)
+        elif self.progress.stage == 0:
+            params = self._put(params)
+        for number in range(self.progress.stage, len(self.stages)):
+            stage = self.stages[number]
+            self.join_preparation()
+            resumed = state is not None
+            if state is None:
+                self.progress = self.progress._replace(stage=number, done=0)
+                state = self._begin(stage, params)
+            self._prepare_next(number, shapes)
+            self._tell(stage, "", resumed=resumed)
+            state = self._advance(stage, state)
+            params = stage.params_of(state)
+            if not self._has_ended(stage):
+                return self._finish(params, self.interruption.signal)
+            if number == len(self.stages) - 1:
+                self._save(state)
+            state = None
+        return self._finish(params, None)
+
+    def _put(self, params: Params) -> Params:
+        """The parameters where the mesh is."""
+        return params if self.place is None else jax.device_put(params, self.place(params))
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager:
+        """The mesh on which everything is placed, as JAX's context."""
+        if self.place is None:
+            return contextlib.nullcontext()
+        sharding = jax.tree.leaves(self.place({"step": jax.ShapeDtypeStruct((), jnp.int32)}))[0]
+        return jax.set_mesh(sharding.mesh)
+
+    def _restore(self, stage: Stage, shapes: Any) -> Any:
+        """The state of the newest checkpoint, laid out as a new one would be."""
+        assert self.folder is not None
+        state = jax.eval_shape(stage.init, shapes)
+        if self.place is not None:
+            layout = self.place(state)
+            state = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout
+            )
+        return self.folder.checkpoints.restore({"state": state})["state"]
+
+    def _begin(self, stage: Stage, params: Params) -> Any:
+        """The stage's first state; where it starts is evaluated and recorded as its step 0."""
+        number = self.progress.stage
+        score: Mapping[str, Any] = {}
+        if number and self.stages[number - 1].evaluate is stage.evaluate:
+            score = self.progress.scores[self.stages[number - 1].name]
+        else:
+            score = self._evaluate(stage, params)
+        if number == 0:
+            self._keep_score("start", score)
+        if stage is self.stages[-1] and stage.samples is not None:
+            with self._on_mesh():
+                before = [list(sample) for sample in stage.samples(params)]
+            self.progress = self.progress._replace(before=before)
+        self._record(stage, 1, {}, score)
+        with self._on_mesh():
+            layout = None if self.place is None else self.place(jax.eval_shape(stage.init, params))
+            return jax.jit(stage.init, out_shardings=layout)(params)
+
+    def _evaluate(self, stage: Stage, params: Params) -> dict[str, Any]:
+        """An evaluation, as plain numbers."""
+        with self._on_mesh():
+            return {name: np.asarray(value).tolist() for name, value in stage.evaluate(params).items()}
+
+    def _keep_score(self, name: str, score: Mapping[str, Any]) -> None:
+        self.progress = self.progress._replace(scores={**self.progress.scores, name: score})
+
+    def _advance(self, stage: Stage, state: Any) -> Any:
+        """Chunks until the stage ends or somebody interrupts."""
+        while not self._has_ended(stage) and self.interruption.signal is None:
+            done = self.progress.done
+            count = min(stage.chunk - done % stage.chunk, stage.steps - done)
+            began = time.monotonic()
+            state, metrics = self._step(stage, state, count)
+            seconds = time.monotonic() - began
+            score = self._evaluate(stage, stage.params_of(state))
+            self.progress = self.progress._replace(done=done + count)
+            self._keep_score(stage.name, score)
+            self._record(stage, count, metrics, score)
+            numbers = {k: np.asarray(v) for k, v in score.items()} | {"seconds": np.asarray(seconds)}
+            self._tell(stage, stage.headline({**metrics, **numbers}))
+            due = time.monotonic() - self.saved >= self.save_interval
+            if due and not self._has_ended(stage):
+                self._save(state)
+        if not self._has_ended(stage):
+            self._save(state)
+        return state
+
+    def _has_ended(self, stage: Stage) -> bool:
+        """Whether the stage has done its steps, or its evaluation was good enough."""
+        if self.progress.done >= stage.steps:
+            return True
+        score = self.progress.scores.get(stage.name)
+        if stage.until is None or score is None or self.progress.done == 0:
+            return False
+        return bool(stage.until({name: np.asarray(value) for name, value in score.items()}))
+
+    def _step(self, stage: Stage, state: Any, count: int) -> tuple[Any, Numbers]:
+        """A chunk; where a step of it fails, those before it are recorded and saved."""
+        try:
+            with self._on_mesh():
+                return stage.advance(state, self.progress.done, count)
+        except StepFailed as failed:
+            done = len(next(iter(failed.metrics.values()), ()))
+            self.progress = self.progress._replace(done=self.progress.done + done)
+            if done:
+                self._record(stage, done, failed.metrics)
+            self._save(failed.state)
+            raise
+
+    def _record(
+        self, stage: Stage, count: int, metrics: Numbers, score: Mapping[str, Any] | None = None
+    ) -> None:
+        """Writes a record a step; the evaluation, if there is one, belongs to the last."""
+        first = self.progress.done - count + 1 if metrics else self.progress.done
+        for i in range(count):
+            record = {"stage": stage.name, "step": first + i}
+            record |= {name: np.asarray(values[i]).tolist() for name, values in metrics.items()}
+            if i == count - 1 and score is not None:
+                record |= {**score, "seconds": round(time.monotonic() - self.started, 3)}
+            record = _drop_non_finite(record)
+            if self.folder is None:
+                self.records.append(record)
+            for sink in self.sinks:
+                sink.write(record)
+
+    def _save(self, state: Any) -> None:
+        seconds = time.monotonic() - self.started
+        self.progress = self.progress._replace(records=len(self.records), seconds=seconds)
+        if self.folder is not None:
+            number = self.progress.done + sum(stage.steps for stage in self.stages[: self.progress.stage])
+            self.folder.checkpoints.save(number, {"state": state}, self.progress._asdict())
+        self.saved = time.monotonic()
+
+    def _tell(self, stage: Stage, headline: str, *, resumed: bool = False) -> None:
+        if self.on_progress is not None:
+            ended = bool(headline) and self._has_ended(stage)
+            self.on_progress(Report(stage, self.progress, headline, ended, resumed))
+
+    def _prepare_next(self, number: int, shapes: Any) -> None:
+        """Compiles the next stage's program while this stage runs."""
+        following = self.stages[number + 1 : number + 2]
+        if not following or following[0].prepare is None or self.place is not None:
+            return
+        prepare = following[0].prepare
+
+        def compile_quietly() -> None:
+            # What fails here fails again, and is told, when the stage itself compiles.
+            with contextlib.suppress(Exception):
+                prepare(shapes)
+
+        self.preparation = threading.Thread(target=compile_quietly)
+        self.preparation.start()
+
+    def join_preparation(self) -> None:
+        """Waits for a compilation under way: a second one of the same program would only slow it."""
+        if self.preparation is not None:
+            self.preparation.join()
+            self.preparation = None
+
+    def _finish(self, params: Params, interrupted: int | None) -> Run:
+        """What a run leaves behind: its picture, and where it came to its end its samples and its model."""
+        last, after = self.stages[-1], []
+        before = [Sample(*sample) for sample in self.progress.before]
+        if interrupted is None and last.samples is not None:
+            with self._on_mesh():
+                after = list(last.samples(params))
+        if self.folder is not None:
+            if interrupted is None:
+                if after:
+                    self.folder.write_samples({f"before {last.name}": before, "after": after})
+                if last.export is not None:
+                    last.export(self.folder.path / run_folder.MODEL, params)
+            learning_curve(
+                self.records, last.name, last.panels, self.title, self.folder.path / run_folder.CURVE
+            )
+        return Run(
+            params=params,
+            history=_gather_history(self.records),
+            folder=None if self.folder is None else self.folder.path,
+            progress=self.progress._replace(seconds=time.monotonic() - self.started),
+            records=tuple(self.records),
+            interrupted=interrupted,
+            before=before,
+            after=after,
+            skipped=_count_skipped(self.records),
+        )
+
+
+def _drop_non_finite(value: Any) -> Any:
+    """None, which JSON has, for nan and infinities, which it has not."""
+    if isinstance(value, dict):
+        return {name: _drop_non_finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_drop_non_finite(each) for each in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _gather_history(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    columns: dict[str, list] = {}
+    for record in records:
+        for name, value in record.items():
+            if name not in ("stage", "step"):
+                columns.setdefault(name, []).append(value)
+    return {name: np.array(values, float) for name, values in columns.items()}
+
+
+def _count_skipped(records: Sequence[Mapping[str, Any]]) -> int:
+    """Each stage counts its own; its last record holds the count."""
+    counts = {r["stage"]: np.sum(np.array(r[SKIPPED], float)) for r in records if SKIPPED in r}
+    return int(sum(counts.values()))

@@ -1,0 +1,311 @@
+"""Reinforcement learning of a language model as a stage: a compiled task, or prompts and Python rewards."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrl4lm.data import Tokenizer
+from jaxrl4lm.data.corpus import PromptSet, encode_prompts, epoch_rows
+from jaxrl4lm.data.files import Row
+from jaxrl4lm.data.rewards import Reward
+from jaxrl4lm.lm import ReinforcementConfig, algorithms
+from jaxrl4lm.lm import reinforcement as update_rule
+from jaxrl4lm.lm.optimizer import Optimizer, adam
+from jaxrl4lm.lm.trainable import Trainable, everything
+from jaxrl4lm.models import LanguagePolicy
+from jaxrl4lm.tasks import Task
+from jaxrl4lm.training.evaluation import (
+    Evaluation,
+    decode_completions,
+    evaluate_prompts,
+    evaluate_task,
+    sum_rewards,
+)
+from jaxrl4lm.training.language_stage import (
+    check_config,
+    choose_keys,
+    describe,
+    digest,
+    export_with,
+    fetch,
+    map_over_seeds,
+)
+from jaxrl4lm.training.stage import Numbers, Stage, StepFailed
+from jaxrl4lm.types import InputError, Params
+
+LONGEST_COMPLETION = 64
+"""Tokens, where the configuration does not say."""
+MOST_HELD_OUT = 256
+Rewards = Callable[..., Any] | Sequence[Reward] | Mapping[str, Reward]
+
+
+def reinforcement(
+    policy: LanguagePolicy,
+    tokenizer: Tokenizer,
+    prompts: Task | PromptSet | Sequence[Any],
+    *,
+    rewards: Rewards = (),
+    algorithm: algorithms.Algorithm = algorithms.PPO,
+    config: ReinforcementConfig = ReinforcementConfig(),  # noqa: B008 (immutable)
+    evaluation: Evaluation | None = None,
+    optimizer: Optimizer = adam,
+    trainable: Trainable | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    evaluate_every: int = 10,
+) -> Stage:
+    """Completes prompts, scores the completions, learns from them.
+
+    Args:
+      prompts: a task, whose problems and reward are part of one compiled program; or texts, records with a `prompt` (rows
+        of `data.load`; their other columns go to the rewards), or an encoded `PromptSet`. Of texts and records a tenth is
+        held out, 256 at most.
+      rewards: one or several functions `reward(prompts, completions, **columns) -> list[float]`, whose sum is learned
+        from; none with a task.
+      algorithm: a composition, as `lm.algorithms` has them.
+      config: its `sampling` may leave length and end tokens open: then they are the task's or the tokenizer's.
+      evaluation: what is measured; greedy completions of the held-out prompts if None.
+      optimizer: (learning rate, config) → an optax transformation.
+      trainable: what learns (`lm.trainable`); everything if None. Under adapters the base is the reference.
+      seed: decides everything.
+      seeds: so many runs as one program, on a task; parameters have a leading axis then.
+      evaluate_every: updates between evaluations.
+    Raises:
+      InputError: where sizes do not fit, or a prompt cannot be used.
+    """
+    on_task = isinstance(prompts, Task)
+    longest = prompts.completion_length if isinstance(prompts, Task) else LONGEST_COMPLETION
+    sampling = config.sampling.complete(longest, tokenizer.eos_ids, tokenizer.pad_id)
+    config = config.replace(sampling=sampling)
+    _check(config, algorithm, on_task, seeds)
+    learner = update_rule.Learner(
+        policy, _drop_free_kl(algorithm, config), optimizer, trainable or everything()
+    )
+    keys = choose_keys(seed, seeds, "reinforcement")
+
+    def init(params: Params) -> update_rule.ReinforcementState:
+        return map_over_seeds(lambda k, p: update_rule.init(k, config, learner, p), seeds)(keys, params)
+
+    every = max(1, min(evaluate_every, config.updates))
+    if isinstance(prompts, Task):
+        evaluation = evaluation or evaluate_task(policy, prompts, seeds=seeds)
+        part = _Compiled(config, learner, prompts, seeds)
+    else:
+        named = name_rewards(rewards)
+        if not isinstance(prompts, PromptSet):
+            training, held_out = _encode(prompts, tokenizer, policy, sampling.length)
+            evaluation = evaluation or evaluate_prompts(policy, tokenizer, held_out, named, sampling)
+            prompts = training
+        part = _Hosted(config, learner, tokenizer, prompts, named, seed)
+    merge = jax.jit(map_over_seeds(lambda state: update_rule.merge_params(state, learner), seeds))
+    whole = trainable is None
+    return Stage(
+        name="reinforcement",
+        steps=config.updates,
+        chunk=every,
+        init=init,
+        advance=part.advance,
+        evaluate=evaluation.score if evaluation else lambda params: {},
+        headline=partial(_say, evaluation),
+        params_of=(lambda state: state.params) if whole else merge,
+        samples=evaluation.samples if evaluation else None,
+        export=export_with(policy, tokenizer) if seeds == 1 else None,
+        prepare=lambda params: part.prepare(jax.eval_shape(init, params), every),
+        config={
+            "seed": seed,
+            "seeds": seeds,
+            "algorithm": describe(learner.algorithm),
+            "config": describe(config),
+            "prompts": part.description,
+            "optimizer": describe(optimizer),
+        },
+        panels=_choose_panels(learner, evaluation),
+    )
+
+
+def _check(config: ReinforcementConfig, algorithm: algorithms.Algorithm, on_task: bool, seeds: int) -> None:
+    check_config(config)
+    if algorithm.compares_group and config.completions < 2:
+        raise InputError(
+            f"completions must be at least 2, not {config.completions}: the algorithm compares completions of one prompt"
+        )
+    if seeds > 1 and not on_task:
+        raise InputError(
+            f"seeds {seeds}: several seeds at once need a task (a Python reward cannot be compiled): train one at a time"
+        )
+
+
+def _drop_free_kl(algorithm: algorithms.Algorithm, config: ReinforcementConfig) -> algorithms.Algorithm:
+    """Without a reference where its price is 0 for good."""
+    fixed = algorithm.kl.controller is algorithms.keep_price
+    free = isinstance(config.kl_coef, int | float) and config.kl_coef == 0
+    return algorithm._replace(kl=algorithms.KL()) if fixed and free else algorithm
+
+
+def name_rewards(rewards: Rewards) -> dict[str, Reward]:
+    """Rewards by name, for messages.
+
+    Raises:
+      InputError: if there is none.
+    """
+    if isinstance(rewards, Mapping):
+        return dict(rewards)
+    several = [rewards] if callable(rewards) else list(rewards)
+    if not several:
+        raise InputError(
+            "there is no reward: give at least one function reward(prompts, completions, **columns)"
+        )
+    named: dict[str, Reward] = {}
+    for reward in several:
+        name = getattr(reward, "__name__", type(reward).__name__)
+        named[name if name not in named else f"{name} ({len(named) + 1})"] = reward
+    return named
+
+
+def _encode(
+    prompts: Sequence[Any], tokenizer: Tokenizer, policy: LanguagePolicy, room: int
+) -> tuple[PromptSet, PromptSet]:
+    """(to train on, held out) of texts or records."""
+    rows = []
+    for number, prompt in enumerate(prompts, start=1):
+        columns = prompt.columns if isinstance(prompt, Row) else prompt
+        columns = {"prompt": columns} if isinstance(columns, str) else dict(columns)
+        line = prompt.line if isinstance(prompt, Row) else number
+        if "prompt" not in columns:
+            found = ", ".join(map(repr, columns)) or "none"
+            raise InputError(f"prompts, line {line}: no column 'prompt'; its columns are {found}")
+        rows.append(Row(line, columns))
+    if not rows:
+        raise InputError("there are no prompts: give at least one")
+    encoded = encode_prompts(rows, "prompt", tokenizer, "prompts", room, policy.config.context)
+    return split_prompts(hide_column(encoded, "prompt"), None)
+
+
+def hide_column(prompts: PromptSet, column: str) -> PromptSet:
+    """The prompts without the column that holds them: rewards get it as `prompts`."""
+    rows = [
+        row._replace(columns={k: v for k, v in row.columns.items() if k != column}) for row in prompts.rows
+    ]
+    return prompts._replace(rows=rows)
+
+
+def split_prompts(prompts: PromptSet, held_out: int | None) -> tuple[PromptSet, PromptSet]:
+    """(to train on, held out), chosen by a fixed shuffle. None: a tenth, 256 at most; 0: evaluate on what is trained on.
+
+    Raises:
+      InputError: if nothing is left to train on.
+    """
+    total = len(prompts.rows)
+    count = min(MOST_HELD_OUT, total // 10) if held_out is None else held_out
+    if count >= total and count:
+        raise InputError(f"held_out {count} leaves nothing of {total} prompts to train on: lower it")
+    if count == 0:
+        return prompts, prompts.select(list(range(min(MOST_HELD_OUT, total))))
+    order = np.random.default_rng(0).permutation(total).tolist()
+    return prompts.select(sorted(order[count:])), prompts.select(sorted(order[:count]))
+
+
+class _Compiled:
+    """Updates on a task: a chunk of them is one program."""
+
+    def __init__(self, config: ReinforcementConfig, learner: update_rule.Learner, task: Task, seeds: int):
+        @partial(jax.jit, static_argnums=1, donate_argnums=0)
+        def chunk(state: update_rule.ReinforcementState, updates: int):
+            return map_over_seeds(lambda s: update_rule.run(s, config, learner, task, updates), seeds)(state)
+
+        self._chunk, self._seeds, self.description = chunk, seeds, task.name
+
+    def advance(self, state: Any, done: int, count: int) -> tuple[Any, Numbers]:
+        del done  # the state knows
+        state, metrics = self._chunk(state, count)
+        return state, fetch(metrics, self._seeds)
+
+    def prepare(self, state: Any, count: int) -> None:
+        self._chunk.lower(state, count).compile()
+
+
+class _Hosted:
+    """Updates on prompts: the rewards are called between two compiled halves."""
+
+    def __init__(
+        self,
+        config: ReinforcementConfig,
+        learner: update_rule.Learner,
+        tokenizer: Tokenizer,
+        prompts: PromptSet,
+        rewards: Mapping[str, Reward],
+        seed: int,
+    ):
+        self._config, self._tokenizer, self._prompts, self._rewards = config, tokenizer, prompts, rewards
+        self._seed = seed
+        self._sample = jax.jit(
+            lambda state, tokens, mask: update_rule.sample(state, tokens, mask, config, learner)
+        )
+        self._learn = jax.jit(
+            lambda state, trajectories, scores: update_rule.learn(
+                state, trajectories, scores, config, learner
+            ),
+            donate_argnums=0,
+        )
+        ids = [i for row in prompts.ids for i in (*row, -1)]
+        self.description = {"prompts": len(prompts.rows), "digest": digest(ids), "rewards": list(rewards)}
+
+    def _batch(self, update: int) -> tuple[list[int], tuple[np.ndarray, np.ndarray]]:
+        count = self._config.prompts_per_update
+        indices = epoch_rows(self._seed, update * count, count, len(self._prompts.rows)).tolist()
+        return indices, self._prompts.batch(indices, self._tokenizer.pad_id)
+
+    def advance(self, state: Any, done: int, count: int) -> tuple[Any, Numbers]:
+        rows: list[Numbers] = []
+        for update in range(done, done + count):
+            try:
+                state, metrics = self._update(state, update)
+            except InputError as error:
+                raise StepFailed(str(error), state, _stack(rows)) from error
+            rows.append(fetch(metrics))
+        return state, _stack(rows)
+
+    def _update(self, state: Any, update: int) -> tuple[Any, Mapping[str, jax.Array]]:
+        indices, batch = self._batch(update)
+        trajectories = self._sample(state, *batch)
+        completions = decode_completions(self._tokenizer, trajectories.completions, trajectories.mask)
+        copies = self._config.completions
+        scores = sum_rewards(self._rewards, self._prompts, indices, completions, copies)
+        return self._learn(state, trajectories, np.array(scores, np.float32))
+
+    def prepare(self, state: Any, count: int) -> None:
+        del count
+        _, batch = self._batch(0)
+        self._sample.lower(state, *batch).compile()
+        trajectories = jax.eval_shape(self._sample, state, *batch)
+        scores = jax.ShapeDtypeStruct(trajectories.completions.shape[:1], np.float32)
+        self._learn.lower(state, trajectories, scores).compile()
+
+
+def _stack(rows: Sequence[Numbers]) -> dict[str, np.ndarray]:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+
+def _choose_panels(learner: update_rule.Learner, evaluation: Evaluation | None) -> dict[str, str]:
+    panels = {"reward/mean": "mean reward of sampled completions"}
+    if evaluation:
+        panels["held_out"] = "held-out score"
+    if learner.algorithm.kl.priced:
+        panels["kl/ref_sequence"] = "KL to the reference (nats a completion)"
+    return panels
+
+
+def _say(evaluation: Evaluation | None, metrics: Numbers) -> str:
+    mean = {name: float(values.mean()) for name, values in metrics.items()}
+    clip = mean["policy/clip_frac_low"] + mean["policy/clip_frac_high"]
+    tokens = float(metrics["completion/tokens"].sum()) / max(mean["seconds"], 1e-9)
+    parts = [f"reward {mean['reward/mean']:.3f}"]
+    if evaluation:
+        parts.append(evaluation.headline(metrics))
+    if "kl/ref_sequence" in mean:
+        parts.append(f"KL {mean['kl/ref_sequence']:z.2f}")
+    parts += [f"entropy {mean['policy/entropy']:.2f}", f"clip {clip:.2f}", f"{tokens:,.0f} tokens/s"]
+    return "  ".join(parts)
