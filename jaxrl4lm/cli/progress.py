@@ -64,7 +64,7 @@ class ProgressLine:
         if report.headline:
             self.show(done, report.headline, report.ended)
             return
-        if report.resumed and done < report.stage.steps:
+        if report.resumed:
             self._console.print(f"resumed at {name} {done}/{report.stage.steps}", highlight=False)
         self.begin(name, done, report.stage.steps)
 
