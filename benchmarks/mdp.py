@@ -54,7 +54,7 @@ def problems(num_states: int, discount: float, only: str | None = None) -> dict[
 
 def state_action_matrix(world: M.FiniteMDP) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
     """T `[S·A, S]` and r `[S, A]` for libraries without terminal states: those become absorbing."""
-    kernel = M.sparse(world).transitions
+    kernel = M.as_sparse(world).transitions
     num_actions, width, num_states = kernel.probabilities.shape
     rows = (num_states * num_actions, width)
     data = np.moveaxis(np.asarray(kernel.probabilities), -1, 0).reshape(rows)

@@ -57,7 +57,7 @@ FAMILIES = {
 
 def quantecon_arrays(world: M.FiniteMDP) -> tuple[np.ndarray, np.ndarray, float]:
     """Rewards `[S, A]` and kernel `[S, A, S]`: QuantEcon has no terminal states, so they become absorbing."""
-    kernel = np.array(M.dense(world).transitions.probabilities)
+    kernel = np.array(M.as_dense(world).transitions.probabilities)
     rewards, discount, ends = np.array(world.rewards), float(world.discount), np.asarray(world.terminal)
     kernel[ends, :, ends] = 1
     rewards[ends] *= 1 - discount

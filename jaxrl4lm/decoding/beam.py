@@ -93,7 +93,7 @@ def beam_search(
         hidden, carry = policy.step(params, _reorder(s.carry, parent), token.reshape(-1))
         return _Search(s.step + 1, tokens, going, hidden, carry, done)
 
-    def unfinished(s: _Search) -> Array:
+    def is_unfinished(s: _Search) -> Array:
         worst = s.done.scores.min(-1)
         # Log-probabilities only fall: at best a beam keeps its own until the longest length.
         hope = normalised(s.log_probs.max(-1), T) if patient else jnp.full((G,), jnp.inf)
@@ -106,7 +106,7 @@ def beam_search(
     none = Beams(empty, jnp.zeros(empty.shape, bool), jnp.full((G, W), NEVER))
     first = jnp.where(jnp.arange(W) == 0, 0.0, NEVER)[None].repeat(G, 0)  # all beams begin alike: one counts
     out = jax.lax.while_loop(
-        unfinished, extend, _Search(jnp.int32(0), empty, first, hidden, carry, none)
+        is_unfinished, extend, _Search(jnp.int32(0), empty, first, hidden, carry, none)
     ).done
     return out._replace(tokens=jnp.where(out.mask, out.tokens, pad_id))
 

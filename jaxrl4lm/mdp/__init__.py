@@ -11,7 +11,7 @@ from jaxrl4lm.mdp.exact import (
     policy_values,
     visitation,
 )
-from jaxrl4lm.mdp.finite_mdp import FiniteMDP, MDPError, dense, from_arrays, from_successors, sparse
+from jaxrl4lm.mdp.finite_mdp import FiniteMDP, MDPError, as_dense, as_sparse, from_arrays, from_successors
 from jaxrl4lm.mdp.modified import modified_policy_iteration
 from jaxrl4lm.mdp.operators import (
     action_backup,
@@ -61,11 +61,12 @@ __all__ = [
     "action_backup",
     "action_value_iteration",
     "action_values",
+    "as_dense",
+    "as_sparse",
     "backup",
     "backward_induction",
     "chain",
     "cliff",
-    "dense",
     "evaluate_policy",
     "forest",
     "from_arrays",
@@ -90,7 +91,6 @@ __all__ = [
     "soft_value_iteration",
     "solve_batch",
     "span",
-    "sparse",
     "supremum",
     "value_iteration",
     "visitation",

@@ -82,12 +82,12 @@ def solve_batch(
 
 
 def _solve_block(mdps: FiniteMDP, tolerance: Array, max_iterations: ScalarLike) -> Solution:
-    def general() -> Solution:
+    def solve_any() -> Solution:
         limits = {"tolerance": tolerance, "max_iterations": max_iterations}
         return jax.vmap(lambda mdp: value_iteration(mdp, **limits))(mdps)
 
     return jax.lax.cond(
-        (mdps.discount < 1).all(), lambda: _solve_discounted(mdps, tolerance, max_iterations), general
+        (mdps.discount < 1).all(), lambda: _solve_discounted(mdps, tolerance, max_iterations), solve_any
     )
 
 
@@ -100,12 +100,14 @@ def _solve_discounted(mdps: FiniteMDP, tolerance: Array, max_iterations: ScalarL
     wanted = jnp.where(ends, 0.9, 1.8) * (1 - mdps.discount) * tolerance
     target = jnp.maximum(wanted, noise).astype(largest.dtype)
 
-    def going(point: _Point) -> Array:
+    def is_unfinished(point: _Point) -> Array:
         return (_extent(point.swept - point.values, ends) > target).any() & (
             point.iterations < max_iterations
         )
 
-    sweep, evaluate = _by_itself(mdps) if isinstance(mdps.transitions, Dense) else _joined(mdps)
+    sweep, evaluate = (
+        _make_separate_sweeps(mdps) if isinstance(mdps.transitions, Dense) else _make_joined_sweeps(mdps)
+    )
 
     def improve(point: _Point) -> _Point:
         values = evaluate(point)
@@ -118,7 +120,7 @@ def _solve_discounted(mdps: FiniteMDP, tolerance: Array, max_iterations: ScalarL
         jnp.argmax(rewards, axis=-1).astype(jnp.int32),
         jnp.int32(0),
     )
-    point = jax.lax.while_loop(going, improve, first)
+    point = jax.lax.while_loop(is_unfinished, improve, first)
     shift, error = _certify(mdps, point, ends)
     values = jax.vmap(lambda mdp, v: fixed_point(lambda x: operators.backup(mdp, x), v))(
         mdps, point.values + shift[:, None]
@@ -133,7 +135,7 @@ _Sweep = Callable[[Array], tuple[Array, Array]]
 _Evaluate = Callable[[_Point], Array]
 
 
-def _by_itself(mdps: FiniteMDP) -> tuple[_Sweep, _Evaluate]:
+def _make_separate_sweeps(mdps: FiniteMDP) -> tuple[_Sweep, _Evaluate]:
     """v ↦ (T v, no policy), and nothing beyond a sweep as evaluation."""
 
     def sweep(values: Array) -> tuple[Array, Array]:
@@ -142,10 +144,10 @@ def _by_itself(mdps: FiniteMDP) -> tuple[_Sweep, _Evaluate]:
     return sweep, lambda point: point.swept
 
 
-def _joined(mdps: FiniteMDP) -> tuple[_Sweep, _Evaluate]:
+def _make_joined_sweeps(mdps: FiniteMDP) -> tuple[_Sweep, _Evaluate]:
     """The same by one MDP of N·S states: v ↦ (T v, greedy policy), and evaluation of the policy by sweeps."""
     shape = mdps.rewards.shape[:2]
-    kernel = _side_by_side(mdps.transitions)
+    kernel = _join_kernels(mdps.transitions)
     rewards = jnp.moveaxis(mdps.rewards, -1, 0).reshape(-1, kernel.shape[0])
     discount = jnp.repeat(mdps.discount, shape[1])
 
@@ -167,20 +169,20 @@ def _joined(mdps: FiniteMDP) -> tuple[_Sweep, _Evaluate]:
     return sweep, evaluate
 
 
-def _side_by_side(kernels: Kernel) -> Kernel:
+def _join_kernels(kernels: Kernel) -> Kernel:
     """N kernels of S states as one of N·S, which does not lead from one's states to another's."""
 
-    def joined(x: Array) -> Array:
+    def join(x: Array) -> Array:
         return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)
 
     assert not isinstance(kernels, Dense)
     if isinstance(kernels, Banded) and kernels.hub is not None:  # a state of its own in each of them
         kernels = Sparse(*jax.vmap(as_lists)(kernels))
     if isinstance(kernels, Banded):
-        return Banded(joined(kernels.probabilities), kernels.offsets)
+        return Banded(join(kernels.probabilities), kernels.offsets)
     num_mdps, *_, num_states = kernels.successors.shape
     first = jnp.arange(num_mdps, dtype=jnp.int32) * num_states
-    return Sparse(joined(kernels.successors + first[:, None, None, None]), joined(kernels.probabilities))
+    return Sparse(join(kernels.successors + first[:, None, None, None]), join(kernels.probabilities))
 
 
 def _extent(change: Array, ends: Array) -> Array:
@@ -201,7 +203,7 @@ def _certify(mdps: FiniteMDP, point: _Point, ends: Array) -> tuple[Array, Array]
     horizon = 1 / (1 - mdps.discount)  # V* lies between v + horizon·low and v + horizon·high
     shift, error = jax.vmap(functools.partial(certify, within=bounds.span))(
         mdps,
-        jax.vmap(bounds.rounding)(mdps),
+        jax.vmap(bounds.bound_rounding)(mdps),
         point.values,
         *_range(point.swept - point.values, ends),
         horizon,

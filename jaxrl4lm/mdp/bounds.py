@@ -42,7 +42,7 @@ class Rounding(NamedTuple):
         return self.constant + self.slope * size
 
 
-def rounding(mdp: FiniteMDP) -> Rounding:
+def bound_rounding(mdp: FiniteMDP) -> Rounding:
     """Once a solve: max |r| takes longer than a sweep of evaluation."""
     unit = jnp.finfo(mdp.rewards.dtype).eps / 2 * (min(mdp.transitions.shape[2], 64) + 3)
     return Rounding(unit * jnp.abs(mdp.rewards).max(), unit * mdp.discount)
@@ -57,7 +57,9 @@ class Ending(NamedTuple):
     """`[S]`: greedy; at γ = 1, of the optimal actions the one that terminates soonest."""
 
 
-def ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike, tolerance: ScalarLike = 0.0) -> Ending:
+def find_ending(
+    mdp: FiniteMDP, values: Array, max_iterations: ScalarLike, tolerance: ScalarLike = 0.0
+) -> Ending:
     """N and a greedy policy: γ/(1−γ) below γ = 1; there, a bound on the expected time to termination.
 
     At γ = 1 a plain argmax among equals can walk in circles. So n ← 1 + min_a E[n] is iterated over the
@@ -70,35 +72,35 @@ def ending(mdp: FiniteMDP, values: Array, max_iterations: ScalarLike, tolerance:
     """
     discount = mdp.discount
 
-    def below_one() -> Ending:
+    def end_discounted() -> Ending:
         return Ending(discount / jnp.where(discount < 1, 1 - discount, 1), greedy(mdp, values))
 
-    def episodic() -> Ending:
+    def end_episodic() -> Ending:
         q = action_values(mdp, values)
         gap = q.max(axis=-1, keepdims=True) - q
-        noise = 4 * rounding(mdp).at(jnp.abs(values).max())
-        fast, steps, count = _time_to_end(mdp, gap <= noise, jnp.min, max_iterations)
+        noise = 4 * bound_rounding(mdp).at(jnp.abs(values).max())
+        fast, steps, count = _bound_time_to_end(mdp, gap <= noise, jnp.min, max_iterations)
         # Far slower ones mean, nearly always, that some never terminate: waiting for them would take longest of all.
         patience = jnp.minimum(max_iterations, 4 * count + 100)
-        slow, *_ = _time_to_end(mdp, gap <= tolerance + noise, jnp.max, patience)
+        slow, *_ = _bound_time_to_end(mdp, gap <= tolerance + noise, jnp.max, patience)
         horizon = jnp.where(jnp.isfinite(slow), jnp.maximum(fast, slow), fast)
         ahead = jnp.where(gap <= noise, mdp.transitions.expect(steps), jnp.inf)
         return Ending(horizon, jnp.argmin(ahead, axis=-1).astype(jnp.int32))
 
-    return jax.lax.cond(discount < 1, below_one, episodic)
+    return jax.lax.cond(discount < 1, end_discounted, end_episodic)
 
 
-def soonest(mdp: FiniteMDP) -> Array:
+def find_soonest_policy(mdp: FiniteMDP) -> Array:
     """At γ = 1, a policy `[S]` that terminates for certain, if any does: that of the least expected time, cut at S + 1
     steps at most.
 
     By then every state that can reach an end has done so with some chance, and a circle would not be the least.
     """
-    _, steps, _ = _time_to_end(mdp, jnp.ones(mdp.rewards.shape, bool), jnp.min, mdp.num_states + 1)
+    _, steps, _ = _bound_time_to_end(mdp, jnp.ones(mdp.rewards.shape, bool), jnp.min, mdp.num_states + 1)
     return jnp.argmin(mdp.transitions.expect(steps), axis=-1).astype(jnp.int32)
 
 
-def _time_to_end(
+def _bound_time_to_end(
     mdp: FiniteMDP, allowed: Array, choose: Callable[..., Array], max_iterations: ScalarLike
 ) -> tuple[Array, Array, Array]:
     """Bound on the expected steps to termination under the actions allowed `[S, A]` of which `choose`, jnp.min or
@@ -107,7 +109,7 @@ def _time_to_end(
     episodic = mdp.discount >= 1
     never = jnp.inf if choose is jnp.min else -jnp.inf
 
-    def unproven(state: tuple[Array, Array, Array]) -> Array:
+    def is_unproven(state: tuple[Array, Array, Array]) -> Array:
         _, growth, iterations = state
         return episodic & (growth > 0.5) & (iterations < max_iterations)
 
@@ -118,6 +120,6 @@ def _time_to_end(
         return new, (new - steps).max(), iterations + 1
 
     start = (jnp.zeros_like(mdp.rewards[:, 0]), jnp.ones((), mdp.rewards.dtype), jnp.int32(0))
-    steps, growth, count = jax.lax.while_loop(unproven, sweep, start)
+    steps, growth, count = jax.lax.while_loop(is_unproven, sweep, start)
     proven = steps.max() / (1 - jnp.minimum(growth, 0.5))
     return jnp.where(growth > 0.5, jnp.inf, proven), steps, count

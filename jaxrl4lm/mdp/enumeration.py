@@ -48,13 +48,13 @@ def from_environment(
         raise MDPError(f"samples is {samples}: give at least 1.")
     key = jax.random.key(0) if key is None else key
     key_reset, key_step = jax.random.split(key)
-    starts = jax.vmap(lambda k: _at(environment.reset_env(k, params)[1], None if clock else 0))(
+    starts = jax.vmap(lambda k: _set_time(environment.reset_env(k, params)[1], None if clock else 0))(
         jax.random.split(key_reset, max(samples, 256))
     )
     treedef = jax.tree.structure(starts)
-    expand = _expansion(environment, params, samples, clock)
+    expand = _make_expansion(environment, params, samples, clock)
     found = _Numbering()
-    first = [found.number(row) for row in _rows(starts)]
+    first = [found.number(row) for row in _split_rows(starts)]
     outcomes: list[list[dict[int, list[float]]]] = []  # [S][A]: successor (−1: the end) → rewards met
     while len(outcomes) < len(found.states):
         if len(found.states) > max_states:
@@ -67,7 +67,7 @@ def from_environment(
         if not outcomes:
             _check(environment, params, stacked, samples, clock, key_step)
         new, reward, ended = expand(stacked, jax.random.fold_in(key_step, len(outcomes)))
-        rows, reward, ended = _rows(new), np.asarray(reward), np.asarray(ended)
+        rows, reward, ended = _split_rows(new), np.asarray(reward), np.asarray(ended)
         if not np.isfinite(reward).all():
             s, a, i = np.argwhere(~np.isfinite(reward))[0]
             raise MDPError(
@@ -98,13 +98,13 @@ class _Numbering:
         return self._numbers[name]
 
 
-def _expansion(environment: Any, params: Any, samples: int, clock: bool) -> Any:
+def _make_expansion(environment: Any, params: Any, samples: int, clock: bool) -> Any:
     """(`BLOCK` states, key) → what follows: states `[BLOCK · A · samples]`, rewards and ends `[BLOCK, A, samples]`."""
     actions = jnp.arange(environment.num_actions, dtype=jnp.int32)
 
     def step(state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
         _, new, reward, terminated, _ = environment.step_env(key, state, action, params)
-        return _at(new, None if clock else 0), jnp.asarray(reward, float), terminated
+        return _set_time(new, None if clock else 0), jnp.asarray(reward, float), terminated
 
     @jax.jit
     def expand(states: Any, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
@@ -122,14 +122,14 @@ def _check(environment: Any, params: Any, states: Any, samples: int, clock: bool
     actions = jnp.arange(environment.num_actions, dtype=jnp.int32)
 
     @jax.jit
-    def outcomes(times: jax.Array, keys: jax.Array) -> Any:
+    def try_actions(times: jax.Array, keys: jax.Array) -> Any:
         """For each time (of no effect where it is a part of the state) and key, what every action leads to."""
 
         def step(time: jax.Array, key: jax.Array, state: Any, action: jax.Array) -> Any:
-            at = state if clock else _at(state, time)
+            at = state if clock else _set_time(state, time)
             _, new, reward, terminated, _ = environment.step_env(key, at, action, params)
             # What follows an end is of no interest: one environment begins anew there, another does not.
-            new = jax.tree.map(lambda x: jnp.where(terminated, jnp.zeros_like(x), x), _at(new, 0))
+            new = jax.tree.map(lambda x: jnp.where(terminated, jnp.zeros_like(x), x), _set_time(new, 0))
             return new, reward, terminated
 
         over_actions = jax.vmap(step, in_axes=(None, None, None, 0))
@@ -141,11 +141,11 @@ def _check(environment: Any, params: Any, states: Any, samples: int, clock: bool
         return any(bool(((x != x[:1]) & ((x == x) | (x[:1] == x[:1]))).any()) for x in leaves)  # nan is nan
 
     keys, zeros = jax.random.split(key, TRIES), jnp.zeros((TRIES,), jnp.int32)
-    if samples == 1 and differ(outcomes(zeros, keys)):
+    if samples == 1 and differ(try_actions(zeros, keys)):
         raise MDPError(
             "chance decides what follows, and samples is 1: give the number of draws, such as 1000."
         )
-    if not clock and differ(outcomes(jnp.arange(TRIES, dtype=jnp.int32), keys[zeros])):
+    if not clock and differ(try_actions(jnp.arange(TRIES, dtype=jnp.int32), keys[zeros])):
         raise MDPError("the time decides what follows: give clock=True, which makes it a part of the state.")
 
 
@@ -168,7 +168,7 @@ def _tabulate(
     )
 
 
-def _at(state: Any, time: jax.Array | int | None) -> Any:
+def _set_time(state: Any, time: jax.Array | int | None) -> Any:
     """The state with its leaves called `time` set; None leaves them."""
 
     def put(path: Any, leaf: Any) -> jax.Array:
@@ -179,7 +179,7 @@ def _at(state: Any, time: jax.Array | int | None) -> Any:
     return jax.tree_util.tree_map_with_path(put, state)
 
 
-def _rows(stacked: Any) -> list[list[np.ndarray]]:
+def _split_rows(stacked: Any) -> list[list[np.ndarray]]:
     """A pytree with a leading axis → its leaves, row by row."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(stacked)]
     return [list(row) for row in zip(*leaves, strict=True)]

@@ -24,7 +24,7 @@ class Correction(NamedTuple):
     """Whether `total` comes from it: its residual was smaller than that of the sweeps."""
 
 
-def correction(
+def find_correction(
     chain: Kernel,
     discount: Array,
     change: Array,
@@ -49,12 +49,12 @@ def correction(
     precision = change.dtype
     direct = isinstance(chain, Banded) and set(chain.offsets) <= {-1, 0, 1}
     if not direct:
-        chain, discount, change, target = jax.tree.map(_halved, (chain, discount, change, target))
+        chain, discount, change, target = jax.tree.map(_halve_precision, (chain, discount, change, target))
 
     def product(x: Array) -> Array:
         return discount * chain.expect_by_action(x)[0]
 
-    def unfinished(state: tuple[Array, Array, Array]) -> Array:
+    def is_unfinished(state: tuple[Array, Array, Array]) -> Array:
         # Measured here, when the sweep's result is in memory: beside the sweep, the compiler would compute
         # the sweep once for the result and once each for minimum and maximum.
         return (extent(state[0]) > target) & (state[2] < (1 if direct else sweeps))
@@ -65,11 +65,11 @@ def correction(
         return new, total + new, count + 1
 
     start = (change, jnp.zeros_like(change), jnp.int32(0))
-    increment, total, _ = jax.lax.while_loop(unfinished, sweep, start)
+    increment, total, _ = jax.lax.while_loop(is_unfinished, sweep, start)
 
     def solve() -> tuple[Array, Array]:
         if isinstance(chain, Banded) and direct:
-            solution = _birth_death(chain, discount, product(change))
+            solution = _solve_birth_death(chain, discount, product(change))
         else:
             limits = {"tolerance": target / 2, "max_iterations": krylov}
             solution, _ = bicgstab(lambda x: x - product(x), product(change), total, **limits)
@@ -91,7 +91,7 @@ def extent(change: Array) -> Array:
     return change.max() - change.min()
 
 
-def _birth_death(chain: Banded, discount: Array, target: Array) -> Array:
+def _solve_birth_death(chain: Banded, discount: Array, target: Array) -> Array:
     """x = (I − γP)⁻¹ b, `[S]`, where P is tridiagonal but for the column of a hub (Sherman & Morrison 1950)."""
     rows = -discount * chain.probabilities[0]
     bands = dict(zip(chain.offsets, rows, strict=False))
@@ -106,5 +106,5 @@ def _birth_death(chain: Banded, discount: Array, target: Array) -> Array:
     return without - of_column * (without[chain.hub] / (1 + of_column[chain.hub]))
 
 
-def _halved(x: Array) -> Array:
+def _halve_precision(x: Array) -> Array:
     return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x

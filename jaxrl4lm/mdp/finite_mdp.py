@@ -69,21 +69,21 @@ def from_arrays(
     Raises:
       MDPError: naming the first bad state and action.
     """
-    probabilities = _floats(transitions, "transitions")
+    probabilities = _to_floats(transitions, "transitions")
     if probabilities.ndim != 3 or probabilities.shape[0] != probabilities.shape[2] or not probabilities.size:
         raise MDPError(f"transitions has shape {probabilities.shape}: give [S, A, S].")
     num_states = probabilities.shape[0]
-    ends = _terminal_mask(terminal, num_states)
+    ends = _to_terminal_mask(terminal, num_states)
     probabilities = np.where(ends[:, None, None], 0, probabilities)
-    probabilities = _rows_of_one(probabilities, ends)
+    probabilities = _normalise_rows(probabilities, ends)
     expected, outcome = _split_rewards(rewards, probabilities, ends)
     return FiniteMDP(
         Dense(jnp.asarray(probabilities)),
         jnp.asarray(expected),
-        _discount(discount, ends, expected.dtype),
+        _to_discount(discount, ends, expected.dtype),
         jnp.asarray(ends),
-        _initial(initial, ends, expected.dtype),
-        _horizon(horizon),
+        _to_initial(initial, ends, expected.dtype),
+        _to_horizon(horizon),
         None if outcome is None else jnp.asarray(outcome),
     )
 
@@ -108,7 +108,7 @@ def from_successors(
     Raises:
       MDPError: naming the first bad state and action.
     """
-    chances, states = _floats(probabilities, "probabilities"), np.asarray(successors)
+    chances, states = _to_floats(probabilities, "probabilities"), np.asarray(successors)
     if chances.ndim != 3 or chances.shape != states.shape or not chances.size:
         raise MDPError(
             f"successors has shape {states.shape} and probabilities {chances.shape}: give [S, A, K] twice."
@@ -116,37 +116,37 @@ def from_successors(
     if not np.issubdtype(states.dtype, np.integer):
         raise MDPError(f"successors has dtype {states.dtype}: give integers.")
     num_states = chances.shape[0]
-    ends = _terminal_mask(terminal, num_states)
+    ends = _to_terminal_mask(terminal, num_states)
     chances = np.where(ends[:, None, None], 0, chances)
-    chances = _rows_of_one(chances, ends)
+    chances = _normalise_rows(chances, ends)
     wrong = (states < 0) | (states >= num_states)
     if wrong.any():
         s, a, k = np.argwhere(wrong)[0]
         raise MDPError(f"successors[{s}, {a}, {k}] is {states[s, a, k]}: give a state in [0, {num_states}).")
     expected, outcome = _split_rewards(rewards, chances, ends)
-    kernel: Kernel = Sparse(_states_last(states.astype(np.int32)), _states_last(chances))
+    kernel: Kernel = Sparse(_put_states_last(states.astype(np.int32)), _put_states_last(chances))
     return FiniteMDP(
         kernel if outcome is not None else to_banded(kernel),
         jnp.asarray(expected),
-        _discount(discount, ends, expected.dtype),
+        _to_discount(discount, ends, expected.dtype),
         jnp.asarray(ends),
-        _initial(initial, ends, expected.dtype),
-        _horizon(horizon),
-        None if outcome is None else _states_last(outcome),
+        _to_initial(initial, ends, expected.dtype),
+        _to_horizon(horizon),
+        None if outcome is None else _put_states_last(outcome),
     )
 
 
-def dense(mdp: FiniteMDP) -> FiniteMDP:
+def as_dense(mdp: FiniteMDP) -> FiniteMDP:
     """The same MDP with a `Dense` kernel; rewards by outcome become expected ones."""
     return mdp._replace(transitions=to_dense(mdp.transitions), outcome_rewards=None)
 
 
-def sparse(mdp: FiniteMDP) -> FiniteMDP:
+def as_sparse(mdp: FiniteMDP) -> FiniteMDP:
     """The same MDP with a `Sparse` kernel; rewards by outcome become expected ones. Concrete arrays only."""
     return mdp._replace(transitions=to_sparse(mdp.transitions), outcome_rewards=None)
 
 
-def _floats(values: ArrayLike, name: str) -> np.ndarray:
+def _to_floats(values: ArrayLike, name: str) -> np.ndarray:
     """As NumPy, in the precision that JAX would give."""
     array = np.asarray(values)
     if not (np.issubdtype(array.dtype, np.integer) or jnp.issubdtype(array.dtype, np.floating)):
@@ -154,11 +154,11 @@ def _floats(values: ArrayLike, name: str) -> np.ndarray:
     return array.astype(jax.dtypes.canonicalize_dtype(np.result_type(array.dtype, np.float32)), copy=False)
 
 
-def _states_last(per_state: np.ndarray) -> Array:
+def _put_states_last(per_state: np.ndarray) -> Array:
     return jnp.asarray(np.ascontiguousarray(np.moveaxis(per_state, 0, -1)))
 
 
-def _terminal_mask(terminal: ArrayLike | None, num_states: int) -> np.ndarray:
+def _to_terminal_mask(terminal: ArrayLike | None, num_states: int) -> np.ndarray:
     ends = np.zeros(num_states, bool) if terminal is None else np.asarray(terminal)
     if ends.shape != (num_states,) or ends.dtype != bool:
         raise MDPError(
@@ -167,7 +167,7 @@ def _terminal_mask(terminal: ArrayLike | None, num_states: int) -> np.ndarray:
     return ends
 
 
-def _rows_of_one(probabilities: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def _normalise_rows(probabilities: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Checks signs, finiteness and row sums (to 1e-5 in float32, 1e-9 in float64), and takes out what is missing or too
     much: a defect as small grows by 1/(1 − γ)² in the values, and every error bound rests on rows that sum to 1."""
     tolerance = 1e-5 if probabilities.dtype == np.float32 else 1e-9
@@ -193,7 +193,7 @@ def _split_rewards(
     rewards: ArrayLike, probabilities: np.ndarray, ends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Expected rewards `[S, A]`, and the rewards by outcome where they depend on it."""
-    given = _floats(rewards, "rewards")
+    given = _to_floats(rewards, "rewards")
     if given.shape not in (probabilities.shape[:1], probabilities.shape[:2], probabilities.shape):
         raise MDPError(
             f"rewards has shape {given.shape}: give {probabilities.shape[:1]}, {probabilities.shape[:2]}"
@@ -216,7 +216,7 @@ def _split_rewards(
     return expected.astype(given.dtype), given
 
 
-def _discount(discount: ArrayLike, ends: np.ndarray, dtype: np.dtype) -> Array:
+def _to_discount(discount: ArrayLike, ends: np.ndarray, dtype: np.dtype) -> Array:
     gamma = np.asarray(discount)
     if gamma.ndim or gamma.dtype.kind not in "fiu" or not 0 <= gamma <= 1:
         raise MDPError(f"discount is {gamma}: give a number in [0, 1].")
@@ -229,7 +229,7 @@ def _discount(discount: ArrayLike, ends: np.ndarray, dtype: np.dtype) -> Array:
     return jnp.asarray(gamma, dtype)
 
 
-def _horizon(horizon: int | None) -> Array | None:
+def _to_horizon(horizon: int | None) -> Array | None:
     if horizon is None:
         return None
     if np.asarray(horizon).dtype.kind not in "iu" or np.ndim(horizon) or not 1 <= int(horizon) < 2**31:
@@ -237,11 +237,11 @@ def _horizon(horizon: int | None) -> Array | None:
     return jnp.asarray(horizon, jnp.int32)
 
 
-def _initial(initial: ArrayLike | None, ends: np.ndarray, dtype: np.dtype) -> Array:
+def _to_initial(initial: ArrayLike | None, ends: np.ndarray, dtype: np.dtype) -> Array:
     if initial is None:
         free = ~ends if not ends.all() else np.ones_like(ends)
         return jnp.asarray(free / free.sum(), dtype)
-    start = _floats(initial, "initial")
+    start = _to_floats(initial, "initial")
     if start.shape != ends.shape or (start < 0).any() or not np.isclose(start.sum(), 1, atol=1e-5):
         raise MDPError(
             f"initial has shape {start.shape} and sum {start.sum():.6g}: give a distribution over states."

@@ -28,7 +28,7 @@ def fixed_point(operator: Callable[[Array], Array], solution: Array) -> Array:
     )
 
 
-def found(function: Callable[..., Array], value: Array, *arguments: Any) -> Array:
+def attach_derivative(function: Callable[..., Array], value: Array, *arguments: Any) -> Array:
     """`value`, which is `function(*arguments)` but for errors, with the derivative of the latter.
 
     The function is only evaluated if differentiated.

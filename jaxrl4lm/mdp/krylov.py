@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxrl4lm.types import Array, ScalarLike
 
 
-class _State(NamedTuple):
+class _Iterate(NamedTuple):
     x: Array
     residual: Array
     direction: Array
@@ -47,12 +47,12 @@ def bicgstab(
     norm = jnp.abs(residual).max()
     zero = jnp.zeros((), residual.dtype)
 
-    def unfinished(state: _State) -> Array:
+    def is_unfinished(state: _Iterate) -> Array:
         usable = jnp.isfinite(state.rho) & (state.rho != 0)
         running = jnp.abs(state.residual).max() > tolerance
         return running & usable & (state.iterations < max_iterations)
 
-    def step(state: _State) -> _State:
+    def step(state: _Iterate) -> _Iterate:
         alpha = state.rho / jnp.vdot(shadow, state.image)
         half = state.residual - alpha * state.image
         half_image = matvec(half)
@@ -66,7 +66,7 @@ def bicgstab(
         # A maximum over NaN need not be NaN; the scalar product is.
         norm = jnp.where(jnp.isfinite(rho), jnp.abs(residual).max(), jnp.inf)
         better = norm < state.best_norm
-        return _State(
+        return _Iterate(
             x,
             residual,
             direction,
@@ -77,8 +77,8 @@ def bicgstab(
             jnp.where(better, norm, state.best_norm),
         )
 
-    first = _State(
+    first = _Iterate(
         start, residual, residual, matvec(residual), jnp.vdot(shadow, residual), jnp.int32(0), start, norm
     )
-    final = jax.lax.while_loop(unfinished, step, first)
+    final = jax.lax.while_loop(is_unfinished, step, first)
     return final.best_x, final.iterations

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.mdp import bounds, operators
-from jaxrl4lm.mdp.evaluation import correction, extent
+from jaxrl4lm.mdp.evaluation import extent, find_correction
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP
 from jaxrl4lm.mdp.solvers import Solution, certify, conclude
 from jaxrl4lm.types import Array, ScalarLike
@@ -78,36 +78,36 @@ def modified_policy_iteration(
     Reference: Puterman & Shin 1978; Gargiani et al. 2023, arXiv:2211.04299 (inexact policy iteration);
     Eisenstat & Walker 1996 (η, choice 2).
     """
-    hint, limits = _hint(mdp), _Limits(tolerance, forcing, sweeps, krylov)
-    rounding = bounds.rounding(mdp)
+    hint, limits = _guess_horizon(mdp), _Limits(tolerance, forcing, sweeps, krylov)
+    rounding = bounds.bound_rounding(mdp)
 
-    def unfinished(progress: _Progress) -> Array:
+    def is_unfinished(progress: _Progress) -> Array:
         going = (progress.stalled < PATIENCE) & (progress.iterations < max_iterations)
-        return (_error(mdp, rounding, progress)[1] > tolerance) & going
+        return (_bound_error(mdp, rounding, progress)[1] > tolerance) & going
 
     def improve(progress: _Progress) -> _Progress:
         return _improve(mdp, rounding, limits, progress)
 
     zero, infinite = jnp.int32(0), jnp.asarray(jnp.inf, mdp.rewards.dtype)
     if start is None:
-        first = _point(mdp.rewards.T, jnp.zeros_like(mdp.rewards[:, 0]))
+        first = _make_point(mdp.rewards.T, jnp.zeros_like(mdp.rewards[:, 0]))
     else:
         first = _sweep_from(mdp, start)
     state = _Progress(first, extent(first.change), zero, jnp.int32(4), zero, zero, infinite, hint)
 
     def stage(carry: tuple[_Progress, Array]) -> tuple[_Progress, Array]:
         state, before = carry[0], carry[0].iterations
-        state = jax.lax.while_loop(unfinished, improve, state)
+        state = jax.lax.while_loop(is_unfinished, improve, state)
         # At γ = 1 the horizon is only known near the end: go on with it. Below, nothing is left to do.
-        horizon = _ending(mdp, state.point, hint, tolerance, max_iterations).horizon
+        horizon = _find_ending(mdp, state.point, hint, tolerance, max_iterations).horizon
         done = ~jnp.isfinite(horizon) | (state.iterations == before) | (state.stalled >= PATIENCE)
         return state._replace(horizon=horizon, stalled=zero, best=infinite), done
 
     state, _ = stage((state, jnp.asarray(False)))
     # Once more even where nothing has ended yet: the first stage may have stopped long before the answer.
     state, _ = jax.lax.while_loop(lambda carry: ~carry[1], stage, (state, mdp.discount < 1))
-    final = _ending(mdp, state.point, hint, tolerance, max_iterations)
-    shift, bound = _error(mdp, rounding, state)
+    final = _find_ending(mdp, state.point, hint, tolerance, max_iterations)
+    shift, bound = _bound_error(mdp, rounding, state)
     shift = jnp.where(mdp.terminal, 0, shift)
     values, q = state.point.swept + shift, state.point.q.T + shift[:, None]
     return conclude(mdp, operators.backup, values, final.policy, state.iterations, bound, tolerance, q)
@@ -121,7 +121,7 @@ def _improve(mdp: FiniteMDP, rounding: bounds.Rounding, limits: _Limits, progres
     # A change common to all states goes on as γ/(1−γ) times itself: exactly, so not by sweeps.
     low, high = point.change.min(), point.change.max()
     common = jnp.where(mdp.terminal.any(), 0, (low + high) / 2)
-    rest = correction(
+    rest = find_correction(
         mdp.transitions.under(point.policy),
         mdp.discount,
         point.change - common,
@@ -129,7 +129,7 @@ def _improve(mdp: FiniteMDP, rounding: bounds.Rounding, limits: _Limits, progres
         sweeps=limits.sweeps,
         krylov=jnp.where(progress.wait > 0, 0, limits.krylov),
     )
-    base = point.swept + _hint(mdp) * common
+    base = point.swept + _guess_horizon(mdp) * common
     new = _sweep_from(mdp, base + rest.total)
     # Policies may alternate for ever if each is evaluated beyond what it is good for: an evaluation that
     # widened the residual is taken back, if it was not by sweeps.
@@ -150,13 +150,13 @@ def _improve(mdp: FiniteMDP, rounding: bounds.Rounding, limits: _Limits, progres
     )
 
 
-def _error(mdp: FiniteMDP, rounding: bounds.Rounding, progress: _Progress) -> tuple[Array, Array]:
+def _bound_error(mdp: FiniteMDP, rounding: bounds.Rounding, progress: _Progress) -> tuple[Array, Array]:
     """(shift, error) of T v, as `certify` gives them."""
     low, high = progress.point.change.min(), progress.point.change.max()
     return certify(mdp, rounding, progress.point.swept, low, high, progress.horizon, bounds.span)
 
 
-def _hint(mdp: FiniteMDP) -> Array:
+def _guess_horizon(mdp: FiniteMDP) -> Array:
     """γ/(1−γ); 1 at γ = 1, where the horizon is not known yet."""
     discount = mdp.discount
     return jnp.where(discount < 1, discount / jnp.where(discount < 1, 1 - discount, 1), 1).astype(
@@ -165,21 +165,21 @@ def _hint(mdp: FiniteMDP) -> Array:
 
 
 def _sweep_from(mdp: FiniteMDP, values: Array) -> _Point:
-    return _point(mdp.rewards.T + mdp.discount * mdp.transitions.expect_by_action(values), values)
+    return _make_point(mdp.rewards.T + mdp.discount * mdp.transitions.expect_by_action(values), values)
 
 
-def _point(q: Array, values: Array) -> _Point:
+def _make_point(q: Array, values: Array) -> _Point:
     # Each stored once, where the compiler would sweep again for every consumer (measured: twice as long).
     q = jax.lax.optimization_barrier(q)
     swept = jax.lax.optimization_barrier(q.max(axis=0))
     return _Point(q, swept, jnp.argmax(q, axis=0).astype(jnp.int32), swept - values)
 
 
-def _ending(
+def _find_ending(
     mdp: FiniteMDP, point: _Point, hint: Array, tolerance: ScalarLike, max_iterations: ScalarLike
 ) -> bounds.Ending:
     return jax.lax.cond(
         mdp.discount < 1,
         lambda: bounds.Ending(hint, point.policy),
-        lambda: bounds.ending(mdp, point.swept, max_iterations, tolerance),
+        lambda: bounds.find_ending(mdp, point.swept, max_iterations, tolerance),
     )

@@ -16,7 +16,7 @@ import numpy as np
 from jaxrl4lm.mdp import bounds, operators
 from jaxrl4lm.mdp.exact import policy_values
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP, MDPError
-from jaxrl4lm.mdp.implicit import fixed_point, found
+from jaxrl4lm.mdp.implicit import attach_derivative, fixed_point
 from jaxrl4lm.types import Array, ScalarLike
 
 Bounds = Callable[[Array, Array], tuple[Array, Array]]
@@ -63,14 +63,14 @@ def iterate_operator(
     """Iterate x ← T x until the error bound is at most `tolerance`; returns (x, error bound, iterations).
 
     Stops also at `max_iterations`, and when the residual has sunk into the rounding error (nothing more to
-    gain). `horizon_of` x: what multiplies a residual, as `bounds.ending` gives it.
+    gain). `horizon_of` x: what multiplies a residual, as `bounds.find_ending` gives it.
     """
     tolerance = jnp.asarray(tolerance, start.dtype)
     discount = mdp.discount
     hint = jnp.where(discount < 1, discount / jnp.where(discount < 1, 1 - discount, 1), 1)
-    rounding = bounds.rounding(mdp)
+    rounding = bounds.bound_rounding(mdp)
 
-    def unfinished(progress: _Progress) -> Array:
+    def is_unfinished(progress: _Progress) -> Array:
         # The change is measured here, when the sweep's result is in memory: measured beside the sweep, the
         # compiler would compute the sweep once for the result and once for each of the minimum and the
         # maximum.
@@ -86,7 +86,7 @@ def iterate_operator(
 
     def stage(progress: _Progress) -> _Progress:
         before = progress.iterations
-        progress = jax.lax.while_loop(unfinished, sweep, progress)
+        progress = jax.lax.while_loop(is_unfinished, sweep, progress)
         # At γ = 1 the horizon is only known near the end; a second stage may have to go on with it.
         horizon = horizon_of(progress.iterate)
         done = (discount < 1) | ~jnp.isfinite(horizon) | (progress.iterations == before)
@@ -151,10 +151,10 @@ def value_iteration(
     limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within}
 
     def horizon_of(values: Array) -> Array:
-        return bounds.ending(mdp, values, max_iterations, tolerance).horizon
+        return bounds.find_ending(mdp, values, max_iterations, tolerance).horizon
 
     values, error, iterations = iterate_operator(mdp, operators.backup, first, horizon_of, **limits)
-    policy = bounds.ending(mdp, values, max_iterations).policy
+    policy = bounds.find_ending(mdp, values, max_iterations).policy
     return conclude(mdp, operators.backup, values, policy, iterations, error, tolerance)
 
 
@@ -171,13 +171,13 @@ def action_value_iteration(
     limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within}
 
     def horizon_of(q: Array) -> Array:
-        return bounds.ending(mdp, q.max(axis=-1), max_iterations, tolerance).horizon
+        return bounds.find_ending(mdp, q.max(axis=-1), max_iterations, tolerance).horizon
 
     q, error, iterations = iterate_operator(
         mdp, operators.action_backup, held if start is None else start, horizon_of, **limits
     )
     values = q.max(axis=-1)
-    policy = bounds.ending(mdp, values, max_iterations).policy
+    policy = bounds.find_ending(mdp, values, max_iterations).policy
     return conclude(mdp, operators.backup, values, policy, iterations, error, tolerance)
 
 
@@ -202,7 +202,7 @@ def soft_value_iteration(
     if not isinstance(temperature, jax.core.Tracer) and not np.all(np.asarray(temperature) > 0):
         raise MDPError(f"temperature is {temperature}: give a positive number.")
     if reference is not None:
-        reference = _checked_policy(reference, mdp, "reference", [mdp.rewards.shape])
+        reference = _check_policy(reference, mdp, "reference", [mdp.rewards.shape])
 
     def operator(mdp: FiniteMDP, values: Array) -> Array:
         return operators.soft_backup(mdp, values, temperature=temperature, reference=reference)
@@ -214,7 +214,7 @@ def soft_value_iteration(
     def horizon_of(values: Array) -> Array:
         # The derivative of the backup is the soft policy's chain: its time to the end is what counts.
         chain = operators.policy_chain(mdp, policy_at(values))
-        return bounds.ending(chain, values, max_iterations).horizon
+        return bounds.find_ending(chain, values, max_iterations).horizon
 
     limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within}
     values, error, iterations = iterate_operator(
@@ -237,13 +237,13 @@ def evaluate_policy(
     An improper policy at γ = 1 is reported: error_bound inf, converged False. Raises MDPError for probabilities that do
     not sum to 1, or actions that there are not (unless they are traced).
     """
-    chosen = _checked_policy(policy, mdp, "policy", [mdp.rewards.shape[:1], mdp.rewards.shape])
+    chosen = _check_policy(policy, mdp, "policy", [mdp.rewards.shape[:1], mdp.rewards.shape])
     chain = operators.policy_chain(mdp, chosen)
     solution = value_iteration(chain, tolerance=tolerance, max_iterations=max_iterations, within=within)
     return solution._replace(policy=policy, action_values=operators.action_values(mdp, solution.values))
 
 
-def _checked_policy(policy: Array, mdp: FiniteMDP, name: str, shapes: list[tuple[int, ...]]) -> Array:
+def _check_policy(policy: Array, mdp: FiniteMDP, name: str, shapes: list[tuple[int, ...]]) -> Array:
     """The policy, with a harmless choice in terminal states, where it may hold anything. Refuses other shapes, actions
     `[S]` that there are not, and rows `[S, A]` that are no distributions."""
     policy = jnp.asarray(policy)
@@ -275,8 +275,10 @@ def policy_iteration(
     Reference: Howard 1960; Puterman 1994, section 6.4.
     """
     start, sweeps = operators.held_values(mdp), max(10 * mdp.num_states, 10_000)
-    first = jax.lax.cond(mdp.discount < 1, lambda: operators.greedy(mdp, start), lambda: bounds.soonest(mdp))
-    rounding = bounds.rounding(mdp)
+    first = jax.lax.cond(
+        mdp.discount < 1, lambda: operators.greedy(mdp, start), lambda: bounds.find_soonest_policy(mdp)
+    )
+    rounding = bounds.bound_rounding(mdp)
 
     def improve(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         policy, _, _, iterations = state
@@ -293,7 +295,7 @@ def policy_iteration(
         lambda state: state[2] & (state[3] < max_iterations), improve, state
     )
     change = operators.backup(mdp, values) - values
-    horizon = bounds.ending(mdp, values, sweeps, tolerance).horizon
+    horizon = bounds.find_ending(mdp, values, sweeps, tolerance).horizon
     low, high = change.min(), change.max()
     _, error = certify(mdp, rounding, values, low, high, horizon, bounds.supremum)
     error += jnp.maximum(jnp.abs(low), jnp.abs(high))  # from T v back to v
@@ -347,5 +349,5 @@ def conclude(
     if q is None:
         q = operators.action_values(mdp, values)
     else:
-        q = found(operators.action_values, q, mdp, values)
+        q = attach_derivative(operators.action_values, q, mdp, values)
     return Solution(values, q, policy, iterations, error, error <= tolerance)

@@ -167,7 +167,7 @@ def to_sparse(kernel: Kernel) -> Sparse:
         width = max(1, int(np.count_nonzero(dense, axis=-1).max()))
         successors = np.argsort(dense == 0, axis=-1, kind="stable")[..., :width]
         probabilities = np.take_along_axis(dense, successors, axis=-1)
-        return Sparse(_states_last(successors.astype(np.int32)), _states_last(probabilities))
+        return Sparse(_put_states_last(successors.astype(np.int32)), _put_states_last(probabilities))
     return Sparse(*as_lists(kernel))
 
 
@@ -183,16 +183,16 @@ def to_banded(kernel: Kernel, max_diagonals: int = 9) -> Kernel:
     successors, probabilities = np.asarray(kernel.successors), np.asarray(kernel.probabilities)
     distance = successors - np.arange(num_states)
 
-    def diagonals(used: np.ndarray) -> np.ndarray:
+    def find_diagonals(used: np.ndarray) -> np.ndarray:
         return np.flatnonzero(np.bincount(distance[used] + num_states, minlength=1)) - num_states
 
     used, hub, rest = probabilities != 0, None, probabilities
-    offsets = diagonals(used)
+    offsets = find_diagonals(used)
     if len(offsets) > max_diagonals:
         follows = np.bincount(successors[used])
         hub = int(follows.argmax())
         to_hub = successors == hub
-        offsets = diagonals(used & ~to_hub)
+        offsets = find_diagonals(used & ~to_hub)
         if follows[hub] < num_states or len(offsets) > 3:
             return kernel
         probabilities, rest = np.where(to_hub, 0, probabilities), np.where(to_hub, probabilities, 0)
@@ -233,6 +233,6 @@ def _choose(per_action: Array, policy: Array) -> Array:
     return chosen
 
 
-def _states_last(per_state: np.ndarray) -> Array:
+def _put_states_last(per_state: np.ndarray) -> Array:
     """`[S, A, K]` → `[A, K, S]`."""
     return jnp.asarray(np.ascontiguousarray(np.moveaxis(per_state, 0, -1)))

@@ -198,10 +198,10 @@ def _read_map(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         where, line = f"Line {i + skipped + 1}", lines[i + skipped]
         for j, cell in enumerate(row):
             if cell not in (".", "#", "S"):
-                value = _held_value(cell, where, line, j)
+                value = _read_held_value(cell, where, line, j)
                 held[i, min(j, len(rows[0]) - 1)] = value
         if len(row) != len(rows[0]):
-            column = _column(line, len(rows[0])) if len(row) > len(rows[0]) else len(line.rstrip()) + 1
+            column = _find_column(line, len(rows[0])) if len(row) > len(rows[0]) else len(line.rstrip()) + 1
             raise MapError(
                 f"{where}, column {column}: the line has {len(row)} cells, line {skipped + 1} has"
                 f" {len(rows[0])}: give equal rows."
@@ -212,18 +212,18 @@ def _read_map(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return cells == "#", cells == "S", held
 
 
-def _held_value(cell: str, where: str, line: str, position: int) -> float:
+def _read_held_value(cell: str, where: str, line: str, position: int) -> float:
     try:
         value = float(cell)
     except ValueError:
         value = np.nan
     if not np.isfinite(value):
-        column = _column(line, position)
+        column = _find_column(line, position)
         raise MapError(f"{where}, column {column}: {cell!r} is not '.', '#', 'S' or a finite number.")
     return value
 
 
-def _column(line: str, position: int) -> int:
+def _find_column(line: str, position: int) -> int:
     """1-based column at which the position-th cell of a line begins."""
     column = 0
     for cell in line.split()[:position]:

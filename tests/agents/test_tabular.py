@@ -20,7 +20,7 @@ OPTIMIZED = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_pa
 
 def explored(world, epsilon):
     """The world in which ε of all actions are random: its optimum is the best ε-greedy policy."""
-    kernel = M.dense(world).transitions.probabilities
+    kernel = M.as_dense(world).transitions.probabilities
     mixed = (1 - epsilon) * kernel + epsilon * kernel.mean(axis=1, keepdims=True)
     return M.from_arrays(
         mixed, np.asarray(world.rewards), world.discount, terminal=np.asarray(world.terminal)

@@ -33,7 +33,7 @@ def test_dense_sparse_and_banded_give_the_same_expectations(x64):
     policy = np.random.default_rng(2).dirichlet(np.ones(ACTIONS), STATES)
     full = as_dense(successors, probabilities)
     lazy = M.from_successors(successors, probabilities, np.zeros(STATES), 0.9).transitions
-    banded = M.sparse(M.from_arrays(full, np.zeros(STATES), 0.9)).transitions
+    banded = M.as_sparse(M.from_arrays(full, np.zeros(STATES), 0.9)).transitions
     banded = M.transitions.to_banded(banded, max_diagonals=2 * STATES)
     assert isinstance(lazy, M.Sparse | M.Banded)
     assert isinstance(banded, M.Banded)
@@ -53,7 +53,7 @@ def test_a_hub_is_found_and_gives_the_same_expectations(x64):
         full[here, :, here + offset] = rng.random((len(here), ACTIONS))
     full[:, :, 7] += rng.random((states, ACTIONS))
     full /= full.sum(axis=-1, keepdims=True)
-    kernel = M.transitions.to_banded(M.sparse(M.from_arrays(full, np.zeros(states), 0.9)).transitions)
+    kernel = M.transitions.to_banded(M.as_sparse(M.from_arrays(full, np.zeros(states), 0.9)).transitions)
     assert isinstance(kernel, M.Banded)
     assert kernel.hub == 7
     assert kernel.offsets == (0, 1)
@@ -94,12 +94,12 @@ def test_few_diagonals_or_three_and_a_hub_are_stored_as_such(offsets, hub_from, 
     np.testing.assert_array_equal(following.T, successors)
 
 
-@pytest.mark.parametrize("layout", [M.dense, M.sparse])
+@pytest.mark.parametrize("layout", [M.as_dense, M.as_sparse])
 def test_where_every_state_is_terminal_nothing_follows(layout):
     world = M.from_successors(
         np.zeros((2, 1, 1), int), np.ones((2, 1, 1)), [3.0, -1.0], 0.9, terminal=[True, True]
     )
-    np.testing.assert_array_equal(layout(M.dense(world)).transitions.expect(jnp.array([5.0, 7])), 0)
+    np.testing.assert_array_equal(layout(M.as_dense(world)).transitions.expect(jnp.array([5.0, 7])), 0)
     np.testing.assert_array_equal(world.transitions.expect(jnp.array([5.0, 7])), 0)
     np.testing.assert_array_equal(M.value_iteration(world).values, [3, -1])
 

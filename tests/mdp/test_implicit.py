@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl4lm.mdp.implicit import fixed_point, found
+from jaxrl4lm.mdp.implicit import attach_derivative, fixed_point
 
 
 def chain(seed, discount, size):
@@ -49,9 +49,11 @@ def test_what_is_found_keeps_its_value_and_takes_the_derivative_of_the_function(
         return scale * x**2
 
     x, near = jnp.array([1.0, 3.0]), jnp.array([2.1, 17.9])
-    np.testing.assert_array_equal(jax.jit(lambda x: found(square, near, x, 2.0))(x), near)
+    np.testing.assert_array_equal(jax.jit(lambda x: attach_derivative(square, near, x, 2.0))(x), near)
     assert not calls
-    value, slope = jax.jvp(lambda x: found(square, near * x, x, 2.0), (x,), (jnp.ones(2),))
+    value, slope = jax.jvp(lambda x: attach_derivative(square, near * x, x, 2.0), (x,), (jnp.ones(2),))
     np.testing.assert_array_equal(value, near * x)
     np.testing.assert_array_equal(slope, [4, 12])
-    np.testing.assert_array_equal(jax.grad(lambda scale: found(square, near, x, scale).sum())(2.0), 10)
+    np.testing.assert_array_equal(
+        jax.grad(lambda scale: attach_derivative(square, near, x, scale).sum())(2.0), 10
+    )

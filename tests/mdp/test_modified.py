@@ -37,7 +37,7 @@ def later(matrix, change, count):
 @jax.jit
 def correct(kernel, discount, change, target, sweeps, krylov):
     arrays = jnp.asarray(discount), jnp.asarray(change), jnp.asarray(target)
-    return evaluation.correction(kernel, *arrays, sweeps=sweeps, krylov=krylov)
+    return evaluation.find_correction(kernel, *arrays, sweeps=sweeps, krylov=krylov)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -150,7 +150,7 @@ def test_slow_progress_is_not_taken_for_none(x64):
 
 def test_an_evaluation_that_widens_the_residual_is_taken_back(monkeypatch, x64):
     """However sure of itself it is: policies could alternate for ever."""
-    right = evaluation.correction
+    right = evaluation.find_correction
 
     def wrong(*arguments, sweeps, krylov):
         by_sweeps = right(*arguments, sweeps=sweeps, krylov=0)
@@ -158,7 +158,7 @@ def test_an_evaluation_that_widens_the_residual_is_taken_back(monkeypatch, x64):
         total = by_sweeps.total + jnp.where(asked, 1e6 * jnp.cos(jnp.arange(12.0)), 0)
         return by_sweeps._replace(total=total, tried=asked, solved=asked)
 
-    monkeypatch.setattr(modified, "correction", wrong)
+    monkeypatch.setattr(modified, "find_correction", wrong)
     world = M.garnet(jax.random.key(0), 12, 2, 12, discount=0.95)
     ours = jax.jit(M.modified_policy_iteration)(world, tolerance=1e-9, max_iterations=6)
     assert ours.converged

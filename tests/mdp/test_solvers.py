@@ -377,7 +377,7 @@ def test_objective_gradient_and_visits(x64):
     for _ in range(400):
         visits, flow = visits + flow, 0.9 * flow @ matrix
     np.testing.assert_allclose(M.visitation(world, policy), visits, atol=1e-9)
-    chain = M.policy_chain(M.sparse(world), policy)
+    chain = M.policy_chain(M.as_sparse(world), policy)
     np.testing.assert_allclose(
         M.operators.backward_visits(chain, world.initial), world.initial @ matrix, atol=1e-12
     )
@@ -411,7 +411,7 @@ def test_a_birth_death_chain_is_evaluated_directly(make, x64):
     values, change = M.policy_values(world, policy), jnp.arange(60.0) ** 2
     start = values - change
     swept = M.policy_backup(world, policy, start)
-    rest = evaluation.correction(
+    rest = evaluation.find_correction(
         world.transitions.under(policy), world.discount, swept - start, jnp.asarray(0.0), sweeps=0, krylov=1
     )
     assert not bool(rest.tried | rest.solved)
