@@ -25,7 +25,7 @@ class Successor(NamedTuple):
     """`[A]`: of the behaviour there."""
 
 
-class Algorithm(NamedTuple):
+class TabularAlgorithm(NamedTuple):
     """Static description of a learner."""
 
     bootstrap: Callable[[Successor], Array]
@@ -67,56 +67,60 @@ class TabularState(NamedTuple):
     key: Key
 
 
-def monte_carlo(max_steps: int) -> Algorithm:
+def monte_carlo(max_steps: int) -> TabularAlgorithm:
     """First-visit Monte-Carlo control; episodes may last `max_steps`.
 
     Reference: Sutton & Barto 2018, p. 101.
     """
-    return Algorithm(lambda successor: jnp.zeros(()), steps=max_steps, first_visit=True)
+    return TabularAlgorithm(bootstrap=lambda successor: jnp.zeros(()), steps=max_steps, first_visit=True)
 
 
-def monte_carlo_prediction(max_steps: int) -> Algorithm:
+def monte_carlo_prediction(max_steps: int) -> TabularAlgorithm:
     """First-visit Monte-Carlo evaluation of a fixed policy. Reference: Sutton & Barto 2018, p. 92."""
     return monte_carlo(max_steps)._replace(learns_actions=False)
 
 
-def n_step_td(steps: int) -> Algorithm:
+def n_step_td(steps: int) -> TabularAlgorithm:
     """n-step evaluation of a fixed policy; TD(0) for n = 1. Reference: Sutton & Barto 2018, p. 144."""
-    return Algorithm(lambda successor: successor.tables[0, 0], steps=steps, learns_actions=False)
+    return TabularAlgorithm(
+        bootstrap=lambda successor: successor.tables[0, 0], steps=steps, learns_actions=False
+    )
 
 
-def td() -> Algorithm:
+def td() -> TabularAlgorithm:
     """TD(0): V(s) ← V(s) + α (r + γ V(s′) − V(s)). Reference: Sutton 1988."""
     return n_step_td(1)
 
 
-def n_step_sarsa(steps: int) -> Algorithm:
+def n_step_sarsa(steps: int) -> TabularAlgorithm:
     """n-step SARSA: bootstraps from Q(s′, a′) of the action taken. Reference: Sutton & Barto 2018, p. 147."""
-    return Algorithm(lambda successor: successor.tables[0, successor.action], steps=steps)
+    return TabularAlgorithm(bootstrap=lambda successor: successor.tables[0, successor.action], steps=steps)
 
 
-def sarsa() -> Algorithm:
+def sarsa() -> TabularAlgorithm:
     """SARSA. Reference: Rummery & Niranjan 1994."""
     return n_step_sarsa(1)
 
 
-def expected_sarsa() -> Algorithm:
+def expected_sarsa() -> TabularAlgorithm:
     """Bootstraps from Σ_a π(a|s′) Q(s′, a). Reference: van Seijen et al. 2009."""
-    return Algorithm(lambda successor: successor.probabilities @ successor.tables[0])
+    return TabularAlgorithm(bootstrap=lambda successor: successor.probabilities @ successor.tables[0])
 
 
-def q_learning() -> Algorithm:
+def q_learning() -> TabularAlgorithm:
     """Bootstraps from max_a Q(s′, a). Reference: Watkins 1989."""
-    return Algorithm(lambda successor: successor.tables[0].max())
+    return TabularAlgorithm(bootstrap=lambda successor: successor.tables[0].max())
 
 
-def double_q_learning() -> Algorithm:
+def double_q_learning() -> TabularAlgorithm:
     """One table chooses the action, the other one values it. Reference: van Hasselt 2010."""
-    return Algorithm(lambda successor: successor.tables[1, jnp.argmax(successor.tables[0])], num_tables=2)
+    return TabularAlgorithm(
+        bootstrap=lambda successor: successor.tables[1, jnp.argmax(successor.tables[0])], num_tables=2
+    )
 
 
 def action_probabilities(
-    algorithm: Algorithm,
+    algorithm: TabularAlgorithm,
     tables: Array,
     observation: Array,
     hyperparameters: Hyperparameters,
@@ -136,7 +140,7 @@ def init(
     key: Key,
     environment: Any,
     params: Any,
-    algorithm: Algorithm,
+    algorithm: TabularAlgorithm,
     hyperparameters: Hyperparameters,
     *,
     policy: Array | None = None,
@@ -180,7 +184,7 @@ def update(
     state: TabularState,
     environment: Any,
     params: Any,
-    algorithm: Algorithm,
+    algorithm: TabularAlgorithm,
     hyperparameters: Hyperparameters,
     *,
     policy: Array | None = None,
@@ -225,7 +229,7 @@ def train(
     key: Key,
     environment: Any,
     params: Any,
-    algorithm: Algorithm,
+    algorithm: TabularAlgorithm,
     hyperparameters: Hyperparameters,
     num_steps: int,
     *,
@@ -246,7 +250,7 @@ def train(
 
 def _learn(
     state: TabularState,
-    algorithm: Algorithm,
+    algorithm: TabularAlgorithm,
     hyperparameters: Hyperparameters,
     table: Array,
     bootstrap: Array,

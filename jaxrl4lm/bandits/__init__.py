@@ -1,7 +1,7 @@
 """Bandit problems and algorithms as pure functions."""
 
 from jaxrl4lm.bandits.algorithms import (
-    Algorithm,
+    BanditAlgorithm,
     epsilon_greedy,
     exp3,
     gradient,
@@ -26,7 +26,7 @@ from jaxrl4lm.bandits.simulation import History, compiler_options, run
 
 __all__ = [
     "RESTAURANTS",
-    "Algorithm",
+    "BanditAlgorithm",
     "History",
     "Problem",
     "bernoulli",

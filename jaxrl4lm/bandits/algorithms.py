@@ -21,22 +21,22 @@ from jaxrl4lm.bandits import noise as draw
 from jaxrl4lm.types import Array, Key, ScalarLike
 
 
-def uniform_noise(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Array:
+def draw_uniform(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Array:
     """One uniform number a decision, `[T, R]`."""
     return draw.uniform(key, (num_steps, num_runs))
 
 
-def no_noise(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Array:
+def draw_nothing(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Array:
     """For choices without chance, `[T, 0]`."""
     return jnp.zeros((num_steps, 0))
 
 
-def normal_noise(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Array:
+def draw_normal(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Array:
     """K normal numbers a decision, `[T, K, R]`."""
     return draw.normal(key, (num_steps, num_arms, num_runs))
 
 
-def keys_as_noise(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Key:
+def draw_keys(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Key:
     """One key a step, `[T]`, for draws whose distribution depends on the state."""
     return jax.random.split(key, num_steps)
 
@@ -57,7 +57,7 @@ def _check(
             raise ValueError(f"{name} must be {words}, not {value}")
 
 
-class Algorithm(NamedTuple):
+class BanditAlgorithm(NamedTuple):
     """A learner. Its randomness comes in as `noise`, so that a whole run's can be drawn at once."""
 
     init: Callable[[int, int], Any]
@@ -66,7 +66,7 @@ class Algorithm(NamedTuple):
     """(state, noise of one step, context `[d, R]`) → arms `[R]`."""
     update: Callable[[Any, Array, Array, Array | None], Any]
     """(state, arms `[R]`, rewards `[R]`, context) → state."""
-    noise: Callable[[Key, int, int, int], Any] = uniform_noise
+    noise: Callable[[Key, int, int, int], Any] = draw_uniform
     """(key, T, K, R) → what `select` reads, with T on the first axis."""
 
 
@@ -79,7 +79,7 @@ class Estimates(NamedTuple):
 
 def epsilon_greedy(
     epsilon: ScalarLike = 0.1, *, step_size: ScalarLike | None = None, initial_value: ScalarLike = 0.0
-) -> Algorithm:
+) -> BanditAlgorithm:
     """The best estimate, or with probability ε any arm. ε = 0 with a high `initial_value` is optimism.
 
     Args:
@@ -105,12 +105,13 @@ def epsilon_greedy(
         return jnp.where(uniform < explores, anywhere, first_argmax(state.values))
 
     # What is known to be 0 while tracing needs no numbers.
-    noise = no_noise if isinstance(epsilon, float | int) and epsilon == 0 else uniform_noise
-    init = functools.partial(_estimates, initial_value=initial_value)
-    return Algorithm(init, greedy if noise is no_noise else select, _learner(step_size), noise)
+    noise = draw_nothing if isinstance(epsilon, float | int) and epsilon == 0 else draw_uniform
+    init = functools.partial(_init_estimates, initial_value=initial_value)
+    choose = greedy if noise is draw_nothing else select
+    return BanditAlgorithm(init=init, select=choose, update=_make_learner(step_size), noise=noise)
 
 
-def softmax(temperature: ScalarLike = 0.2, *, step_size: ScalarLike | None = None) -> Algorithm:
+def softmax(temperature: ScalarLike = 0.2, *, step_size: ScalarLike | None = None) -> BanditAlgorithm:
     """Boltzmann exploration, π(a) ∝ exp(Q(a)/τ), τ > 0. Reference: Sutton & Barto 1998, section 2.3."""
     _check(POSITIVE, temperature=temperature)  # epsilon_greedy(0) is the greedy rule
     _check(NOT_NEGATIVE, step_size=step_size)
@@ -118,7 +119,7 @@ def softmax(temperature: ScalarLike = 0.2, *, step_size: ScalarLike | None = Non
     def select(state: Estimates, uniform: Array, context: Array | None) -> Array:
         return _draw(uniform, state.values / temperature)
 
-    return Algorithm(_estimates, select, _learner(step_size))
+    return BanditAlgorithm(init=_init_estimates, select=select, update=_make_learner(step_size))
 
 
 class Optimism(NamedTuple):
@@ -131,16 +132,18 @@ class Optimism(NamedTuple):
     """Choices made, a scalar."""
 
 
-def ucb(c: ScalarLike = 2.0, *, step_size: ScalarLike | None = None) -> Algorithm:
+def ucb(c: ScalarLike = 2.0, *, step_size: ScalarLike | None = None) -> BanditAlgorithm:
     """argmax Q(a) + c √(ln t / N(a)), untried arms first; c = √2 is UCB1 for rewards in [0, 1].
 
     Reference: Auer, Cesa-Bianchi & Fischer 2002; Sutton & Barto 2018, eq. 2.10.
     """
     _check(NOT_NEGATIVE, c=c, step_size=step_size)
-    learn = _learner(step_size)
+    learn = _make_learner(step_size)
 
     def init(num_arms: int, num_runs: int) -> Optimism:
-        return Optimism(_estimates(num_arms, num_runs), jnp.full((num_arms, num_runs), jnp.inf), jnp.int32(0))
+        return Optimism(
+            _init_estimates(num_arms, num_runs), jnp.full((num_arms, num_runs), jnp.inf), jnp.int32(0)
+        )
 
     def select(state: Optimism, _: Array, context: Array | None) -> Array:
         factor = c * jnp.sqrt(jnp.log(state.time + 1.0))
@@ -149,11 +152,11 @@ def ucb(c: ScalarLike = 2.0, *, step_size: ScalarLike | None = None) -> Algorith
 
     def update(state: Optimism, arm: Array, reward: Array, context: Array | None) -> Optimism:
         estimates = learn(state.estimates, arm, reward, context)
-        width = jax.lax.optimization_barrier(1 / jnp.sqrt(of_arm(state.estimates.counts, arm) + 1))
+        width = jax.lax.optimization_barrier(1 / jnp.sqrt(take_arm(state.estimates.counts, arm) + 1))
         widths = jnp.where(is_arm(state.widths, arm), width[None], state.widths)
         return Optimism(estimates, widths, state.time + 1)
 
-    return Algorithm(init, select, update, no_noise)
+    return BanditAlgorithm(init=init, select=select, update=update, noise=draw_nothing)
 
 
 class KLBounds(NamedTuple):
@@ -168,7 +171,7 @@ class KLBounds(NamedTuple):
     """Choices made, a scalar."""
 
 
-def kl_ucb(c: ScalarLike = 0.0) -> Algorithm:
+def kl_ucb(c: ScalarLike = 0.0) -> BanditAlgorithm:
     """argmax of the largest q with N(a) kl(Q(a), q) ≤ ln t + c ln ln t, for rewards in [0, 1].
 
     From one choice to the next the bounds of the other arms hardly move: one step of Chebyshev's third-order
@@ -177,11 +180,11 @@ def kl_ucb(c: ScalarLike = 0.0) -> Algorithm:
     Reference: Garivier & Cappé 2011, arXiv:1102.2490.
     """
     _check(NOT_NEGATIVE, c=c)
-    learn = _learner(None)
+    learn = _make_learner(None)
 
     def init(num_arms: int, num_runs: int) -> KLBounds:
         shape = (num_arms, num_runs)
-        return KLBounds(_estimates(*shape), jnp.full(shape, jnp.inf), jnp.zeros(shape), jnp.int32(0))
+        return KLBounds(_init_estimates(*shape), jnp.full(shape, jnp.inf), jnp.zeros(shape), jnp.int32(0))
 
     def select(state: KLBounds, _: Array, context: Array | None) -> Array:
         return first_argmax(state.bounds)
@@ -191,15 +194,15 @@ def kl_ucb(c: ScalarLike = 0.0) -> Algorithm:
         log = jnp.log(time + 1.0)
         level = log + c * jnp.log(jnp.maximum(log, 1))
         chosen = is_arm(state.bounds, arm)
-        mean = jnp.clip(of_arm(estimates.values, arm), 0, 1)
+        mean = jnp.clip(take_arm(estimates.values, arm), 0, 1)
         entropy = _negative_entropy(mean)
         entropies = jnp.where(chosen, entropy[None], state.entropies)
-        anew = _kl_bound(mean, entropy, level / of_arm(estimates.counts, arm))
+        anew = _kl_bound(mean, entropy, level / take_arm(estimates.counts, arm))
         followed = _follow_kl_bound(state.bounds, estimates.values, entropies, level / estimates.counts)
         bounds = jnp.where(chosen, anew[None], followed)
         return KLBounds(estimates, bounds, entropies, time)
 
-    return Algorithm(init, select, update, no_noise)
+    return BanditAlgorithm(init=init, select=select, update=update, noise=draw_nothing)
 
 
 def kl_upper_bound(mean: Array, level: Array) -> Array:
@@ -218,7 +221,7 @@ class Preferences(NamedTuple):
     time: Array
 
 
-def gradient(step_size: ScalarLike = 0.1, *, baseline: bool = True) -> Algorithm:
+def gradient(step_size: ScalarLike = 0.1, *, baseline: bool = True) -> BanditAlgorithm:
     """Stochastic gradient ascent on preferences: H ← H + α (R − R̄)(1[a] − π), π = softmax(H).
 
     R̄ averages the rewards up to and including the present one; without baseline it is 0.
@@ -240,7 +243,7 @@ def gradient(step_size: ScalarLike = 0.1, *, baseline: bool = True) -> Algorithm
         step = step_size * advantage[None] * (chosen - jax.nn.softmax(state.preferences, axis=0))
         return Preferences(state.preferences + step, mean, time)
 
-    return Algorithm(init, select, update)
+    return BanditAlgorithm(init=init, select=select, update=update)
 
 
 class Posterior(NamedTuple):
@@ -252,7 +255,7 @@ class Posterior(NamedTuple):
 
 def thompson_gaussian(
     *, prior_mean: ScalarLike = 0.0, prior_scale: ScalarLike = 1.0, noise: ScalarLike = 1.0
-) -> Algorithm:
+) -> BanditAlgorithm:
     """Sample each arm's value from its posterior under N(prior) values and N(·, noise²) rewards; take the
     best.
 
@@ -268,7 +271,7 @@ def thompson_gaussian(
         return first_argmax(state.means + normal * state.scales)
 
     def update(state: Posterior, arm: Array, reward: Array, context: Array | None) -> Posterior:
-        mean, scale = of_arm(state.means, arm), of_arm(state.scales, arm)
+        mean, scale = take_arm(state.means, arm), take_arm(state.scales, arm)
         precision = jnp.asarray(noise) ** 2.0 + scale**2  # of both, times the product of the variances
         step = jax.lax.optimization_barrier(scale**2 / precision * (reward - mean))
         new_scale = jax.lax.optimization_barrier(scale * noise / jnp.sqrt(precision))
@@ -277,10 +280,10 @@ def thompson_gaussian(
             state.means + jnp.where(chosen, step[None], 0), jnp.where(chosen, new_scale[None], state.scales)
         )
 
-    return Algorithm(init, select, update, normal_noise)
+    return BanditAlgorithm(init=init, select=select, update=update, noise=draw_normal)
 
 
-def thompson_beta(*, successes: ScalarLike = 1.0, failures: ScalarLike = 1.0) -> Algorithm:
+def thompson_beta(*, successes: ScalarLike = 1.0, failures: ScalarLike = 1.0) -> BanditAlgorithm:
     """Thompson sampling for rewards of 0 or 1 under a Beta(successes, failures) prior.
 
     Reference: Chapelle & Li 2011.
@@ -291,7 +294,7 @@ def thompson_beta(*, successes: ScalarLike = 1.0, failures: ScalarLike = 1.0) ->
         won = state.counts * state.values
         return first_argmax(draw.beta(key, successes + won, failures + state.counts - won))
 
-    return Algorithm(_estimates, select, _learner(None), keys_as_noise)
+    return BanditAlgorithm(init=_init_estimates, select=select, update=_make_learner(None), noise=draw_keys)
 
 
 class Weights(NamedTuple):
@@ -300,29 +303,32 @@ class Weights(NamedTuple):
     log_weights: Array
 
 
-def exp3(gamma: ScalarLike = 0.1) -> Algorithm:
+def exp3(gamma: ScalarLike = 0.1) -> BanditAlgorithm:
     """For adversarial rewards in [0, 1]: w ← w exp(γ r̂/K), r̂ = r/π(a), π = (1−γ) w/Σw + γ/K.
 
     Reference: Auer et al. 2002, "The nonstochastic multiarmed bandit problem", fig. 1.
     """
     _check(SHARE, gamma=gamma)
 
-    def mixed(state: Weights) -> Array:
+    def mix(state: Weights) -> Array:
         num_arms = state.log_weights.shape[0]
         share = jnp.asarray(gamma)
         return (1 - share) * jax.nn.softmax(state.log_weights, axis=0) + share / num_arms
 
     def select(state: Weights, uniform: Array, context: Array | None) -> Array:
-        return _inverse(uniform, mixed(state))
+        return _invert(uniform, mix(state))
 
     def update(state: Weights, arm: Array, reward: Array, context: Array | None) -> Weights:
         num_arms = state.log_weights.shape[0]
         chosen = is_arm(state.log_weights, arm)
-        step = jax.lax.optimization_barrier(gamma / num_arms * reward / of_arm(mixed(state), arm))
+        step = jax.lax.optimization_barrier(gamma / num_arms * reward / take_arm(mix(state), arm))
         log_weights = state.log_weights + jnp.where(chosen, step[None], 0)
         return Weights(log_weights - log_weights.max(axis=0, keepdims=True))
 
-    return Algorithm(lambda k, runs: Weights(jnp.zeros((k, runs))), select, update)
+    def init(num_arms: int, num_runs: int) -> Weights:
+        return Weights(jnp.zeros((num_arms, num_runs)))
+
+    return BanditAlgorithm(init=init, select=select, update=update)
 
 
 class Ridge(NamedTuple):
@@ -334,7 +340,7 @@ class Ridge(NamedTuple):
     """`[K, d, R]`: Σ r x."""
 
 
-def lin_ucb(dimension: int, alpha: ScalarLike = 1.0, *, ridge: ScalarLike = 1.0) -> Algorithm:
+def lin_ucb(dimension: int, alpha: ScalarLike = 1.0, *, ridge: ScalarLike = 1.0) -> BanditAlgorithm:
     """argmax θ̂_a·x + α √(xᵀ A_a⁻¹ x), one ridge regression per arm, updated by Sherman–Morrison.
 
     Raises ValueError for a problem without contexts. Reference: Li et al. 2010, arXiv:1003.0146, algorithm 1.
@@ -346,7 +352,7 @@ def lin_ucb(dimension: int, alpha: ScalarLike = 1.0, *, ridge: ScalarLike = 1.0)
         eye = jnp.eye(dimension)[None, :, :, None] / ridge
         return Ridge(jnp.tile(eye, (num_arms, 1, 1, num_runs)), jnp.zeros((num_arms, dimension, num_runs)))
 
-    def towards(state: Ridge, context: Array) -> Array:
+    def apply_inverse(state: Ridge, context: Array) -> Array:
         """A⁻¹ x, `[K, d, R]`."""
         terms = [state.inverse[:, :, i] * context[i][None, None] for i in range(dimension)]
         return functools.reduce(jnp.add, terms)
@@ -354,21 +360,21 @@ def lin_ucb(dimension: int, alpha: ScalarLike = 1.0, *, ridge: ScalarLike = 1.0)
     def select(state: Ridge, _: Array, context: Array | None) -> Array:
         if context is None:
             raise ValueError("lin_ucb needs contexts: give it a contextual problem, such as linear()")
-        direction = towards(state, context)
+        direction = apply_inverse(state, context)
         mean = jnp.sum(direction * state.moment, axis=1)
         width = jnp.sum(direction * context[None], axis=1)
         return first_argmax(mean + alpha * jnp.sqrt(width))
 
     def update(state: Ridge, arm: Array, reward: Array, context: Array | None) -> Ridge:
         assert context is not None
-        direction = towards(state, context)
+        direction = apply_inverse(state, context)
         width = jnp.sum(direction * context[None], axis=1, keepdims=True)
         chosen = is_arm(state.moment[:, 0], arm)[:, None]
         change = direction[:, :, None] * (direction / (1 + width))[:, None]
         inverse = state.inverse - jnp.where(chosen[:, None], change, 0)
         return Ridge(inverse, state.moment + jnp.where(chosen, (reward[None] * context)[None], 0))
 
-    return Algorithm(init, select, update, no_noise)
+    return BanditAlgorithm(init=init, select=select, update=update, noise=draw_nothing)
 
 
 def first_argmax(values: Array) -> Array:
@@ -378,7 +384,7 @@ def first_argmax(values: Array) -> Array:
     has nan to mind.
     """
     arms = jax.lax.broadcasted_iota(jnp.int32, values.shape, 0)
-    keys = _ordered(values)
+    keys = _order_as_integers(values)
     best = jax.lax.optimization_barrier(keys.max(axis=0, keepdims=True))
     arm = jnp.where(keys == best, arms, values.shape[0] - 1).min(axis=0)
     return jax.lax.optimization_barrier(arm)
@@ -389,31 +395,33 @@ def is_arm(like: Array, arm: Array) -> Array:
     return jax.lax.broadcasted_iota(jnp.int32, like.shape, 0) == arm[None]
 
 
-def of_arm(values: Array, arm: Array) -> Array:
+def take_arm(values: Array, arm: Array) -> Array:
     """The chosen arms' elements: `[K, R]`, arms `[R]` → `[R]`."""
     places = arm * values.shape[1] + jax.lax.iota(jnp.int32, values.shape[1])
     return values.reshape(-1).at[places].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
-def _ordered(values: Array) -> Array:
+def _order_as_integers(values: Array) -> Array:
     """Integers in the order of floats: as they are stored, but for the order of the negative ones."""
     kind = jnp.int64 if values.dtype == jnp.float64 else jnp.int32
     bits = jax.lax.bitcast_convert_type(values.astype(jnp.promote_types(values.dtype, jnp.float32)), kind)
     return jnp.where(bits < 0, bits ^ jnp.iinfo(kind).max, bits)
 
 
-def _estimates(num_arms: int, num_runs: int, initial_value: ScalarLike = 0.0) -> Estimates:
+def _init_estimates(num_arms: int, num_runs: int, initial_value: ScalarLike = 0.0) -> Estimates:
     shape = (num_arms, num_runs)
     return Estimates(jnp.full(shape, initial_value, float), jnp.zeros(shape, jnp.int32))
 
 
-def _learner(step_size: ScalarLike | None) -> Callable[[Estimates, Array, Array, Array | None], Estimates]:
+def _make_learner(
+    step_size: ScalarLike | None,
+) -> Callable[[Estimates, Array, Array, Array | None], Estimates]:
     def update(state: Estimates, arm: Array, reward: Array, context: Array | None) -> Estimates:
         chosen = is_arm(state.values, arm)
         counts = state.counts + chosen
         # Divided where the arms are chosen, R times and not K·R times: a division costs as much as all the rest.
-        rate = 1 / of_arm(counts, arm) if step_size is None else jnp.asarray(step_size)
-        step = rate * (reward - of_arm(state.values, arm))
+        rate = 1 / take_arm(counts, arm) if step_size is None else jnp.asarray(step_size)
+        step = rate * (reward - take_arm(state.values, arm))
         return Estimates(state.values + jnp.where(chosen, step[None], 0), counts)
 
     return update
@@ -468,10 +476,10 @@ def _kl_excess(u: Array, p: Array, entropy: Array, level: Array) -> tuple[Array,
 
 def _draw(uniform: Array, logits: Array) -> Array:
     """A sample from softmax(logits) by one uniform number: `[R]`, `[K, R]` → `[R]`."""
-    return _inverse(uniform, jax.nn.softmax(logits, axis=0))
+    return _invert(uniform, jax.nn.softmax(logits, axis=0))
 
 
-def _inverse(uniform: Array, probabilities: Array) -> Array:
+def _invert(uniform: Array, probabilities: Array) -> Array:
     """A sample by inversion: the first arm whose cumulated probability exceeds u."""
     num_arms = probabilities.shape[0]
     below = jnp.tril(jnp.ones((num_arms - 1, num_arms), probabilities.dtype))

@@ -59,7 +59,7 @@ def gaussian(
         init=lambda key, runs: mean + spread * jax.random.normal(key, (num_arms, runs)),
         context=lambda key, runs: None,
         means=lambda world, context: world,
-        noise=_normal,
+        noise=_draw_normal,
         pull=lambda expected, normal: expected + noise * normal,
         evolve=evolve,
     )
@@ -93,7 +93,7 @@ def linear(num_arms: int = 10, dimension: int = 5, *, noise: ScalarLike = 0.1) -
         init=lambda key, runs: jax.random.normal(key, (num_arms, dimension, runs)),
         context=lambda key, runs: jax.random.normal(key, (dimension, runs)) / dimension**0.5,
         means=lambda world, context: jnp.sum(world * context[None], axis=1),
-        noise=_normal,
+        noise=_draw_normal,
         pull=lambda expected, normal: expected + noise * normal,
         evolve=lambda world, key: world,
     )
@@ -114,5 +114,5 @@ def restaurants(*, noise: ScalarLike = 2.0) -> Problem:
     return everywhere._replace(init=lambda key, runs: jnp.tile(means, (1, runs)))
 
 
-def _normal(key: Key, num_steps: int, num_runs: int) -> Array:
+def _draw_normal(key: Key, num_steps: int, num_runs: int) -> Array:
     return draw.normal(key, (num_steps, num_runs))

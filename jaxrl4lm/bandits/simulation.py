@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrl4lm.bandits.algorithms import Algorithm, of_arm
+from jaxrl4lm.bandits.algorithms import BanditAlgorithm, take_arm
 from jaxrl4lm.bandits.problems import Problem
 from jaxrl4lm.types import Array, Key
 
@@ -30,7 +30,7 @@ def compiler_options() -> dict[str, int]:
     return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
 
 
-def run(key: Key, problem: Problem, algorithm: Algorithm, num_steps: int, num_runs: int = 1) -> History:
+def run(key: Key, problem: Problem, algorithm: BanditAlgorithm, num_steps: int, num_runs: int = 1) -> History:
     """`num_runs` learners, each on a world of its own, for `num_steps` (both static).
 
     Pure: `vmap` over hyper-parameters gives a parameter study. Everything random is drawn for a block of
@@ -48,7 +48,7 @@ def run(key: Key, problem: Problem, algorithm: Algorithm, num_steps: int, num_ru
         context = problem.context(for_context, num_runs)
         arms = algorithm.select(state, for_select, context)
         means = problem.means(worlds, context)
-        expected = of_arm(means, arms)
+        expected = take_arm(means, arms)
         rewards = problem.pull(expected, for_pull)
         state = algorithm.update(state, arms, rewards, context)
         regrets = means.max(axis=0) - expected

@@ -139,7 +139,7 @@ def test_kl_ucb_follows_the_exact_bounds():
 
     def step(state, rewards):
         arm = algorithm.select(state, None, None)
-        state = algorithm.update(state, arm, B.algorithms.of_arm(rewards, arm), None)
+        state = algorithm.update(state, arm, B.algorithms.take_arm(rewards, arm), None)
         return state, (state.estimates, state.bounds)
 
     _, (estimates, u) = jax.jit(lambda x: jax.lax.scan(step, algorithm.init(4, 20), x))(
@@ -319,7 +319,7 @@ def test_every_hyperparameter_may_be_traced(name, key):
 
     def rewards(value):
         world = problem if isinstance(problem, B.Problem) else problem(value)
-        learner = algorithm if isinstance(algorithm, B.Algorithm) else algorithm(value)
+        learner = algorithm if isinstance(algorithm, B.BanditAlgorithm) else algorithm(value)
         return B.run(key, world, learner, 60, 20).rewards
 
     together = jax.jit(jax.vmap(rewards))(jnp.array(values))
