@@ -71,7 +71,7 @@ class FiniteMDPEnvironment(environment.Environment):
     ) -> tuple[Array, FiniteMDPState, Array, Array, dict[Any, Any]]:
         """Draw the next state; the reward is that of the outcome where the MDP knows it."""
         mdp = params.mdp
-        successors, probabilities = _outcomes(mdp, state.position, action)
+        successors, probabilities = _list_outcomes(mdp, state.position, action)
         drawn = jax.random.categorical(key, jnp.log(probabilities))
         position = successors[drawn].astype(jnp.int32)
         reward = mdp.rewards[state.position, action]
@@ -124,7 +124,7 @@ def as_environment(
     return FiniteMDPEnvironment(mdp.num_states, mdp.num_actions, one_hot=one_hot), params
 
 
-def _outcomes(mdp: FiniteMDP, position: Array, action: Array) -> tuple[Array, Array]:
+def _list_outcomes(mdp: FiniteMDP, position: Array, action: Array) -> tuple[Array, Array]:
     """The states that can follow, and their probabilities, `[K]` each."""
     kernel = mdp.transitions
     if isinstance(kernel, Dense):

@@ -11,7 +11,7 @@ from jaxrl4lm.types import Array, Key
 
 
 @struct.dataclass
-class EnvState(environment.EnvState):
+class TokenState(environment.EnvState):
     """One episode: a prompt and the completion so far."""
 
     prompts: Prompts
@@ -23,7 +23,7 @@ class EnvState(environment.EnvState):
 
 
 @struct.dataclass
-class EnvParams(environment.EnvParams):
+class TokenParams(environment.EnvParams):
     max_steps_in_episode: int = 1
 
 
@@ -36,7 +36,7 @@ class Observation(NamedTuple):
     """bool `[P + T]`, True at real tokens."""
 
 
-class TokenEnvironment(environment.Environment[EnvState, EnvParams]):
+class TokenEnvironment(environment.Environment[TokenState, TokenParams]):
     """States are texts, actions are tokens; the end token terminates, the length limit truncates."""
 
     def __init__(self, task: Task):
@@ -44,26 +44,26 @@ class TokenEnvironment(environment.Environment[EnvState, EnvParams]):
         self.task = task
 
     @property
-    def default_params(self) -> EnvParams:
-        return EnvParams(max_steps_in_episode=self.task.completion_length)
+    def default_params(self) -> TokenParams:
+        return TokenParams(max_steps_in_episode=self.task.completion_length)
 
-    def reset_env(self, key: Key, params: EnvParams) -> tuple[Observation, EnvState]:
+    def reset_env(self, key: Key, params: TokenParams) -> tuple[Observation, TokenState]:
         """Draws a problem."""
         return self.reset_to(self.task.sample(key, 1), params)
 
-    def reset_to(self, prompts: Prompts, params: EnvParams) -> tuple[Observation, EnvState]:
+    def reset_to(self, prompts: Prompts, params: TokenParams) -> tuple[Observation, TokenState]:
         """Starts an episode on one given problem, leaves `[1, ...]`."""
         pad = jnp.full((self.task.completion_length,), self.task.tokenizer.pad_id, jnp.int32)
-        state = EnvState(prompts=prompts, completion=pad, time=jnp.int32(0))
+        state = TokenState(prompts=prompts, completion=pad, time=jnp.int32(0))
         return self.get_obs(state), state
 
     def step_env(
-        self, key: Key, state: EnvState, action: Array, params: EnvParams
-    ) -> tuple[Observation, EnvState, Array, Array, dict[Any, Any]]:
+        self, key: Key, state: TokenState, action: Array, params: TokenParams
+    ) -> tuple[Observation, TokenState, Array, Array, dict[Any, Any]]:
         """Appends a token. A score of the whole completion is paid when the episode ends, either way."""
         del key
         completion = state.completion.at[state.time].set(action)
-        state = EnvState(prompts=state.prompts, completion=completion, time=state.time + 1)
+        state = TokenState(prompts=state.prompts, completion=completion, time=state.time + 1)
         terminated = self.is_terminated(state, params)
         done = terminated | self.is_truncated(state, params)
         mask = (jnp.arange(completion.shape[0]) < state.time)[None]
@@ -73,14 +73,14 @@ class TokenEnvironment(environment.Environment[EnvState, EnvParams]):
             reward = jnp.where(done, reward, 0.0)
         return self.get_obs(state), state, reward, terminated, {"discount": self.discount(state, params)}
 
-    def get_obs(self, state: EnvState, params=None, key=None) -> Observation:
+    def get_obs(self, state: TokenState, params=None, key=None) -> Observation:
         chosen = jnp.arange(state.completion.shape[0]) < state.time
         return Observation(
             tokens=jnp.concatenate([state.prompts.tokens[0], state.completion]),
             mask=jnp.concatenate([state.prompts.mask[0], chosen]),
         )
 
-    def is_terminated(self, state: EnvState, params: EnvParams) -> Array:
+    def is_terminated(self, state: TokenState, params: TokenParams) -> Array:
         last = state.completion[jnp.maximum(state.time - 1, 0)]
         return (state.time > 0) & (last == self.task.tokenizer.eos_id)
 
@@ -88,10 +88,10 @@ class TokenEnvironment(environment.Environment[EnvState, EnvParams]):
     def num_actions(self) -> int:
         return self.task.tokenizer.vocab_size
 
-    def action_space(self, params: EnvParams | None = None) -> spaces.Discrete:
+    def action_space(self, params: TokenParams | None = None) -> spaces.Discrete:
         return spaces.Discrete(self.num_actions)
 
-    def observation_space(self, params: EnvParams | None = None) -> spaces.Dict:
+    def observation_space(self, params: TokenParams | None = None) -> spaces.Dict:
         length = self.task.prompt_length + self.task.completion_length
         tokens = spaces.Box(0, self.num_actions - 1, (length,), jnp.int32)
         return spaces.Dict({"tokens": tokens, "mask": spaces.Box(0, 1, (length,), jnp.bool_)})

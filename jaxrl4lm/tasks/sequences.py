@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.data.tokenizer import SPECIAL, CharacterTokenizer
-from jaxrl4lm.tasks.task import Prompts, Task, exact_match, finish, mix, split_by_residue
+from jaxrl4lm.tasks.task import Prompts, Task, append_end_token, exact_match, hash_integers, split_by_residue
 from jaxrl4lm.types import Array, Key
 
 TOKENIZER = CharacterTokenizer("0123456789=", bos_id=None)
@@ -15,12 +15,12 @@ EQUALS = TOKENIZER.encode("=")[0]
 
 def sort(length: int = 5) -> Task:
     """Sorts digits: "31524=" → "12345"."""
-    return _string_task("sort", length, lambda symbols: jnp.sort(symbols, axis=-1), exact_match)
+    return _make_string_task("sort", length, lambda symbols: jnp.sort(symbols, axis=-1), exact_match)
 
 
 def reverse(length: int = 5) -> Task:
     """Reverses digits: "31524=" → "42513"."""
-    return _string_task("reverse", length, lambda symbols: symbols[:, ::-1], exact_match)
+    return _make_string_task("reverse", length, lambda symbols: symbols[:, ::-1], exact_match)
 
 
 def copy(length: int = 5) -> Task:
@@ -29,10 +29,10 @@ def copy(length: int = 5) -> Task:
     def reward(prompts: Prompts, completions: Array, mask: Array) -> Array:
         return ((completions == prompts.answers) & prompts.answer_mask & mask) / (length + 1)
 
-    return _string_task("copy", length, lambda symbols: symbols, reward)
+    return _make_string_task("copy", length, lambda symbols: symbols, reward)
 
 
-def _string_task(
+def _make_string_task(
     name: str,
     length: int,
     solve: Callable[[Array], Array],
@@ -41,12 +41,12 @@ def _string_task(
     if length < 2:
         raise ValueError(f"length must be at least 2, not {length}")
 
-    def problems(key: Key, n: int, held_out: bool) -> Prompts:
+    def sample_problems(key: Key, n: int, held_out: bool) -> Prompts:
         symbols = jax.random.randint(key, (n, length), 0, 10)
-        first = split_by_residue(symbols[:, 0], mix(symbols[:, 1:]), 0, 9, held_out)
+        first = split_by_residue(symbols[:, 0], hash_integers(symbols[:, 1:]), 0, 9, held_out)
         symbols = symbols.at[:, 0].set(first)
         tokens = jnp.concatenate([symbols + SPECIAL, jnp.full((n, 1), EQUALS)], axis=1).astype(jnp.int32)
-        answers, answer_mask = finish(
+        answers, answer_mask = append_end_token(
             solve(symbols), jnp.full((n,), length), SPECIAL, TOKENIZER.pad_id, TOKENIZER.eos_id
         )
         return Prompts(tokens, jnp.ones(tokens.shape, bool), answers, answer_mask)
@@ -56,7 +56,7 @@ def _string_task(
         tokenizer=TOKENIZER,
         prompt_length=length + 1,
         completion_length=length + 1,
-        sample=lambda key, n: problems(key, n, held_out=False),
-        held_out=lambda key, n: problems(key, n, held_out=True),
+        sample=lambda key, n: sample_problems(key, n, held_out=False),
+        held_out=lambda key, n: sample_problems(key, n, held_out=True),
         reward=reward,
     )

@@ -81,7 +81,7 @@ def split_by_residue(first: Array, rest_hash: Array, low: int, high: int, held_o
     return jnp.where(residue == 0, first + step, first)
 
 
-def mix(values: Array) -> Array:
+def hash_integers(values: Array) -> Array:
     """A non-negative int32 hash of the integers along the last axis."""
     hashed = jnp.zeros(values.shape[:-1], jnp.uint32)
     for i in range(values.shape[-1]):
@@ -90,7 +90,9 @@ def mix(values: Array) -> Array:
     return (hashed >> 8).astype(jnp.int32)
 
 
-def finish(digits: Array, length: Array, first_id: int, pad_id: int, eos_id: int) -> tuple[Array, Array]:
+def append_end_token(
+    digits: Array, length: Array, first_id: int, pad_id: int, eos_id: int
+) -> tuple[Array, Array]:
     """Answer tokens `[n, T]` and mask: the first `length [n]` symbols `[n, T - 1]`, the end token, then padding."""
     width = digits.shape[1]
     index = jnp.arange(width + 1)[None]
