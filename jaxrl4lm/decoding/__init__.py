@@ -2,7 +2,7 @@
 
 from jaxrl4lm.decoding.beam import Beams, beam_search
 from jaxrl4lm.decoding.continuous import generate_queue
-from jaxrl4lm.decoding.drawing import draw, greedy, row_uniforms
+from jaxrl4lm.decoding.drawing import draw, draw_row_uniforms, greedy
 from jaxrl4lm.decoding.generation import Generation, generate, stream
 from jaxrl4lm.decoding.processors import (
     History,
@@ -28,6 +28,7 @@ __all__ = [
     "best_of",
     "choose",
     "draw",
+    "draw_row_uniforms",
     "few_shot",
     "frequency_penalty",
     "generate",
@@ -37,8 +38,6 @@ __all__ = [
     "min_new_tokens",
     "min_p",
     "repetition_penalty",
-    "reshape_logits",
-    "row_uniforms",
     "score",
     "stream",
     "top_k",

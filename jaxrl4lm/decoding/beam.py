@@ -68,7 +68,7 @@ def beam_search(
     # Each beam proposes one end a token and one going on: of these many at least W go on.
     candidates = W * (1 + len(as_ids(eos_id)))
 
-    def normalised(log_probs: Array, length: ScalarLike) -> Array:
+    def normalise(log_probs: Array, length: ScalarLike) -> Array:
         return log_probs / jnp.asarray(length, jnp.float32) ** length_penalty
 
     def extend(s: _Search) -> _Search:
@@ -84,9 +84,9 @@ def beam_search(
         # Only the W best may end, as a hypothesis that ends competes with those that go on.
         counts = ended & (jnp.arange(best.shape[1]) < W)[None] & (best > NEVER / 2)
         if not patient:  # a prompt that has its W is finished, whatever the others of its batch do
-            counts &= ~_complete(s.done)[:, None]
+            counts &= ~_is_complete(s.done)[:, None]
         real = jnp.broadcast_to(jnp.arange(T) < length, tokens.shape)
-        done = _best(s.done, Beams(tokens, real, jnp.where(counts, normalised(best, length), NEVER)))
+        done = _keep_best(s.done, Beams(tokens, real, jnp.where(counts, normalise(best, length), NEVER)))
         going, chosen = jax.lax.top_k(jnp.where(ended, NEVER, best), W)
         parent, token = (jnp.take_along_axis(x, chosen, 1) for x in (parent, token))
         tokens = jnp.take_along_axis(tokens, chosen[:, :, None], 1)
@@ -96,8 +96,8 @@ def beam_search(
     def is_unfinished(s: _Search) -> Array:
         worst = s.done.scores.min(-1)
         # Log-probabilities only fall: at best a beam keeps its own until the longest length.
-        hope = normalised(s.log_probs.max(-1), T) if patient else jnp.full((G,), jnp.inf)
-        full = _complete(s.done) & ((hope <= worst) | (not patient))
+        hope = normalise(s.log_probs.max(-1), T) if patient else jnp.full((G,), jnp.inf)
+        full = _is_complete(s.done) & ((hope <= worst) | (not patient))
         return (s.step < T) & ~full.all()
 
     hidden, carry = policy.start(params, prompts, prompt_mask, W, T)
@@ -118,12 +118,12 @@ def _check(beams: int, max_new_tokens: int, length_penalty: ScalarLike) -> None:
         raise ValueError(f"length_penalty must be at least 0, not {length_penalty}")
 
 
-def _complete(done: Beams) -> Array:
+def _is_complete(done: Beams) -> Array:
     """Whether each prompt `[G]` has its W hypotheses."""
     return done.scores.min(-1) > NEVER / 2
 
 
-def _best(kept: Beams, others: Beams) -> Beams:
+def _keep_best(kept: Beams, others: Beams) -> Beams:
     """As many of both as were kept, those with the highest scores."""
     tokens, masks, scores = (jnp.concatenate(pair, 1) for pair in zip(kept, others, strict=True))
     scores, index = jax.lax.top_k(scores, kept.scores.shape[1])

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.decoding.drawing import row_uniforms
-from jaxrl4lm.decoding.generation import Generation, columns, empty_generation
+from jaxrl4lm.decoding.drawing import draw_row_uniforms
+from jaxrl4lm.decoding.generation import Generation, empty_generation, make_columns
 from jaxrl4lm.decoding.processors import History
 from jaxrl4lm.decoding.sampling import Sampling, choose, ends
 from jaxrl4lm.models.attention import EMPTY
@@ -57,12 +57,12 @@ def generate_queue(
     prompts, prompt_mask = jnp.asarray(prompts), jnp.asarray(prompt_mask)
     M = prompts.shape[0] * copies
     greedy = sampling.temperature is None
-    uniforms = jnp.zeros((M, T)) if greedy else row_uniforms(key, jnp.arange(M), T)
+    uniforms = jnp.zeros((M, T)) if greedy else draw_row_uniforms(key, jnp.arange(M), T)
     first_GD, prefixes, lengths = policy.prefill(params, prompts, prompt_mask, T)
     params = policy.for_decoding(params)
 
     def refill(q: _Queue) -> _Queue:
-        return _refilled(q, first_GD, prefixes, lengths, copies, M)
+        return _refill(q, first_GD, prefixes, lengths, copies, M)
 
     def body(q: _Queue) -> _Queue:
         """Chooses a token in every slot, closes what has ended, reads the tokens, refills."""
@@ -82,7 +82,7 @@ def generate_queue(
         choice = choose(policy.logits(params, q.hidden), uniforms[at, step], history, sampling)
         ended = alive & ends(choice.token, history.tokens, q.step, sampling)
         target = jnp.where(alive, q.row, M)
-        added = columns(choice, values, alive, sampling.pad_id)
+        added = make_columns(choice, values, alive, sampling.pad_id)
         written = {n: getattr(out, n).at[target, step].set(x, mode="drop") for n, x in added.items()}
         hidden, carry = policy.step(params, q.carry, choice.token)
         # A row lives for at most T tokens: a ring of T slots never overwrites what it still reads.
@@ -92,11 +92,11 @@ def generate_queue(
         idle = (q.row == M).sum()
         return jax.lax.cond((idle >= max(B // 8, 1)) & (q.following < M), refill, lambda q: q, q)
 
-    start = refill(_idle(policy, sampling, first_GD, prefixes, B, M))
+    start = refill(_make_idle(policy, sampling, first_GD, prefixes, B, M))
     return jax.lax.while_loop(lambda q: (q.row < M).any(), body, start).out
 
 
-def _idle(
+def _make_idle(
     policy: LanguagePolicy, sampling: Sampling, first_GD: Array, prefixes: Prefix, slots: int, rows: int
 ) -> _Queue:
     """A queue of which no completion has begun."""
@@ -117,7 +117,7 @@ def _idle(
     )
 
 
-def _refilled(q: _Queue, first_GD: Array, prefixes: Prefix, lengths: Array, copies: int, rows: int) -> _Queue:
+def _refill(q: _Queue, first_GD: Array, prefixes: Prefix, lengths: Array, copies: int, rows: int) -> _Queue:
     """The queue with the next completions moved into its idle slots."""
     idle = q.row == rows
     coming = q.following + jnp.cumsum(idle, dtype=jnp.int32) - 1

@@ -70,7 +70,7 @@ def _search(weights: Array, target: Array) -> tuple[Array, Array]:
     return found, before
 
 
-def row_uniforms(key: Key, rows: Array, steps: int) -> Array:
+def draw_row_uniforms(key: Key, rows: Array, steps: int) -> Array:
     """Uniforms `[B, steps]` from keys fold_in(fold_in(key, row), step): a row's draws do not depend on its
     batch."""
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)

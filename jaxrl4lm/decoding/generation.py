@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxrl4lm.decoding.drawing import row_uniforms
+from jaxrl4lm.decoding.drawing import draw_row_uniforms
 from jaxrl4lm.decoding.processors import History
 from jaxrl4lm.decoding.sampling import Choice, Sampling, choose, ends
 from jaxrl4lm.models.policy import Carry, LanguagePolicy
@@ -72,17 +72,17 @@ def empty_generation(batch: int, sampling: Sampling) -> Generation:
     )
 
 
-def columns(choice: Choice, values: Array, alive: Array, pad_id: int) -> dict[str, Array]:
+def make_columns(choice: Choice, values: Array, alive: Array, pad_id: int) -> dict[str, Array]:
     """What one choice adds to each buffer of a `Generation`, `pad_id` and 0 in rows that have ended."""
     rows = {"tokens": jnp.where(alive, choice.token, pad_id), "mask": alive, "values": values}
     rows["log_probs"] = choice.log_prob
     optional = ("entropy", "top_tokens", "top_log_probs")
     rows |= {name: x for name in optional if (x := getattr(choice, name)) is not None}
 
-    def real(x: Array) -> Array:
+    def clear_ended(x: Array) -> Array:
         return jnp.where(alive.reshape(-1, *(1,) * (x.ndim - 1)), x, jnp.zeros_like(x))
 
-    return {name: x if name in ("tokens", "mask") else real(x) for name, x in rows.items()}
+    return {name: x if name in ("tokens", "mask") else clear_ended(x) for name, x in rows.items()}
 
 
 def generate(
@@ -110,7 +110,7 @@ def generate(
     decoder = _Decoder(policy, sampling)
     text = _Text(prompts, prompt_mask, key, row_offset)
     stepping = policy.for_decoding(params)
-    loop = decoder.until(stepping, text, decoder.begin(params, text), sampling.length)
+    loop = decoder.run_until(stepping, text, decoder.begin(params, text), sampling.max_new_tokens)
 
     def last_values(loop: _Loop) -> Array:
         return policy.values(stepping, policy.step(stepping, loop.carry, loop.token)[0])
@@ -148,7 +148,7 @@ def stream(
     loop, shown = _begin(policy, params, text, sampling), 0
     params = jax.jit(policy.for_decoding)(params)
     while True:
-        loop = _until(policy, params, text, sampling, loop, min(shown + chunk, max_new_tokens))
+        loop = _run_until(policy, params, text, sampling, loop, min(shown + chunk, max_new_tokens))
         done = int(loop.step)
         yield np.asarray(loop.out.tokens[:, shown:done]), np.asarray(loop.out.mask[:, shown:done])
         shown = done
@@ -179,11 +179,11 @@ class _Decoder:
         B = text.prompts.shape[0] * copies
         empty = empty_generation(B, self.sampling)
         start = _Loop(jnp.int32(0), empty, jnp.zeros((B,), bool), jnp.zeros((B,), jnp.int32), carry)
-        return self._advance(params, text, self._uniforms(text), start, hidden)
+        return self._advance(params, text, self._draw_uniforms(text), start, hidden)
 
-    def until(self, params: Params, text: _Text, loop: _Loop, limit: ScalarLike) -> _Loop:
+    def run_until(self, params: Params, text: _Text, loop: _Loop, limit: ScalarLike) -> _Loop:
         """Goes on until every row has `limit` tokens or has ended."""
-        uniforms = self._uniforms(text)
+        uniforms = self._draw_uniforms(text)
 
         def body(loop: _Loop) -> _Loop:
             hidden, carry = self.policy.step(params, loop.carry, loop.token)
@@ -191,11 +191,11 @@ class _Decoder:
 
         return jax.lax.while_loop(lambda loop: (loop.step < limit) & ~loop.ended.all(), body, loop)
 
-    def _uniforms(self, text: _Text) -> Array:
-        B, T = text.prompts.shape[0] * self.sampling.copies, self.sampling.length
+    def _draw_uniforms(self, text: _Text) -> Array:
+        B, T = text.prompts.shape[0] * self.sampling.copies, self.sampling.max_new_tokens
         if self.sampling.temperature is None:
             return jnp.zeros((B, T))
-        return row_uniforms(text.key, jnp.arange(B) + text.row_offset, T)
+        return draw_row_uniforms(text.key, jnp.arange(B) + text.row_offset, T)
 
     def _advance(self, params: Params, text: _Text, uniforms: Array, loop: _Loop, hidden: Array) -> _Loop:
         """Chooses the next token of every row that has not ended, and records it."""
@@ -211,7 +211,7 @@ class _Decoder:
             column = column[:, None].astype(buffer.dtype)
             return jax.lax.dynamic_update_slice(buffer, column, (0, step, *(0,) * (buffer.ndim - 2)))
 
-        added = columns(choice, self.policy.values(params, hidden), ~loop.ended, sampling.pad_id)
+        added = make_columns(choice, self.policy.values(params, hidden), ~loop.ended, sampling.pad_id)
         out = loop.out._replace(**{name: put(getattr(loop.out, name), x) for name, x in added.items()})
         return loop._replace(step=step + 1, out=out, ended=loop.ended | ended, token=choice.token)
 
@@ -227,7 +227,7 @@ def _begin(policy: LanguagePolicy, params: Params, text: _Text, sampling: Sampli
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=4)
-def _until(
+def _run_until(
     policy: LanguagePolicy, params: Params, text: _Text, sampling: Sampling, loop: _Loop, limit: ScalarLike
 ) -> _Loop:
-    return _Decoder(policy, sampling).until(params, text, loop, limit)
+    return _Decoder(policy, sampling).run_until(params, text, loop, limit)

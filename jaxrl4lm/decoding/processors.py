@@ -75,12 +75,14 @@ def min_new_tokens(minimum: ScalarLike, eos_ids: tuple[int, ...]) -> Penalty:
 
 
 def _repetition_penalty(penalty: ScalarLike, logits: Array, history: History) -> Array:
-    seen = _seen(logits, history.prompts, history.prompt_mask) | _seen(logits, history.tokens, history.mask)
+    seen = _occurs(logits, history.prompts, history.prompt_mask) | _occurs(
+        logits, history.tokens, history.mask
+    )
     return jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def _frequency_penalty(penalty: ScalarLike, presence: ScalarLike, logits: Array, history: History) -> Array:
-    counts = _counts(logits, history.tokens, history.mask)
+    counts = _count_tokens(logits, history.tokens, history.mask)
     return logits - penalty * counts - presence * (counts > 0)
 
 
@@ -95,14 +97,14 @@ def _min_new_tokens(minimum: ScalarLike, eos_ids: Array, logits: Array, history:
     return jnp.where(early & ends, -jnp.inf, logits)
 
 
-def _counts(logits: Array, tokens: Array, mask: Array) -> Array:
+def _count_tokens(logits: Array, tokens: Array, mask: Array) -> Array:
     """How often each token of the vocabulary occurs `[B, V]`."""
     rows = jnp.broadcast_to(jnp.arange(tokens.shape[0])[:, None], tokens.shape)
     return jnp.zeros_like(logits).at[rows, tokens].add(mask.astype(logits.dtype))
 
 
-def _seen(logits: Array, tokens: Array, mask: Array) -> Array:
-    return _counts(logits, tokens, mask) > 0
+def _occurs(logits: Array, tokens: Array, mask: Array) -> Array:
+    return _count_tokens(logits, tokens, mask) > 0
 
 
 # ── truncations
@@ -135,13 +137,13 @@ def top_p(p: ScalarLike) -> Truncation:
 
     Reference: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
     """
-    return Partial(_top_p, _fraction(p))
+    return Partial(_top_p, _check_fraction(p))
 
 
 def min_p(p: ScalarLike) -> Truncation:
     """Keeps tokens at least p times as likely as the most likely one (Nguyen et al. 2024,
     arXiv:2407.01082)."""
-    return Partial(_min_p, _fraction(p))
+    return Partial(_min_p, _check_fraction(p))
 
 
 def typical(p: ScalarLike) -> Truncation:
@@ -149,17 +151,17 @@ def typical(p: ScalarLike) -> Truncation:
 
     Reference: Meister et al. 2023, arXiv:2202.00666, eq. 11.
     """
-    return Partial(_typical, _fraction(p))
+    return Partial(_typical, _check_fraction(p))
 
 
-def _fraction(p: ScalarLike) -> ScalarLike:
+def _check_fraction(p: ScalarLike) -> ScalarLike:
     if isinstance(p, float | int | np.number) and not 0 < p <= 1:
         raise ValueError(f"p must lie above 0 and be at most 1, not {p}")
     return p
 
 
 def _top_p(p: ScalarLike, logits: Array) -> Array:
-    threshold = _largest_threshold(logits, jax.nn.softmax(logits, axis=-1), p)
+    threshold = _find_threshold(logits, jax.nn.softmax(logits, axis=-1), p)
     return jnp.where(logits < threshold, -jnp.inf, logits)
 
 
@@ -173,10 +175,10 @@ def _typical(p: ScalarLike, logits: Array) -> Array:
     probabilities = jnp.exp(log_probs)
     entropy = -jnp.where(probabilities > 0, probabilities * log_probs, 0.0).sum(-1, keepdims=True)
     nearness = -jnp.abs(-log_probs - entropy)
-    return jnp.where(nearness < _largest_threshold(nearness, probabilities, p), -jnp.inf, logits)
+    return jnp.where(nearness < _find_threshold(nearness, probabilities, p), -jnp.inf, logits)
 
 
-def _largest_threshold(scores: Array, probabilities: Array, p: ScalarLike) -> Array:
+def _find_threshold(scores: Array, probabilities: Array, p: ScalarLike) -> Array:
     """The largest t `[B, 1]` such that the tokens with score ≥ t have probability ≥ p.
 
     Bisection over the 32-bit patterns of the scores, which order as the scores do: exact, and no sort.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl4lm.decoding import draw, greedy, row_uniforms
+from jaxrl4lm.decoding import draw, draw_row_uniforms, greedy
 from jaxrl4lm.decoding.drawing import draw_and_normalise
 
 SIZES = [7, 300, 1000]  # one level; two levels with a remainder
@@ -70,6 +70,8 @@ def test_greedy_is_the_first_largest():
 
 
 def test_rows_have_their_own_uniforms(key):
-    all_rows = row_uniforms(key, jnp.arange(6), 5)
-    np.testing.assert_array_equal(row_uniforms(key, jnp.array([4, 1]), 3), all_rows[jnp.array([4, 1]), :3])
+    all_rows = draw_row_uniforms(key, jnp.arange(6), 5)
+    np.testing.assert_array_equal(
+        draw_row_uniforms(key, jnp.array([4, 1]), 3), all_rows[jnp.array([4, 1]), :3]
+    )
     assert len(np.unique(all_rows)) == 30

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from jaxrl4lm import decoding
-from jaxrl4lm.decoding import History, Sampling, choose, row_uniforms
+from jaxrl4lm.decoding import History, Sampling, choose, draw_row_uniforms
 
 B, V, T = 6, 53, 8
 
@@ -168,7 +168,7 @@ def processed_log_probs(sampling, logits, history):
 def test_draws_follow_the_processed_distribution(name, logits, history):
     """Chi-square of each row, and nothing outside the support; the draws are those that `generate` makes."""
     sampling, n = SAMPLINGS[name], 20_000
-    uniforms = row_uniforms(jax.random.key(1), jnp.arange(B), n)  # [B, n]
+    uniforms = draw_row_uniforms(jax.random.key(1), jnp.arange(B), n)  # [B, n]
     run = jax.jit(lambda uniform: choose(jnp.array(logits), uniform, history, sampling).token)
     tokens = np.asarray(jax.lax.map(run, uniforms.T))
     probabilities = np.exp(processed_log_probs(sampling, logits, history))

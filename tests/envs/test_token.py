@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import returns, tasks
-from jaxrl4lm.decoding import draw, row_uniforms
+from jaxrl4lm.decoding import draw, draw_row_uniforms
 from jaxrl4lm.envs.token import TokenEnvironment
 from jaxrl4lm.lm.rollouts import rollout
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
@@ -42,7 +42,7 @@ def both(request):
     )()
     environment = TokenEnvironment(task)
     env_params = environment.default_params
-    uniforms = row_uniforms(key, jnp.arange(ROWS), task.completion_length)
+    uniforms = draw_row_uniforms(key, jnp.arange(ROWS), task.completion_length)
 
     def episode(prompt, uniform):
         observation, state = environment.reset_to(jax.tree.map(lambda x: x[None], prompt), env_params)
