@@ -6,7 +6,7 @@ from jaxrl4lm.models.config import Rope, TransformerConfig
 from jaxrl4lm.models.head_files import load_with_head, save_with_head
 from jaxrl4lm.models.heads import Head, init_head, sequence_outputs, span_outputs, token_outputs
 from jaxrl4lm.models.huggingface import load, save
-from jaxrl4lm.models.partitioning import combine, matching, partition
+from jaxrl4lm.models.partitioning import combine, match_paths, partition
 from jaxrl4lm.models.policy import Carry, LanguagePolicy, parameter_count, positions_of
 from jaxrl4lm.models.sharding import batch_sharding, make_mesh, place, put_batch, shardings
 from jaxrl4lm.models.tensor_files import CheckpointError
@@ -29,7 +29,7 @@ __all__ = [
     "load_with_head",
     "lora",
     "make_mesh",
-    "matching",
+    "match_paths",
     "parameter_count",
     "partition",
     "place",

@@ -45,7 +45,7 @@ def rotate(x_BTHC: Array, table: tuple[Array, Array] | None) -> Array:
     return jnp.concatenate(turned + ([rest] if rest.shape[-1] else []), axis=-1).astype(x_BTHC.dtype)
 
 
-def attention(
+def attend(
     q_BTHC: Array,
     segments: list[tuple[Array, Array, Array]],
     positions_BT: Array,
@@ -67,16 +67,16 @@ def attention(
     B, T, H, C = q_BTHC.shape
     if len(segments) == 2 and segments[1][0].shape[-1] <= T:
         segments = [_merge(*segments)]
-    if len(segments) == 1 and softcap is None and _fusible(q_BTHC, segments[0][0]):
-        return _fused(q_BTHC, segments[0], positions_BT, window)
+    if len(segments) == 1 and softcap is None and _is_fusible(q_BTHC, segments[0][0]):
+        return _attend_fused(q_BTHC, segments[0], positions_BT, window)
     parts = []
     for keys, values, key_positions in segments:
         G, K = keys.shape[:2]
         n, R = B // G, H // K
         rows = n * T * R  # every query that reads the same keys, in one matrix product
         q = q_BTHC.reshape(G, n * T, K, R, C).swapaxes(1, 2).reshape(G, K, rows, C)
-        allowed = _allowed(positions_BT.reshape(G, n * T), key_positions, window)
-        if T == n == 1 and (kernel := _step_kernel(keys)):
+        allowed = _may_read(positions_BT.reshape(G, n * T), key_positions, window)
+        if T == n == 1 and (kernel := _find_step_kernel(keys)):
             output, top = kernel(q, keys.swapaxes(2, 3), values, allowed[:, 0], softcap)
             parts.append((output, top[..., None], jnp.ones_like(top)[..., None]))
             continue
@@ -91,22 +91,24 @@ def attention(
         parts.append((_product(weights.astype(values.dtype), values), maximum, total))
     if len(segments) == 1:
         output, _, total = parts[0]
-        return _by_query(output / total, T, H).astype(q_BTHC.dtype)
-    outputs, maxima, totals = zip(*[[_by_query(x, T, H) for x in part] for part in parts], strict=True)
+        return _regroup_by_query(output / total, T, H).astype(q_BTHC.dtype)
+    outputs, maxima, totals = zip(
+        *[[_regroup_by_query(x, T, H) for x in part] for part in parts], strict=True
+    )
     top = jnp.maximum(*maxima)
     shares = [jnp.exp(m - top) for m in maxima]
     output = outputs[0] * shares[0] + outputs[1] * shares[1]
     return (output / (totals[0] * shares[0] + totals[1] * shares[1])).astype(q_BTHC.dtype)
 
 
-def _allowed(queries_BT: Array, keys_BS: Array, window: Array | int | None) -> Array:
+def _may_read(queries_BT: Array, keys_BS: Array, window: Array | int | None) -> Array:
     """Whether each query may read each key `[B, T, S]`, by their positions."""
     queries, keys = queries_BT[:, :, None], keys_BS[:, None, :]
     allowed = keys <= queries
     return allowed if window is None else allowed & (queries - keys < window)
 
 
-def _on_tensor_cores(keys: Array) -> bool:
+def _has_tensor_cores(keys: Array) -> bool:
     """Half precision on a CUDA device that has the kernels for it."""
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", "")  # "9.0" on CUDA, a name on ROCm
@@ -114,11 +116,11 @@ def _on_tensor_cores(keys: Array) -> bool:
     return cuda and float(capability) >= 8 and keys.dtype in (jnp.bfloat16, jnp.float16)
 
 
-def _step_kernel(keys: Array) -> Callable | None:
+def _find_step_kernel(keys: Array) -> Callable | None:
     """The kernel for one query a row, where it serves: it has no gradient (without a cache there is one key) and
     cannot be split over devices."""
     C, S = keys.shape[-2:]
-    if not (_on_tensor_cores(keys) and C in (16, 32, 64, 128, 256) and S > 1 and jax.device_count() == 1):
+    if not (_has_tensor_cores(keys) and C in (16, 32, 64, 128, 256) and S > 1 and jax.device_count() == 1):
         return None
     try:  # here: it takes long to import
         from jaxrl4lm.models.step_attention import step_attention
@@ -127,13 +129,13 @@ def _step_kernel(keys: Array) -> Callable | None:
     return step_attention
 
 
-def _fusible(q_BTHC: Array, keys: Array) -> bool:
+def _is_fusible(q_BTHC: Array, keys: Array) -> bool:
     """Whether cuDNN has this case: half precision, whole sequences, sizes that it can tile."""
     T, C, S = q_BTHC.shape[1], keys.shape[-2], keys.shape[-1]
-    return _on_tensor_cores(keys) and T > 1 and T % 2 == S % 2 == 0 and C % 8 == 0 and C <= 128
+    return _has_tensor_cores(keys) and T > 1 and T % 2 == S % 2 == 0 and C % 8 == 0 and C <= 128
 
 
-def _fused(
+def _attend_fused(
     q_BTHC: Array, segment: tuple[Array, Array, Array], positions_BT: Array, window: Array | int | None
 ) -> Array:
     """The same by cuDNN, which never stores the scores: half the time of a training step at 512 tokens."""
@@ -142,7 +144,7 @@ def _fused(
         q_BTHC.astype(keys.dtype),
         keys.transpose(0, 3, 1, 2),
         values.transpose(0, 2, 1, 3),
-        mask=_allowed(positions_BT, key_positions, window)[:, None],
+        mask=_may_read(positions_BT, key_positions, window)[:, None],
         scale=1.0,
         implementation="cudnn",
     ).astype(q_BTHC.dtype)
@@ -185,7 +187,7 @@ def _product_backward(saved, g):
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _by_query(x_GKNC: Array, T: int, H: int) -> Array:
+def _regroup_by_query(x_GKNC: Array, T: int, H: int) -> Array:
     """Rows `[G, K, n * T * R, C]` of the products above back to `[B, T, H, C]`, B = G n, H = K R."""
     G, K, N, C = x_GKNC.shape
     return x_GKNC.reshape(G, K, -1, H // K, C).swapaxes(1, 2).reshape(G * N * K // (T * H), T, H, C)

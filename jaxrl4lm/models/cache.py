@@ -36,7 +36,7 @@ class Cache(NamedTuple):
     """int32 `[B, S]`, `EMPTY` where there is no key."""
 
 
-def lengths(positions_BT: Array, prefix: Prefix | None, cache: Cache | None, slot: Array | int) -> Array:
+def count_tokens(positions_BT: Array, prefix: Prefix | None, cache: Cache | None, slot: Array | int) -> Array:
     """Tokens `[B]` of each text: of its prefix and those of the call, or as many as the cache has and may hold."""
 
     def count(positions: Array) -> Array:
@@ -67,14 +67,14 @@ def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
     )
 
 
-def remembered(config: TransformerConfig, prefix: Prefix) -> Prefix:
+def remember(config: TransformerConfig, prefix: Prefix) -> Prefix:
     """The same keys and values in the dtype in which they are kept for many steps."""
     dtype = cache_dtype(config)
     keys, values = (tuple(x.astype(dtype) for x in xs) for xs in (prefix.keys, prefix.values))
     return Prefix(keys, values, prefix.positions)
 
 
-def extended(prefix: Prefix, length: int) -> Cache:
+def extend(prefix: Prefix, length: int) -> Cache:
     """A cache that begins with the prefix and has `length` empty slots more."""
 
     def pad(x: Array, axis: int, value: int = 0) -> Array:

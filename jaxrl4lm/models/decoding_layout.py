@@ -16,27 +16,25 @@ def lay_out_for_decoding(params: Params) -> Params:
     """The weights as a step reads them fastest: dense layers of the same input side by side, so that one product
     takes the place of three, and stored by output on CPU. Layers with adapters stay as they are."""
 
-    def plain(p: Any) -> bool:
+    def is_plain(p: Any) -> bool:
         return isinstance(p, dict) and set(p) in ({"kernel"}, {"kernel", "bias"})
 
     def lay_out(p: Any) -> Any:
-        if not plain(p):
+        if not is_plain(p):
             return lay_out_for_decoding(p) if isinstance(p, dict) else p
         if jax.default_backend() != "cpu":
             return p
-        return {"by_output": _moved(jnp.transpose, p["kernel"])} | {n: x for n, x in p.items() if n == "bias"}
+        return {"by_output": _move(jnp.transpose, p["kernel"])} | {n: x for n, x in p.items() if n == "bias"}
 
     layers = dict(params)
     for names, joined in JOINED.items():
-        if all(plain(layers.get(name)) for name in names):
+        if all(is_plain(layers.get(name)) for name in names):
             parts = [layers.pop(name) for name in names]
-            layers[joined] = jax.tree.map(
-                lambda *xs: _moved(lambda *xs: jnp.concatenate(xs, -1), *xs), *parts
-            )
+            layers[joined] = jax.tree.map(lambda *xs: _move(lambda *xs: jnp.concatenate(xs, -1), *xs), *parts)
     return {name: lay_out(p) for name, p in layers.items()}
 
 
-def _moved(move: Callable[..., Array], *xs: Array) -> Array:
+def _move(move: Callable[..., Array], *xs: Array) -> Array:
     """move(*xs) of a function that only moves numbers: as bits where they have 16, or XLA:CPU would move float32 copies
     of them."""
     dtype = xs[0].dtype

@@ -22,9 +22,9 @@ from jaxrl4lm.models.policy import LanguagePolicy
 from jaxrl4lm.models.tensor_files import (
     CheckpointError,
     Tensor,
+    find_tensors_file,
     read_tensors,
     release,
-    tensors_file,
     write_tensors,
 )
 from jaxrl4lm.types import Params
@@ -137,7 +137,7 @@ def read_leaves(folder: pathlib.Path, policy: LanguagePolicy, tensors: dict[str,
         for row in rows
     ]
     tensors = {n: t for n, t in tensors.items() if not n.endswith(IGNORED)}
-    file = tensors_file(folder)
+    file = find_tensors_file(folder)
     if policy.config.tied:
         embedding = next((tensors.get(row.name) for row in rows if row.leaves == ("embedding",)), None)
         for name in UNEMBEDDINGS & set(tensors):
@@ -293,7 +293,7 @@ def rows_of(policy: LanguagePolicy) -> list[tensor_names.TensorRow]:
     """The tensors of the policy's family and the parameters that each holds."""
     family = policy.config.family or write_config(policy.config)["model_type"]
     paths = set(_shapes(policy))
-    rows = tensor_names.rows(FAMILIES[family].table, policy.config.layers, paths)
+    rows = tensor_names.list_rows(FAMILIES[family].table, policy.config.layers, paths)
     placed = {leaf for row in rows for leaf in row.leaves} | {VALUE_HEAD}
     assert placed == paths, f"no name for {placed ^ paths}"
     return rows

@@ -19,12 +19,12 @@ import numpy as np
 from jaxrl4lm.data.files import read_object
 from jaxrl4lm.models import tensor_names
 from jaxrl4lm.models.huggingface import flatten, nest, rows_of
-from jaxrl4lm.models.partitioning import Rule, matching
+from jaxrl4lm.models.partitioning import Rule, match_paths
 from jaxrl4lm.models.policy import LanguagePolicy
 from jaxrl4lm.models.tensor_files import CheckpointError, Tensor, read_tensors, write_tensors
 from jaxrl4lm.types import Key, Params, ScalarLike
 
-EVERY_DENSE = matching(r"layer_\d+/(attention|mlp)/(query|key|value|output|up|gate|down)/kernel")
+EVERY_DENSE = match_paths(r"layer_\d+/(attention|mlp)/(query|key|value|output|up|gate|down)/kernel")
 UNSUPPORTED = (
     *("use_dora", "modules_to_save", "trainable_token_indices"),
     *("layer_replication", "alora_invocation_tokens", "lora_bias"),
@@ -95,10 +95,12 @@ def save(folder: str | os.PathLike, policy: LanguagePolicy, adapters: Params, al
     folder = pathlib.Path(folder)
     leaves, tensors = flatten(adapters), {}
     ranks, rank = {}, next(x for path, x in leaves.items() if path.endswith("lora_a")).shape[-1]
-    rows = [row for row in rows_of(policy) if any(f"{_base(leaf)}lora_a" in leaves for leaf in row.leaves)]
+    rows = [
+        row for row in rows_of(policy) if any(f"{_strip_kernel(leaf)}lora_a" in leaves for leaf in row.leaves)
+    ]
     for row in rows:
         name = row.name.removesuffix(".weight")
-        a, b = _joined(row, leaves, policy.config.channels)
+        a, b = _join(row, leaves, policy.config.channels)
         ranks[name] = a.shape[-1]
         for theirs, array in (("lora_A", a.T), ("lora_B", b)):
             tensors[f"{PREFIX}{name}.{theirs}.weight"] = Tensor(array.shape, array.dtype, lambda x=array: x)
@@ -117,18 +119,18 @@ def save(folder: str | os.PathLike, policy: LanguagePolicy, adapters: Params, al
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
 
 
-def _base(leaf: str) -> str:
+def _strip_kernel(leaf: str) -> str:
     return leaf.removesuffix("kernel")
 
 
-def _out_first(row: tensor_names.TensorRow) -> tensor_names.TensorRow:
+def _put_output_first(row: tensor_names.TensorRow) -> tensor_names.TensorRow:
     """The row as PEFT lays its second factor out: `[out, in]`, whatever the kernel's own layout is."""
     return row._replace(layout="transposed") if row.layout == "as is" else row
 
 
-def _joined(row: tensor_names.TensorRow, leaves: dict, channels: int) -> tuple[np.ndarray, np.ndarray]:
+def _join(row: tensor_names.TensorRow, leaves: dict, channels: int) -> tuple[np.ndarray, np.ndarray]:
     """A `[I, R]` and B `[O, R]` of one tensor of the checkpoint, from those of its kernels."""
-    bases = [_base(leaf) for leaf in row.leaves]
+    bases = [_strip_kernel(leaf) for leaf in row.leaves]
     if not all(f"{base}lora_a" in leaves for base in bases):
         raise CheckpointError(
             f"{row.name} holds {len(bases)} kernels, of which only some are adapted: adapt all, or merge and save the model"
@@ -136,13 +138,13 @@ def _joined(row: tensor_names.TensorRow, leaves: dict, channels: int) -> tuple[n
     firsts = [np.asarray(leaves[f"{base}lora_a"]) for base in bases]
     seconds = [np.asarray(leaves[f"{base}lora_b"]) for base in bases]
     if all(a.shape == firsts[0].shape and (a == firsts[0]).all() for a in firsts):
-        return firsts[0], _out_first(row).join(seconds, channels)
+        return firsts[0], _put_output_first(row).join(seconds, channels)
     # Each kernel keeps its own share of the joint rank: the other rows of its B are 0.
     edges = np.cumsum([0, *(a.shape[1] for a in firsts)])
     spread = [np.zeros((edges[-1], b.shape[1]), b.dtype) for b in seconds]
     for whole, b, begin in zip(spread, seconds, edges, strict=False):
         whole[begin : begin + b.shape[0]] = b
-    return np.concatenate(firsts, 1), _out_first(row).join(spread, channels)
+    return np.concatenate(firsts, 1), _put_output_first(row).join(spread, channels)
 
 
 def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, float]:
@@ -167,7 +169,7 @@ def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, flo
         raise CheckpointError(f"{folder}/adapter_config.json is not of a LoRA adapter with r and lora_alpha")
     tensors, adapters = read_tensors(folder, STEM), {}
     shapes = {path: x.shape for path, x in flatten(jax.eval_shape(policy.init, jax.random.key(0))).items()}
-    scale = _scale(config)
+    scale = _read_scale(config)
     for row in rows_of(policy):
         name = row.name.removesuffix(".weight")
         if f"{PREFIX}{name}.lora_A.weight" not in tensors or not row.leaves[0].endswith("/kernel"):
@@ -176,7 +178,7 @@ def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, flo
         b = tensors.pop(f"{PREFIX}{name}.lora_B.weight", None)
         widths = [shapes[leaf][-1] for leaf in row.leaves]
         expected = (shapes[row.leaves[0]][0], a.shape[1]), (sum(widths), a.shape[1])
-        if a.shape[1] != _given(config, "rank_pattern", "r", name):
+        if a.shape[1] != _read_option(config, "rank_pattern", "r", name):
             raise CheckpointError(
                 f"{folder}: the adapter of {name} has rank {a.shape[1]}, not what its adapter_config.json says"
             )
@@ -186,13 +188,13 @@ def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, flo
                 "it is of another model"
             )
         # What a tensor of its own rank and α is scaled by more than the others stands in B.
-        own = _scale(config, name) / scale
+        own = _read_scale(config, name) / scale
         for leaf, part in zip(
-            row.leaves, _out_first(row).split(b, widths, policy.config.channels), strict=True
+            row.leaves, _put_output_first(row).split(b, widths, policy.config.channels), strict=True
         ):
             adapters |= {
-                f"{_base(leaf)}lora_a": jnp.array(a, jnp.float32),
-                f"{_base(leaf)}lora_b": jnp.array(part, jnp.float32) * own,
+                f"{_strip_kernel(leaf)}lora_a": jnp.array(a, jnp.float32),
+                f"{_strip_kernel(leaf)}lora_b": jnp.array(part, jnp.float32) * own,
             }
     if tensors:
         raise CheckpointError(
@@ -202,15 +204,15 @@ def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, flo
     return nest(adapters), scale
 
 
-def _given(config: dict, patterns: str, default: str, name: str) -> float:
+def _read_option(config: dict, patterns: str, default: str, name: str) -> float:
     """An option, of the tensor of that name where the patterns have it."""
     given = (config.get(patterns) or {}).items()
     return next((x for key, x in given if re.match(rf"(.*\.)?({key})$", name)), config[default])
 
 
-def _scale(config: dict, name: str = "") -> float:
+def _read_scale(config: dict, name: str = "") -> float:
     """α / r (of rsLoRA α / √r), of the tensor of that name."""
-    rank = _given(config, "rank_pattern", "r", name)
-    return _given(config, "alpha_pattern", "lora_alpha", name) / (
+    rank = _read_option(config, "rank_pattern", "r", name)
+    return _read_option(config, "alpha_pattern", "lora_alpha", name) / (
         rank**0.5 if config.get("use_rslora") else rank
     )

@@ -12,10 +12,10 @@ Rule = Callable[[str], bool]
 """Whether a parameter is trained, from its path: the keys of the tree joined by `/`."""
 
 
-def matching(*patterns: str) -> Rule:
+def match_paths(*patterns: str) -> Rule:
     """The parameters whose path contains a match of any of the regular expressions.
 
-    >>> matching("layer_1/", "final_norm")("layer_1/mlp/up/kernel")
+    >>> match_paths("layer_1/", "final_norm")("layer_1/mlp/up/kernel")
     True
     """
     return lambda path: any(re.search(pattern, path) for pattern in patterns)

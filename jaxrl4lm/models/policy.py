@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrl4lm import distributions
 from jaxrl4lm.models.attention import EMPTY
-from jaxrl4lm.models.cache import Cache, Prefix, empty_cache, extended, remembered
+from jaxrl4lm.models.cache import Cache, Prefix, empty_cache, extend, remember
 from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.decoding_layout import lay_out_for_decoding
 from jaxrl4lm.models.transformer import Transformer
@@ -112,7 +112,7 @@ class LanguagePolicy:
         """
         self._check_length(tokens.shape[1] + length)
         hidden, prefix = self.encode(params, tokens, positions_of(mask), room=length)
-        return hidden[:, -1], remembered(self.config, prefix), mask.sum(-1, dtype=jnp.int32)
+        return hidden[:, -1], remember(self.config, prefix), mask.sum(-1, dtype=jnp.int32)
 
     def start(
         self, params: Params, tokens: Array, mask: Array, copies: int, length: int
@@ -127,7 +127,7 @@ class LanguagePolicy:
         """
         hidden, prompts, lengths = self.prefill(params, tokens, mask, length)
         if copies == 1:  # nothing to share: one segment is faster than two
-            return hidden, Carry(None, extended(prompts, length), lengths, slot=jnp.int32(tokens.shape[1]))
+            return hidden, Carry(None, extend(prompts, length), lengths, slot=jnp.int32(tokens.shape[1]))
         cache = empty_cache(self.config, tokens.shape[0] * copies, length)
         carry = Carry(prompts, cache, positions=jnp.repeat(lengths, copies), slot=jnp.int32(0))
         return jnp.repeat(hidden, copies, axis=0), carry

@@ -52,7 +52,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def fitting(spec: P, shape: Sequence[int], mesh: Any) -> P:
+def fit_spec(spec: P, shape: Sequence[int], mesh: Any) -> P:
     """The partition without the axes that the mesh lacks, or whose size does not divide the array's."""
     kept = []
     for size, names in zip(shape, [*spec, *(None,) * (len(shape) - len(spec))], strict=False):
@@ -69,7 +69,7 @@ def place(mesh: Mesh, table: Table = TABLE) -> Callable[[str, Sequence[int]], Na
 
     def sharding(path: str, shape: Sequence[int]) -> NamedSharding:
         spec = next((spec for pattern, spec in table if re.search(pattern, path)), P())
-        return NamedSharding(mesh, fitting(spec, shape, mesh))
+        return NamedSharding(mesh, fit_spec(spec, shape, mesh))
 
     return sharding
 
@@ -90,7 +90,7 @@ def shardings(tree: Any, mesh: Mesh, table: Table = TABLE) -> Any:
 
 def batch_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     """Of an array whose first axis is the batch."""
-    return NamedSharding(mesh, fitting(P(BATCH), shape, mesh))
+    return NamedSharding(mesh, fit_spec(P(BATCH), shape, mesh))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
@@ -103,7 +103,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: put(np.asarray(x)), batch)
 
 
-def residual(x_BTD: Array) -> Array:
+def constrain_residual(x_BTD: Array) -> Array:
     """Holds the residual stream to the split of the batch under `jax.set_mesh`; without a mesh, the identity.
 
     Without it XLA may choose to split the width instead, and to move the whole stream between layers.
@@ -111,7 +111,7 @@ def residual(x_BTD: Array) -> Array:
     return _constrain(x_BTD, P(BATCH))
 
 
-def rows(table_VD: Array) -> Array:
+def gather_rows(table_VD: Array) -> Array:
     """A table whose rows are about to be looked up: each row is brought together first, or XLA gathers pieces of
     width and then moves them all. Without a mesh, the identity."""
     return _constrain(table_VD, P("tensor", None))
@@ -121,4 +121,4 @@ def _constrain(x: Array, spec: P) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not set(AXES) & set(mesh.axis_names):
         return x
-    return jax.lax.with_sharding_constraint(x, fitting(spec, x.shape, mesh))
+    return jax.lax.with_sharding_constraint(x, fit_spec(spec, x.shape, mesh))

@@ -55,7 +55,7 @@ def read_tensors(folder: str | os.PathLike, stem: str = "model") -> dict[str, np
         promises.
     """
     folder = pathlib.Path(folder)
-    single, index = _files(folder, stem)
+    single, index = _name_files(folder, stem)
     if single.exists():
         return dict(_read_file(single))
     if not index.exists():
@@ -78,13 +78,13 @@ def read_tensors(folder: str | os.PathLike, stem: str = "model") -> dict[str, np
     return tensors
 
 
-def tensors_file(folder: pathlib.Path, stem: str = "model") -> pathlib.Path:
+def find_tensors_file(folder: pathlib.Path, stem: str = "model") -> pathlib.Path:
     """The file that says where the tensors are: the only one, or the index of the shards."""
-    single, index = _files(folder, stem)
+    single, index = _name_files(folder, stem)
     return single if single.exists() else index
 
 
-def _files(folder: pathlib.Path, stem: str) -> tuple[pathlib.Path, pathlib.Path]:
+def _name_files(folder: pathlib.Path, stem: str) -> tuple[pathlib.Path, pathlib.Path]:
     return folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
 
 
@@ -159,7 +159,7 @@ def write_tensors(
         if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
             shards.append({})
         shards[-1][name] = tensor
-    single, listing = _files(folder, stem)
+    single, listing = _name_files(folder, stem)
     names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     if len(shards) == 1:
         _write_file(single, shards[0])

@@ -139,7 +139,9 @@ def llama(norm_after: bool = False, fused: bool = False) -> tuple[list[TensorRow
     return top, [row._replace(name=f"model.layers.{{i}}.{row.name}") for row in layer]
 
 
-def rows(table: tuple[list[TensorRow], list[TensorRow]], layers: int, leaves: set[str]) -> list[TensorRow]:
+def list_rows(
+    table: tuple[list[TensorRow], list[TensorRow]], layers: int, leaves: set[str]
+) -> list[TensorRow]:
     """Every row whose leaves the model has, the layers numbered."""
     top, layer = table
     numbered = [

@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl4lm.models.attention import attention, rotary_table, rotate
-from jaxrl4lm.models.cache import Cache, Prefix, lengths
+from jaxrl4lm.models.attention import attend, rotary_table, rotate
+from jaxrl4lm.models.cache import Cache, Prefix, count_tokens
 from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.decoding_layout import JOINED
 from jaxrl4lm.models.dense import dense
-from jaxrl4lm.models.sharding import residual, rows
+from jaxrl4lm.models.sharding import constrain_residual, gather_rows
 from jaxrl4lm.types import Array, Params
 
 ACTIVATIONS = {
@@ -79,7 +79,7 @@ class Dense(nn.Module):
         return y
 
 
-def _side_by_side(module: nn.Module, x: Array, features: dict[str, int], use_bias: bool) -> list[Array]:
+def _apply_joined(module: nn.Module, x: Array, features: dict[str, int], use_bias: bool) -> list[Array]:
     """The outputs of dense layers that read the same input: one product where the parameters hold their weights
     side by side, as `lay_out_for_decoding` puts them."""
     joined = JOINED.get(tuple(features))
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         B, T, _ = x_BTD.shape
         H, K, C = c.heads, c.num_kv_heads, c.channels
         biased = c.bias if c.qkv_bias is None else c.qkv_bias
-        q, k, v = _side_by_side(self, x_BTD, {"query": H * C, "key": K * C, "value": K * C}, biased)
+        q, k, v = _apply_joined(self, x_BTD, {"query": H * C, "key": K * C, "value": K * C}, biased)
         v = v.reshape(B, T, K, C)
         if c.qk_norm == "all":
             q, k = Norm(c, name="query_norm")(q), Norm(c, name="key_norm")(k)
@@ -121,7 +121,7 @@ class Attention(nn.Module):
         q = rotate(q, table) * (C**-0.5 if c.attention_scale is None else c.attention_scale)
         if prefix is not None:
             segments.append(prefix)
-        output = attention(q, segments, positions_BT, window, c.attention_softcap).reshape(B, T, H * C)
+        output = attend(q, segments, positions_BT, window, c.attention_softcap).reshape(B, T, H * C)
         depth = 1 / math.sqrt(2 * c.layers)
         biased = c.bias if c.output_bias is None else c.output_bias
         return Dense(c.width, biased, depth, name="output")(output), made
@@ -136,7 +136,7 @@ class Mlp(nn.Module):
         activation = ACTIVATIONS[c.activation]
         biased = c.bias if c.mlp_bias is None else c.mlp_bias
         layers = ("up", "gate") if c.gated else ("up",)
-        up, *gate = _side_by_side(self, x_BTD, dict.fromkeys(layers, c.hidden), biased)
+        up, *gate = _apply_joined(self, x_BTD, dict.fromkeys(layers, c.hidden), biased)
         inner = activation(gate[0]) * up if c.gated else activation(up)
         return Dense(c.width, biased, 1 / math.sqrt(2 * c.layers), name="down")(inner)
 
@@ -154,7 +154,7 @@ class Block(nn.Module):
         y = x_BTD if c.parallel else x_BTD + h
         m = Mlp(c, name="mlp")(Norm(c, name="mlp_norm")(y) if before else y)
         m = Norm(c, name="mlp_post_norm")(m) if after else m
-        return residual(x_BTD + h + m), kv
+        return constrain_residual(x_BTD + h + m), kv
 
 
 class Transformer(nn.Module):
@@ -205,7 +205,7 @@ class Transformer(nn.Module):
         positions = positions_BT
         if cache is not None:
             positions = jax.lax.dynamic_update_slice(cache.positions, positions_BT, (0, slot))
-        lengths_B = lengths(positions_BT, prefix, cache, slot) + room
+        lengths_B = count_tokens(positions_BT, prefix, cache, slot) + room
         tables = {
             rope: rope and rotary_table(positions_BT, rope, c.rotated, lengths_B)
             for rope in dict.fromkeys(c.layer_ropes)
@@ -271,12 +271,12 @@ class Transformer(nn.Module):
 
     def _embed(self, tokens_BT: Array, positions_BT: Array) -> Array:
         c = self.config
-        x_BTD = rows(self.embedding)[tokens_BT].astype(c.dtype)
+        x_BTD = gather_rows(self.embedding)[tokens_BT].astype(c.dtype)
         if c.embedding_scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(c.embedding_scale, c.dtype)
         if c.rope_theta is None:
             x_BTD = x_BTD + self.position_embedding[jnp.minimum(positions_BT, c.context - 1)].astype(c.dtype)
-        return residual(x_BTD)
+        return constrain_residual(x_BTD)
 
     def logits(self, hidden: Array, part: tuple[Array | int, int] | None = None) -> Array:
         """Float32 logits `[..., V]`, or of the `part` (first id, how many) of the vocabulary."""

@@ -125,11 +125,11 @@ def test_only_adapters_receive_a_gradient(adapted, batch):
 
 def test_only_the_targets_are_adapted(adapted):
     _, params, _ = adapted
-    adapters = lora.init(jax.random.key(0), params, 2, models.matching("attention/(query|value)/kernel"))
+    adapters = lora.init(jax.random.key(0), params, 2, models.match_paths("attention/(query|value)/kernel"))
     assert set(adapters["layer_0"]) == {"attention"}
     assert set(adapters["layer_1"]["attention"]) == {"query", "value"}
     with pytest.raises(ValueError, match="no kernel is targeted"):
-        lora.init(jax.random.key(0), params, 2, models.matching("nothing"))
+        lora.init(jax.random.key(0), params, 2, models.match_paths("nothing"))
 
 
 def test_adapters_in_the_format_of_peft(adapted, tmp_path):
@@ -194,7 +194,7 @@ def test_adapters_of_kernels_that_share_a_tensor_go_out_and_in(family, tmp_path)
     assert scale == 3.0
     expected, ours = lora.merge(params, adapters, 3.0), lora.merge(params, loaded, scale)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), ours, expected)
-    some = lora.init(jax.random.key(0), params, 2, models.matching("attention/query/kernel"))
+    some = lora.init(jax.random.key(0), params, 2, models.match_paths("attention/query/kernel"))
     with pytest.raises(models.CheckpointError, match="only some are adapted"):
         lora.save(tmp_path, policy, some, 4.0)
 
@@ -262,7 +262,7 @@ def test_ranks_and_scales_of_their_own_are_read(adapted, tmp_path):
 
 def test_frozen_parameters_stand_still_and_cost_no_optimizer_state(batch):
     policy, params = LanguagePolicy(LLAMA), randomised(LLAMA)
-    trained, frozen = models.partition(params, models.matching("layer_1/mlp/", "final_norm"))
+    trained, frozen = models.partition(params, models.match_paths("layer_1/mlp/", "final_norm"))
     jax.tree.map(np.testing.assert_array_equal, models.combine(trained, frozen), params)
     tx = optax.adam(1e-2)
     state = tx.init(trained)
@@ -283,7 +283,7 @@ def test_frozen_parameters_stand_still_and_cost_no_optimizer_state(batch):
         after["layer_0"]["mlp"]["up"]["kernel"], params["layer_0"]["mlp"]["up"]["kernel"]
     )
     with pytest.raises(ValueError, match="no parameter is trained"):
-        models.partition(params, models.matching("nothing"))
+        models.partition(params, models.match_paths("nothing"))
 
 
 def test_heads_read_the_tokens_that_they_name(batch):

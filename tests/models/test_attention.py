@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl4lm.models.attention import EMPTY, attention
+from jaxrl4lm.models.attention import EMPTY, attend
 from jaxrl4lm.models.step_attention import step_attention
 
 
@@ -49,7 +49,7 @@ def test_segments_are_as_one(queries, shared, heads, kv_heads, window):
         return (function(q, segments, positions, window) * weights).sum()
 
     both = jax.jit(jax.value_and_grad(loss, (1, 2, 3)), static_argnums=0)
-    ours, theirs = (both(function, q, own, prefix) for function in (attention, one_softmax))
+    ours, theirs = (both(function, q, own, prefix) for function in (attend, one_softmax))
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert np.allclose(x, y, atol=1e-5)
 
@@ -71,7 +71,7 @@ def test_a_fused_kernel_computes_the_same(length, heads, kv_heads, window):
     weights = normal(rng, q.shape)
 
     def loss(softcap, *qkv):
-        output = attention(qkv[0] / C**0.5, [(*qkv[1:], positions)], positions, window, softcap)
+        output = attend(qkv[0] / C**0.5, [(*qkv[1:], positions)], positions, window, softcap)
         output = jnp.where(real, output, 0)
         return (output * weights).sum(), output
 
@@ -106,7 +106,7 @@ def test_a_kernel_for_steps_computes_the_same(monkeypatch, heads, kv_heads, slot
     queries = end - 1 + shared
 
     def ours():
-        return jax.jit(lambda q: attention(q, segments, queries, window, softcap))(q)
+        return jax.jit(lambda q: attend(q, segments, queries, window, softcap))(q)
 
     plain = ours()
     calls = []
@@ -115,7 +115,7 @@ def test_a_kernel_for_steps_computes_the_same(monkeypatch, heads, kv_heads, slot
         calls.append(args)
         return step_attention(*args)
 
-    monkeypatch.setattr("jaxrl4lm.models.attention._step_kernel", lambda keys: kernel)
+    monkeypatch.setattr("jaxrl4lm.models.attention._find_step_kernel", lambda keys: kernel)
     assert np.allclose(plain, ours(), atol=1e-5)
     assert len(calls) == 1
 
@@ -131,9 +131,9 @@ def test_a_segment_that_a_row_reads_nothing_of_weighs_nothing(monkeypatch):
         for positions in (at, np.broadcast_to(np.arange(5), (B, 5)))
     ]
     queries = at[:, -1:]
-    plain = attention(q, segments, queries, 6)
-    monkeypatch.setattr("jaxrl4lm.models.attention._step_kernel", lambda keys: step_attention)
-    assert np.allclose(plain, attention(q, segments, queries, 6), atol=1e-5)
+    plain = attend(q, segments, queries, 6)
+    monkeypatch.setattr("jaxrl4lm.models.attention._find_step_kernel", lambda keys: step_attention)
+    assert np.allclose(plain, attend(q, segments, queries, 6), atol=1e-5)
     nothing = step_attention(q.reshape(B, 2, 2, C), segments[0][0].swapaxes(2, 3), segments[0][1], at < 0)
     assert (nothing[0] == 0).all()
     assert (nothing[1] == -1e30).all()

@@ -130,7 +130,7 @@ def test_the_table_names_paths_of_parameters_moments_and_adapters():
 
 def test_without_a_mesh_the_constraint_is_the_identity():
     x = jnp.ones((2, 3, 4))
-    assert sharding.residual(x) is x
+    assert sharding.constrain_residual(x) is x
     policy = models.LanguagePolicy(CONFIG)
     params = jax.eval_shape(policy.init, jax.random.key(0))
     text = str(jax.make_jaxpr(policy.apply)(params, jnp.zeros((2, 3), jnp.int32)))
