@@ -10,7 +10,7 @@ import pytest
 
 from jaxrl4lm.decoding import score
 from jaxrl4lm.models import LanguagePolicy, Rope, TransformerConfig, parameter_count
-from jaxrl4lm.models.attention import attention
+from jaxrl4lm.models.attention import attend
 from jaxrl4lm.models.dense import dense
 
 V, T = 17, 9
@@ -195,7 +195,7 @@ def test_attention_is_a_softmax_over_the_allowed_keys():
     q, k, v = (rng.normal(size=(2, 6, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
     positions = np.tile(np.arange(6), (2, 1))
     segment = (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), positions)
-    ours = jax.jit(attention, static_argnums=(3, 4))(q, [segment], positions, 3, 1.5)
+    ours = jax.jit(attend, static_argnums=(3, 4))(q, [segment], positions, 3, 1.5)
     expected = np.zeros((2, 6, 4, 8))
     for b in range(2):
         for t in range(6):
