@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.returns import discounted_returns
 from jaxrl4lm.types import Array, Key, Metrics, ScalarLike
 
 
@@ -257,12 +258,7 @@ def _learn(
     done: Array,
 ) -> tuple[Array, Array]:
     """Move the entries whose return is complete: the oldest one, or all at the end of an episode."""
-
-    def backwards(value: Array, reward: Array) -> tuple[Array, Array]:
-        value = reward + hyperparameters.discount * value
-        return value, value
-
-    _, returns = jax.lax.scan(backwards, bootstrap.astype(state.rewards.dtype), state.rewards, reverse=True)
+    returns = discounted_returns(state.rewards, next_values=bootstrap, discount=hyperparameters.discount)
     waiting = state.states >= 0
     ready = waiting & (done | (jnp.arange(algorithm.steps) == 0))
     if algorithm.first_visit:
