@@ -27,6 +27,7 @@ ORDER = {room: i for i, room in enumerate(room for floor in FLOORS for room in f
 
 # Heavy packages, and the rooms that may import them at module level.
 HEAVY = {
+    "chex": {"agents", "training", "models", "decoding"},
     "flax": {"models", "envs"},  # in envs: flax.struct, of which gymnax states are made
     "gymnax": {"envs", "agents"},
     "optax": {"agents", "lm", "models"},
@@ -70,6 +71,6 @@ def test_imports_go_downward(room, path):
 def test_the_ground_floor_is_light():
     rooms = [r for floor in FLOORS[:3] for r in floor if (ROOT / f"{r}.py").exists() or (ROOT / r).exists()]
     code = "import sys; " + "; ".join(f"import jaxrl4lm.{room}" for room in rooms)
-    code += "; print([m for m in ('flax', 'gymnax', 'matplotlib', 'optax') if m in sys.modules])"
+    code += "; print([m for m in ('chex', 'flax', 'gymnax', 'matplotlib', 'optax') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

@@ -8,6 +8,7 @@ differs is the bootstrap (a function, passed in) and n: Monte-Carlo is n no shor
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -130,6 +131,7 @@ def action_probabilities(
     """The behaviour at a state, `[A]`: ε-greedy in the mean of the tables, or the fixed policy."""
     if not algorithm.learns_actions:
         assert policy is not None
+        chex.assert_shape(policy, (tables.shape[1], None))
         return policy[observation]
     epsilon = jnp.asarray(hyperparameters.epsilon)
     q = tables[:, observation].mean(axis=0)
@@ -158,14 +160,20 @@ def init(
       policy: `[S, A]`, what TD(0), n-step TD and Monte-Carlo prediction evaluate; unused by the others.
       initial_value: of all entries.
     Raises:
-      ValueError: if a fixed policy is needed and missing.
+      ValueError: if a fixed policy is needed, and missing or of another shape.
     """
-    if not algorithm.learns_actions and policy is None:
-        raise ValueError("policy is None: this algorithm evaluates a fixed policy, give one of shape [S, A].")
+    num_states = environment.observation_space(params).n
+    if not algorithm.learns_actions:
+        expected = (num_states, environment.num_actions)
+        if policy is None or jnp.shape(policy) != expected:
+            given = "is None" if policy is None else f"has shape {jnp.shape(policy)}"
+            raise ValueError(
+                f"policy {given}: this algorithm evaluates a fixed policy, give probabilities [S, A], {expected}."
+            )
     key, key_reset, key_action = jax.random.split(key, 3)
     observation, environment_state = environment.reset(key_reset, params)
     columns = environment.num_actions if algorithm.learns_actions else 1
-    shape = (algorithm.num_tables, environment.observation_space(params).n, columns)
+    shape = (algorithm.num_tables, num_states, columns)
     tables = jnp.full(shape, initial_value, dtype=float)
     probabilities = action_probabilities(algorithm, tables, observation, hyperparameters, policy)
     return TabularState(

@@ -1,5 +1,6 @@
 """Choosing one token a row: the largest, or a draw by the inverse of the cumulative distribution."""
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -35,6 +36,7 @@ def draw_and_normalise(logits: Array, uniform: Array) -> tuple[Array, Array]:
     """
     logits, uniform = logits.astype(jnp.float32), uniform.astype(jnp.float32)  # or few tokens could be drawn
     batch, vocab = logits.shape
+    chex.assert_shape(uniform, (batch,))
     if vocab <= 2 * BLOCK:
         top = logits.max(-1)
         weights = jnp.exp(logits - top[:, None])

@@ -9,7 +9,9 @@ from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxrl4lm.arguments import check_broadcastable
 from jaxrl4lm.decoding.drawing import draw_and_normalise, greedy
 from jaxrl4lm.decoding.processors import History, Penalty, Truncation
 from jaxrl4lm.types import Array, ScalarLike
@@ -108,10 +110,20 @@ class Choice(NamedTuple):
 
 def choose(logits: Array, uniform: Array, history: History, sampling: Sampling) -> Choice:
     """Draws a token a row (or takes the most likely: temperature None) from the logits `[B, V]`."""
-    temperature = sampling.temperature
+    temperature, shape = sampling.temperature, logits.shape
     if isinstance(temperature, float | int):
         _check_temperature(temperature)
-    logits = reshape_logits(logits, history, sampling)
+    for penalty in sampling.penalties:
+        logits = penalty(logits, history)
+    if temperature is not None:
+        check_broadcastable("temperature", np.shape(temperature), shape)
+        logits = logits / temperature
+    for truncation in sampling.truncations:
+        logits = truncation(logits)
+    if logits.shape != shape:
+        raise ValueError(
+            f"a penalty or truncation makes logits {logits.shape} of {shape}: it must keep [B, V]"
+        )
     if temperature is None:
         token, normaliser = greedy(logits), jax.nn.logsumexp(logits, axis=-1)
     else:

@@ -6,6 +6,7 @@ key-value heads, `C` channels of a head.
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -65,6 +66,10 @@ def attend(
       `[B, T, H, C]`.
     """
     B, T, H, C = q_BTHC.shape
+    chex.assert_shape(positions_BT, (B, T))
+    for keys, values, key_positions in segments:
+        G, K, _, S = keys.shape
+        chex.assert_shape([keys, values, key_positions], [(G, K, C, S), (G, K, S, C), (G, S)])
     if len(segments) == 2 and segments[1][0].shape[-1] <= T:
         segments = [_merge(*segments)]
     if len(segments) == 1 and softcap is None and _is_fusible(q_BTHC, segments[0][0]):

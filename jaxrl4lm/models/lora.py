@@ -63,14 +63,18 @@ def attach(params: Params, adapters: Params, scale: ScalarLike) -> Params:
 
     Args:
       scale: α / r.
+    Raises:
+      ValueError: if an adapter has no kernel here, or one of another shape.
     """
+    _check_fit(params, adapters)
     frozen = jax.tree.map(jax.lax.stop_gradient, params)
     scaled = {p: x * scale if p.endswith("lora_b") else x for p, x in flatten(adapters).items()}
     return nest({**flatten(frozen), **scaled})
 
 
 def merge(params: Params, adapters: Params, scale: ScalarLike) -> Params:
-    """Parameters of the plain form with W + scale · A B for every adapted kernel."""
+    """Parameters of the plain form with W + scale · A B for every adapted kernel. Raises as `attach` does."""
+    _check_fit(params, adapters)
     leaves, low_rank = dict(flatten(params)), flatten(adapters)
     for path, a in low_rank.items():
         if path.endswith("lora_a"):
@@ -79,6 +83,25 @@ def merge(params: Params, adapters: Params, scale: ScalarLike) -> Params:
             update = jnp.matmul(a, low_rank[f"{base}lora_b"]) * scale
             leaves[f"{base}kernel"] = (kernel.astype(jnp.float32) + update).astype(kernel.dtype)
     return nest(leaves)
+
+
+def _check_fit(params: Params, adapters: Params) -> None:
+    """Refuses adapters that belong to other parameters: `attach` would add leaves that nothing reads."""
+    kernels, low_rank = flatten(params), flatten(adapters)
+    for path, a in low_rank.items():
+        if not path.endswith("lora_a"):
+            continue
+        base = path.removesuffix("lora_a")
+        kernel, b = kernels.get(f"{base}kernel"), low_rank[f"{base}lora_b"]
+        if kernel is None:
+            raise ValueError(
+                f"the parameters have no {base}kernel, which an adapter is for: it is of another model"
+            )
+        if (a.shape[-2], b.shape[-1]) != kernel.shape[-2:] or a.shape[-1] != b.shape[-2]:
+            raise ValueError(
+                f"the adapter of {base}kernel is {a.shape} x {b.shape}, the kernel {kernel.shape}: "
+                "it is of another model"
+            )
 
 
 def save(folder: str | os.PathLike, policy: LanguagePolicy, adapters: Params, alpha: float) -> None:

@@ -4,6 +4,7 @@ acting."""
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.core
 import jax.numpy as jnp
@@ -76,6 +77,7 @@ class LanguagePolicy:
 
     def _positions(self, tokens: Array, mask: Array | None) -> Array:
         """Positions `[B, T]` of whole texts, which must not be too long."""
+        _check_texts("tokens", tokens, mask)
         if mask is None:
             mask = jnp.ones(tokens.shape, bool)
             self._check_length(tokens.shape[1])
@@ -110,6 +112,7 @@ class LanguagePolicy:
           ValueError: if prompts of this width (their padding counts) and completions are longer than the table
             of learned positions.
         """
+        _check_texts("prompts", tokens, mask)
         self._check_length(tokens.shape[1] + length)
         hidden, prefix = self.encode(params, tokens, positions_of(mask), room=length)
         return hidden[:, -1], remember(self.config, prefix), mask.sum(-1, dtype=jnp.int32)
@@ -135,6 +138,7 @@ class LanguagePolicy:
     def step(self, params: Params, carry: Carry, tokens: Array) -> tuple[Array, Carry]:
         """Takes the tokens `[B]` just chosen; returns the hidden states `[B, D]` of the next choice, and the
         carry."""
+        chex.assert_equal_shape([tokens, carry.positions])
         hidden, cache = self._call(
             params,
             tokens[:, None],
@@ -170,7 +174,13 @@ class LanguagePolicy:
         Raises:
           ValueError: as `prefill`.
         """
-        copies = completions.shape[0] // prompts.shape[0]
+        _check_texts("prompts", prompts, prompt_mask)
+        _check_texts("completions", completions)
+        copies, rest = divmod(completions.shape[0], prompts.shape[0])
+        if rest:
+            raise ValueError(
+                f"{len(completions)} completions of {len(prompts)} prompts: give each prompt as many"
+            )
         T = completions.shape[1]
         self._check_length(prompts.shape[1] + T)
         hidden, prefix = self.encode(params, prompts, positions_of(prompt_mask), room=T)
@@ -197,6 +207,17 @@ class LanguagePolicy:
     def values(self, params: Params, hidden: Array) -> Array:
         """Float32 values `[...]` of hidden states."""
         return self._call(params, hidden, method="values")
+
+
+def _check_texts(name: str, tokens: Array, mask: Array | None = None) -> None:
+    """Refuses all but token ids `[B, T]` with a mask of the same shape."""
+    shape = jnp.shape(tokens)
+    if len(shape) != 2:
+        raise ValueError(f"{name} has shape {shape}: give token ids [rows, tokens]")
+    if mask is not None and jnp.shape(mask) != shape:
+        raise ValueError(
+            f"the mask of {name} has shape {jnp.shape(mask)}: give one bool for each token, {shape}"
+        )
 
 
 def parameter_count(params: Params) -> int:

@@ -11,6 +11,7 @@ width, `H` heads, `K` key-value heads, `C` channels of a head, `V` vocabulary.
 import functools
 import math
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -201,6 +202,8 @@ class Transformer(nn.Module):
           The hidden states; the updated cache, or the prefix that the tokens are for others.
         """
         c = self.config
+        chex.assert_rank(tokens_BT, 2)
+        chex.assert_equal_shape([tokens_BT, positions_BT])
         x_BTD = self._embed(tokens_BT, positions_BT)
         positions = positions_BT
         if cache is not None:

@@ -163,3 +163,15 @@ def test_a_prediction_without_policy_is_refused(key):
     environment, params = as_environment(WORLD)
     with pytest.raises(ValueError, match="policy is None"):
         tabular.init(key, environment, params, tabular.td(), tabular.Hyperparameters())
+
+
+def test_a_policy_of_another_shape_is_refused(key):
+    environment, params = as_environment(WORLD)
+    arguments = environment, params, tabular.td(), tabular.Hyperparameters()
+    actions = jnp.zeros(WORLD.num_states, jnp.int32)
+    with pytest.raises(ValueError, match=r"policy has shape \(8,\): .* probabilities \[S, A\], \(8, 4\)"):
+        tabular.init(key, *arguments, policy=actions)
+    policy = jnp.full((8, 4), 0.25)
+    state = tabular.init(key, *arguments, policy=policy)
+    with pytest.raises(AssertionError, match="8"):
+        tabular.update(state, *arguments, policy=policy[:5])

@@ -64,6 +64,11 @@ def test_a_low_precision_draw_can_take_every_token():
     assert len(np.unique(tokens)) == 2000
 
 
+def test_one_uniform_a_row(key):
+    with pytest.raises(AssertionError, match=r"\(2, 1\)"):
+        draw(jnp.zeros((2, 5)), jnp.zeros((2, 1)))
+
+
 def test_greedy_is_the_first_largest():
     logits = jnp.array([[0.0, 3.0, 3.0], [5.0, 1.0, 2.0], [-jnp.inf, -jnp.inf, 0.0]])
     assert greedy(logits).tolist() == [1, 0, 2]

@@ -227,6 +227,19 @@ def test_settings_that_mean_nothing_are_refused(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"temperature": jnp.ones(4)}, r"temperature has shape \(4,\), .* temperature\[:, None\]"),
+        ({"truncations": (lambda logits: logits[:, :2],)}, r"makes logits \(4, 2\) of \(4, 4\)"),
+        ({"penalties": (lambda logits, history: logits[:1],)}, r"makes logits \(1, 4\) of \(4, 4\)"),
+    ],
+)
+def test_shapes_that_would_mix_rows_are_refused(options, message, history):
+    with pytest.raises(ValueError, match=message):
+        choose(jnp.zeros((4, 4)), jnp.zeros(4), history, Sampling(1, 0, 0, **options))
+
+
 def test_settings_may_be_traced_and_differ_by_row(logits):
     settings = jnp.linspace(0.1, 0.9, B)[:, None]
     for make in (decoding.top_p, decoding.min_p, decoding.typical):

@@ -260,6 +260,20 @@ def test_ranks_and_scales_of_their_own_are_read(adapted, tmp_path):
         lora.load(tmp_path, other)
 
 
+@pytest.mark.parametrize("apply", [lora.attach, lora.merge])
+def test_adapters_of_another_model_are_refused(apply):
+    def shapes(**sizes):
+        policy = LanguagePolicy(dataclasses.replace(LLAMA, **sizes))
+        return jax.eval_shape(policy.init, jax.random.key(0))
+
+    adapters = jax.eval_shape(lambda p: lora.init(jax.random.key(0), p, 2), shapes(mlp_width=24))
+    with pytest.raises(ValueError, match=r"down/kernel is \(24, 2\) x \(2, 16\), the kernel \(28, 16\)"):
+        jax.eval_shape(apply, shapes(mlp_width=28), adapters, 1.0)
+    fewer = {name: x for name, x in shapes(mlp_width=24).items() if name != "layer_1"}
+    with pytest.raises(ValueError, match=r"the parameters have no layer_1/.*kernel, which an adapter is for"):
+        jax.eval_shape(apply, fewer, adapters, 1.0)
+
+
 def test_frozen_parameters_stand_still_and_cost_no_optimizer_state(batch):
     policy, params = LanguagePolicy(LLAMA), randomised(LLAMA)
     trained, frozen = models.partition(params, models.match_paths("layer_1/mlp/", "final_norm"))

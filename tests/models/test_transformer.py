@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm.decoding import score
-from jaxrl4lm.models import LanguagePolicy, Rope, TransformerConfig, parameter_count
+from jaxrl4lm.models import Carry, LanguagePolicy, Rope, TransformerConfig, parameter_count
 from jaxrl4lm.models.attention import attend
 from jaxrl4lm.models.dense import dense
 
@@ -250,3 +250,24 @@ def test_parameter_count(key):
         parameter_count(jax.eval_shape(LanguagePolicy(config).init, key))
         == 10 * 8 + 6 * 8 + block + 2 * 8 + 8
     )
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    policy = LanguagePolicy(STYLES["llama"])
+    two, three = np.zeros((2, 4), int), np.zeros((3, 4), int)
+    with pytest.raises(ValueError, match=r"tokens has shape \(4,\): give token ids \[rows, tokens\]"):
+        policy.apply({}, two[0])
+    with pytest.raises(ValueError, match=r"mask of tokens has shape \(1, 4\): .* each token, \(2, 4\)"):
+        policy.hidden({}, two, two[:1] == 0)
+    with pytest.raises(ValueError, match=r"mask of prompts has shape \(4,\)"):
+        policy.prefill({}, two, two[0] == 0, 3)
+    with pytest.raises(ValueError, match="3 completions of 2 prompts: give each prompt as many"):
+        policy.completion_hidden({}, two, two == 0, three)
+    with pytest.raises(AssertionError, match=r"\(2, 1\)"):
+        policy.step({}, Carry(None, None, jnp.zeros(2), jnp.int32(0)), jnp.zeros((2, 1), int))
+
+
+def test_keys_and_values_of_one_segment_belong_together():
+    q, keys, values = jnp.ones((2, 3, 2, 4)), jnp.ones((2, 1, 4, 5)), jnp.ones((2, 1, 5, 4))
+    with pytest.raises(AssertionError, match=r"\(1, 5\)"):
+        attend(q, [(keys, values, jnp.zeros((1, 5), int))], jnp.zeros((2, 3), int))
