@@ -74,3 +74,48 @@ def test_the_ground_floor_is_light():
     code += "; print([m for m in ('chex', 'flax', 'gymnax', 'matplotlib', 'optax') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def hidden_modules(init):
+    """Modules beside an `__init__.py` whose names it binds to something else: `import a.b` would not be module b."""
+    folder = init.parent
+    package = ".".join(folder.relative_to(ROOT.parent).parts)
+    modules = {path.stem for path in folder.glob("*.py")} | {
+        path.parent.name for path in folder.glob("*/__init__.py")
+    }
+    bound = set()
+    for node in ast.walk(ast.parse(init.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            own = (
+                getattr(node, "module", None) == package
+            )  # `from package import module` binds the module itself
+            bound |= {alias.asname or alias.name for alias in node.names if alias.asname or not own}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+    return modules & bound
+
+
+@pytest.mark.parametrize("init", sorted(ROOT.rglob("__init__.py")), ids=lambda path: path.parent.name)
+def test_no_name_of_a_package_hides_its_module(init):
+    assert not hidden_modules(init), f"{init.parent}: rename the module, or what the package exports"
+
+
+@pytest.mark.parametrize(
+    "line, found",
+    [
+        ("from jaxrl4lm.decoding.generate import generate", {"generate"}),
+        ("from jaxrl4lm.decoding.generate import Generation as generate", {"generate"}),
+        ("def generate(): ...", {"generate"}),
+        ("from jaxrl4lm.decoding import generate", set()),
+        ("from jaxrl4lm.decoding.generate import Generation", set()),
+    ],
+)
+def test_a_function_that_hides_its_module_is_found(line, found, tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path / "jaxrl4lm")
+    folder = tmp_path / "jaxrl4lm" / "decoding"
+    folder.mkdir(parents=True)
+    (folder / "generate.py").touch()
+    (folder / "__init__.py").write_text(line)
+    assert hidden_modules(folder / "__init__.py") == found
