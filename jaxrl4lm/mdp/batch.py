@@ -1,4 +1,4 @@
-"""Many small MDPs at once: blocks that fit the cache, each of which stops on its own."""
+"""Many small MDPs at once: solved block by block. A block fits the cache and stops on its own."""
 
 import functools
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from jaxrl4lm.mdp.transitions import Banded, Dense, Kernel, Sparse, as_lists
 from jaxrl4lm.types import Array, ScalarLike
 
 CACHE_BYTES, MAX_BLOCK = 512 * 1024, 16
-"""A block's kernels may take about half of a core's second-level cache; and the more MDPs a block has, the longer
-its quicker ones wait for the slowest."""
+"""How large a block may be: its kernels take about half of a core's second-level cache, and it has at most 16 MDPs,
+because its quicker ones wait for the slowest."""
 
 
 SWEEPS = 6
-"""Evaluation sweeps an improvement: to look after each whether they are enough would cost more than they do."""
+"""Evaluation sweeps after each improvement; a fixed number, because a test after each sweep costs more than the sweep."""
 
 
 class _Point(NamedTuple):
@@ -40,13 +40,15 @@ def solve_batch(
     max_iterations: ScalarLike = 100_000,
     block: int | None = None,
 ) -> Solution:
-    """The solver for N MDPs of one shape, `[N, ...]` in every leaf; every leaf of the solution too.
+    """Solves N MDPs of one shape at once. Every leaf of `mdps` and of the solution is `[N, ...]`.
 
-    To what `vmap(value_iteration)` finds, but a sweep over all of a large batch comes from memory, and the
-    slowest MDP would hold up all the others. Here a block of MDPs is solved at a time, in the cache, and stops when
-    its own slowest has converged: `iterations` are the block's. Sparse and banded kernels take modified policy
-    iteration on one MDP that holds the whole block, whose sweeps are long vectors; dense ones value iteration,
-    because to pick a policy's rows costs as much as a sweep. Blocks with a γ of 1 take `value_iteration`.
+    Finds what `vmap(value_iteration)` finds, faster. A sweep over a whole large batch reads it from memory, and all
+    MDPs wait for the slowest. Here a block of MDPs stays in the cache and stops when the slowest of its own has
+    converged; `iterations` counts the sweeps of the block. The method depends on the kernel:
+
+    - sparse and banded: modified policy iteration on one MDP that holds the whole block, so that sweeps are long vectors;
+    - dense: value iteration, because picking the rows of a policy costs as much as a sweep;
+    - a block in which some γ is 1: `value_iteration`.
 
     Args:
       mdps: N MDPs stacked (`jax.tree.map(lambda *x: jnp.stack(x), *worlds)`); each may have its own γ.
@@ -92,8 +94,8 @@ def _solve_block(mdps: FiniteMDP, tolerance: Array, max_iterations: ScalarLike) 
 
 
 def _solve_discounted(mdps: FiniteMDP, tolerance: Array, max_iterations: ScalarLike) -> Solution:
-    # A range of T v - v at which the bound will hold, from what is known before: to test the bound itself would
-    # cost as much as a sweep.
+    # The range of T v − v at which the error bound will hold, computed beforehand: testing the bound itself in every
+    # sweep would cost as much as the sweep.
     ends = mdps.terminal.any(axis=-1)
     largest = jnp.abs(mdps.rewards).max(axis=(1, 2)) / (1 - mdps.discount)
     noise = 4 * jnp.finfo(largest.dtype).eps * largest
@@ -136,7 +138,7 @@ _Evaluate = Callable[[_Point], Array]
 
 
 def _make_separate_sweeps(mdps: FiniteMDP) -> tuple[_Sweep, _Evaluate]:
-    """v ↦ (T v, no policy), and nothing beyond a sweep as evaluation."""
+    """(sweep, evaluate) for each MDP by itself: v ↦ (T v, no policy); evaluation is the sweep already made."""
 
     def sweep(values: Array) -> tuple[Array, Array]:
         return jax.vmap(operators.backup)(mdps, values), jnp.zeros(values.shape, jnp.int32)
@@ -145,7 +147,7 @@ def _make_separate_sweeps(mdps: FiniteMDP) -> tuple[_Sweep, _Evaluate]:
 
 
 def _make_joined_sweeps(mdps: FiniteMDP) -> tuple[_Sweep, _Evaluate]:
-    """The same by one MDP of N·S states: v ↦ (T v, greedy policy), and evaluation of the policy by sweeps."""
+    """(sweep, evaluate) on one MDP of N·S states: v ↦ (T v, greedy policy); evaluation is `SWEEPS` sweeps of the policy."""
     shape = mdps.rewards.shape[:2]
     kernel = _join_kernels(mdps.transitions)
     rewards = jnp.moveaxis(mdps.rewards, -1, 0).reshape(-1, kernel.shape[0])
@@ -170,7 +172,7 @@ def _make_joined_sweeps(mdps: FiniteMDP) -> tuple[_Sweep, _Evaluate]:
 
 
 def _join_kernels(kernels: Kernel) -> Kernel:
-    """N kernels of S states as one of N·S, which does not lead from one's states to another's."""
+    """N kernels of S states as one kernel of N·S states; no transition leads from one MDP to another."""
 
     def join(x: Array) -> Array:
         return jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)
@@ -198,8 +200,10 @@ def _range(change: Array, ends: Array) -> tuple[Array, Array]:
 
 
 def _certify(mdps: FiniteMDP, point: _Point, ends: Array) -> tuple[Array, Array]:
-    """(shift, error), `[N]` each: |v + shift − V*| ≤ error. Where episodes end the shift is 0: their terminal
-    states are not to be shifted."""
+    """(shift, error), `[N]` each, such that |v + shift − V*| ≤ error.
+
+    Where episodes end the shift is 0, because it would move the terminal states too.
+    """
     horizon = 1 / (1 - mdps.discount)  # V* lies between v + horizon·low and v + horizon·high
     shift, error = jax.vmap(functools.partial(certify, within=bounds.span))(
         mdps,

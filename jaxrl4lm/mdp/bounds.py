@@ -1,4 +1,4 @@
-"""How far an iterate can be from the fixed point, from one sweep of the operator.
+"""Bounds on the distance of an iterate from the fixed point, from one sweep of the operator.
 
 For a monotone operator with T(v + c) = T v + γc (all of `operators`), δ = T v − v and N = γ/(1−γ):
 T v + N·min δ ≤ V* ≤ T v + N·max δ. At γ = 1, N is the expected time to termination instead.
@@ -16,7 +16,7 @@ from jaxrl4lm.types import Array, ScalarLike
 
 
 def span(low: Array, high: Array) -> tuple[Array, Array]:
-    """(centre, radius) of [min δ, max δ]: a shift common to all states costs nothing.
+    """(centre, radius) of [min δ, max δ]: adding the centre to all states leaves an error of the radius alone.
 
     Reference: MacQueen 1966; Puterman 1994, section 6.6.3.
     """
@@ -24,26 +24,28 @@ def span(low: Array, high: Array) -> tuple[Array, Array]:
 
 
 def supremum(low: Array, high: Array) -> tuple[Array, Array]:
-    """(0, max |δ|): the textbook's stopping rule; values are not shifted."""
+    """(0, max |δ|): the stopping rule of textbooks; values are not shifted."""
     return jnp.zeros_like(low), jnp.maximum(jnp.abs(low), jnp.abs(high))
 
 
 class Rounding(NamedTuple):
-    """Bound on the rounding error of one sweep: u (K + 3) (max |r| + γ max |v|), u the unit roundoff.
+    """Bound on the rounding error of one sweep: u (K + 3) (max |r| + γ max |v|), u the unit roundoff, K successors.
 
-    Sums of more than 64 terms are taken as sums in blocks, which compiled code makes of them.
+    K counts as 64 at most: compiled code sums longer rows in blocks.
     """
 
     constant: Array
+    """The part that max |r| makes."""
     slope: Array
+    """What max |v| is multiplied by."""
 
     def at(self, size: Array) -> Array:
-        """For max |v| = `size`."""
+        """The bound where max |v| is `size`."""
         return self.constant + self.slope * size
 
 
 def bound_rounding(mdp: FiniteMDP) -> Rounding:
-    """Once a solve: max |r| takes longer than a sweep of evaluation."""
+    """The rounding bound of an MDP. Compute it once a solve: max |r| takes longer than an evaluation sweep."""
     unit = jnp.finfo(mdp.rewards.dtype).eps / 2 * (min(mdp.transitions.shape[2], 64) + 3)
     return Rounding(unit * jnp.abs(mdp.rewards).max(), unit * mdp.discount)
 
@@ -52,23 +54,31 @@ class Ending(NamedTuple):
     """How fast episodes end."""
 
     horizon: Array
-    """N: what multiplies a sweep's residual in the error bound; inf if some state never terminates."""
+    """N, which multiplies a sweep's residual in the error bound; inf if some state never terminates."""
     policy: Array
-    """`[S]`: greedy; at γ = 1, of the optimal actions the one that terminates soonest."""
+    """`[S]`: a greedy policy; at γ = 1 the optimal actions that terminate soonest."""
 
 
 def find_ending(
     mdp: FiniteMDP, values: Array, max_iterations: ScalarLike, tolerance: ScalarLike = 0.0
 ) -> Ending:
-    """N and a greedy policy: γ/(1−γ) below γ = 1; there, a bound on the expected time to termination.
+    """The horizon N and a greedy policy. Below γ = 1, N is γ/(1−γ); at γ = 1 it bounds the time to termination.
 
-    At γ = 1 a plain argmax among equals can walk in circles. So n ← 1 + min_a E[n] is iterated over the
-    actions that are optimal up to rounding; once a sweep raises n by c < 1 at most, (I − P_π) n ≥ 1 − c
-    proves that π terminates within max n / (1 − c) steps on average. An improper world never gets there: inf.
+    At γ = 1 a plain argmax among equal actions can walk in circles, so the policy takes the quickest. Why N is a bound:
 
-    That is for the policy itself; an optimal one may be slower. If all that keep to actions within the tolerance of the
-    best terminate, and not much later, N is the longest time of any of them: with n of that kind, c ≥ T v − v and c N
-    at most the tolerance, v + c n does not grow under T, whatever the other actions do, and so is nowhere below V*.
+    1. Iterate n ← 1 + min_a E[n] over the actions that are optimal up to rounding, and let π be their choice.
+    2. Once a sweep raises n by at most c < 1, (I − P_π) n ≥ 1 − c. So π terminates within max n / (1 − c) steps on average.
+    3. If no policy terminates, c never falls below 1, and N is inf.
+    4. Another optimal policy may be slower. If every policy that keeps to actions within the tolerance of the best
+       terminates, and not much later, N is the longest time of any of them: n ← 1 + max_a E[n] over those actions.
+    5. Take that n and a c ≥ max (T v − v) with c N at most the tolerance. Then T (v + c n) ≤ v + c n: for an action of
+       step 4, c E[n] ≤ c n − c; any other is worse by more than c N. So v + c n is nowhere below V*.
+
+    Args:
+      mdp: any kernel.
+      values: v, `[S]`, whose greedy policy is asked for.
+      max_iterations: sweeps of n at most; N is inf if they do not suffice.
+      tolerance: how far from the best the actions of step 4 may be.
     """
     discount = mdp.discount
 
@@ -80,7 +90,7 @@ def find_ending(
         gap = q.max(axis=-1, keepdims=True) - q
         noise = 4 * bound_rounding(mdp).at(jnp.abs(values).max())
         fast, steps, count = _bound_time_to_end(mdp, gap <= noise, jnp.min, max_iterations)
-        # Far slower ones mean, nearly always, that some never terminate: waiting for them would take longest of all.
+        # If some are far slower, they nearly always never terminate: give up on them early.
         patience = jnp.minimum(max_iterations, 4 * count + 100)
         slow, *_ = _bound_time_to_end(mdp, gap <= tolerance + noise, jnp.max, patience)
         horizon = jnp.where(jnp.isfinite(slow), jnp.maximum(fast, slow), fast)
@@ -91,10 +101,10 @@ def find_ending(
 
 
 def find_soonest_policy(mdp: FiniteMDP) -> Array:
-    """At γ = 1, a policy `[S]` that terminates for certain, if any does: that of the least expected time, cut at S + 1
-    steps at most.
+    """A policy `[S]` for γ = 1 that terminates for certain, if any does: the one of least expected time to the end.
 
-    By then every state that can reach an end has done so with some chance, and a circle would not be the least.
+    Expected times are iterated for S + 1 sweeps. By then every state that can reach an end has done so with some
+    probability, so that an action that walks in a circle is not the quickest.
     """
     _, steps, _ = _bound_time_to_end(mdp, jnp.ones(mdp.rewards.shape, bool), jnp.min, mdp.num_states + 1)
     return jnp.argmin(mdp.transitions.expect(steps), axis=-1).astype(jnp.int32)
@@ -103,8 +113,15 @@ def find_soonest_policy(mdp: FiniteMDP) -> Array:
 def _bound_time_to_end(
     mdp: FiniteMDP, allowed: Array, choose: Callable[..., Array], max_iterations: ScalarLike
 ) -> tuple[Array, Array, Array]:
-    """Bound on the expected steps to termination under the actions allowed `[S, A]` of which `choose`, jnp.min or
-    jnp.max, picks the soonest or the latest: inf if it is not proven; the steps `[S]`; sweeps."""
+    """Bound the expected steps to termination of policies that take `allowed` actions `[S, A]` only.
+
+    Args:
+      choose: jnp.min for the policy that ends soonest, jnp.max for the one that ends latest.
+    Returns:
+      bound: on the longest expected time of any state; inf if it is not proven within `max_iterations`.
+      steps: `[S]`, the expected steps found.
+      count: sweeps made.
+    """
     # Under vmap both branches of the caller run: with γ < 1 in this one there is nothing to iterate.
     episodic = mdp.discount >= 1
     never = jnp.inf if choose is jnp.min else -jnp.inf

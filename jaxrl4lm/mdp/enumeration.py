@@ -9,7 +9,7 @@ import numpy as np
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP, MDPError, from_successors
 
 TRIES = 128
-"""Draws and times that must agree where one stands for all."""
+"""How many draws (and times) must agree before one of them stands for all."""
 BLOCK = 64
 """States expanded at once: one compiled shape, the last block is padded."""
 
@@ -24,25 +24,25 @@ def from_environment(
     clock: bool = False,
     key: jax.Array | None = None,
 ) -> FiniteMDP:
-    """Breadth-first enumeration of a gymnax-1.0 environment through `reset_env` and `step_env`.
+    """A finite MDP from a gymnax-1.0 environment, by breadth-first search through `reset_env` and `step_env`.
 
     Exact (with `samples` = 1) where transitions are deterministic; otherwise probabilities are frequencies
-    over `samples` draws, with a standard error of √(p(1−p)/samples). State leaves called `time` are set to
-    0, unless `clock` makes them a part of the state: a time limit is a truncation, not a transition. All terminations
-    lead to one terminal state, the last, worth 0. States are numbered in the order in which they are met; an
-    observation is not used.
+    over `samples` draws, with a standard error of √(p(1−p)/samples). State leaves called `time` are set to 0, unless
+    `clock` makes them a part of the state: a time limit is a truncation, not a transition. All terminations lead to
+    one terminal state, the last, worth 0. States are numbered in the order in which they are met. Observations are
+    not used.
 
     Args:
       environment: has `reset_env(key, params)`, `step_env(key, state, action, params)` and `num_actions`.
       params: the environment's parameters.
       discount: γ of the MDP.
       samples: draws per state and action, and (at least 256) of the first state.
-      max_states: give up beyond.
-      clock: whether what happens depends on the time.
+      max_states: raise an error beyond so many states.
+      clock: whether the time decides what happens; then it is a part of the state.
       key: for the draws; `jax.random.key(0)` by default.
     Raises:
-      MDPError: if more than `max_states` states are met; if one draw is asked for and chance decides, or if the
-        clock does and is not a part of the state, as far as the first states show.
+      MDPError: if more than `max_states` states are met; if `samples` is 1 and chance decides what follows; if the
+        time decides it and `clock` is False. The last two are tested on the first states only.
     """
     if samples < 1:
         raise MDPError(f"samples is {samples}: give at least 1.")
@@ -83,14 +83,14 @@ def from_environment(
 
 
 class _Numbering:
-    """States in the order in which they were met, told apart by their bytes."""
+    """Numbers states in the order in which they are met. States are equal if their bytes are."""
 
     def __init__(self) -> None:
         self.states: list[list[np.ndarray]] = []
         self._numbers: dict[bytes, int] = {}
 
     def number(self, leaves: list[np.ndarray]) -> int:
-        """The number of a state, a new one if it is new."""
+        """The number of a state; a state not seen before gets the next number."""
         name = b"".join(leaf.tobytes() for leaf in leaves)
         if name not in self._numbers:
             self._numbers[name] = len(self.states)
@@ -118,12 +118,12 @@ def _make_expansion(environment: Any, params: Any, samples: int, clock: bool) ->
 
 
 def _check(environment: Any, params: Any, states: Any, samples: int, clock: bool, key: jax.Array) -> None:
-    """Refuses what one draw, or one time, does not show: other draws and other times must give the same."""
+    """Raises if one draw, or one time, cannot stand for all: other draws and times must give the same outcome."""
     actions = jnp.arange(environment.num_actions, dtype=jnp.int32)
 
     @jax.jit
     def try_actions(times: jax.Array, keys: jax.Array) -> Any:
-        """For each time (of no effect where it is a part of the state) and key, what every action leads to."""
+        """What every action leads to, for each time and key; the time has no effect where it is a part of the state."""
 
         def step(time: jax.Array, key: jax.Array, state: Any, action: jax.Array) -> Any:
             at = state if clock else _set_time(state, time)

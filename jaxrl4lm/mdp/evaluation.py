@@ -1,5 +1,4 @@
-"""Rough evaluation of a policy: what one sweep of it still lacks of its value, by sweeps, BiCGStab or a
-direct solve."""
+"""Rough evaluation of a policy: what one sweep still lacks of its value, by sweeps, BiCGStab or a direct solve."""
 
 from typing import NamedTuple
 
@@ -15,13 +14,13 @@ class Correction(NamedTuple):
     """c = Σ_{k≥1} (γP)^k δ, roughly: V^π − T_π v, given δ = T_π v − v."""
 
     total: Array
-    """`[S]`, the best that is known."""
+    """`[S]`, the best estimate of c."""
     safe: Array
-    """`[S]`, by sweeps alone, which can only approach c."""
+    """`[S]`, the estimate by sweeps alone, each of which comes closer to c."""
     tried: Array
-    """Whether sweeps were not enough, and BiCGStab was asked."""
+    """Whether sweeps were not enough, so that BiCGStab was tried."""
     solved: Array
-    """Whether `total` comes from it: its residual was smaller than that of the sweeps."""
+    """Whether `total` is BiCGStab's: its residual was smaller than that of the sweeps."""
 
 
 def find_correction(
@@ -33,18 +32,18 @@ def find_correction(
     sweeps: ScalarLike,
     krylov: ScalarLike,
 ) -> Correction:
-    """Sweeps until the residual's span is at most `target`; where `sweeps` of them are not enough, BiCGStab.
+    """The correction by sweeps, until the residual's span is at most `target`; by BiCGStab if they are not enough.
 
-    In single precision: a correction needs few digits, because the next improvement measures what it left in
-    full precision; and a sweep of half the bytes takes half the time. A birth-death chain (successors s − 1,
-    s, s + 1, or one hub) is solved directly, in full precision.
+    Both run in single precision: a sweep of half the bytes takes half the time, and few digits suffice, because the
+    next improvement measures in full precision what is left. A birth-death chain (successors s − 1, s, s + 1, or
+    one hub) is solved directly, in full precision.
 
     Args:
       chain: P_π, a kernel with one action.
       discount: γ.
       change: δ, `[S]`.
-      target: in units of δ.
-      sweeps, krylov: at most so many sweeps and BiCGStab iterations; 0 for none.
+      target: the span of the residual at which to stop, in units of δ.
+      sweeps, krylov: the most sweeps, and the most BiCGStab iterations; 0 for none.
     """
     precision = change.dtype
     direct = isinstance(chain, Banded) and set(chain.offsets) <= {-1, 0, 1}

@@ -17,8 +17,8 @@ def policy_matrix(mdp: FiniteMDP, policy: Array) -> Array:
 def policy_values(mdp: FiniteMDP, policy: Array) -> Array:
     """V^π = (I − γ P_π)⁻¹ r_π, `[S]`, by one dense solve (S² memory). Differentiable in all arguments.
 
-    At γ = 1 the policy must be proper (reach a terminal state from everywhere), else the matrix is singular
-    and the result is not finite or meaningless; `evaluate_policy` reports that case.
+    At γ = 1 the policy must reach a terminal state from everywhere. Otherwise the matrix is singular and the result
+    is meaningless or not finite; `evaluate_policy` reports that case.
     """
     system = jnp.eye(mdp.num_states, dtype=mdp.rewards.dtype) - mdp.discount * policy_matrix(mdp, policy)
     return jnp.linalg.solve(system, policy_chain(mdp, policy).rewards[:, 0])
@@ -39,8 +39,7 @@ def visitation(mdp: FiniteMDP, policy: Array) -> Array:
 
 
 def objective(mdp: FiniteMDP, logits: Array) -> Array:
-    """J(θ) = E[Σ γ^t r_t], scalar, of the softmax policy with logits θ `[S, A]`. `jax.grad` of it is exact
-    too."""
+    """J(θ) = E[Σ γ^t r_t], scalar, of the softmax policy with logits θ `[S, A]`. `jax.grad` of it is exact."""
     return mdp.initial @ policy_values(mdp, jax.nn.softmax(logits, axis=-1))
 
 

@@ -16,11 +16,10 @@ class MDPError(InputError):
 
 
 class FiniteMDP(NamedTuple):
-    """(S, A, T, R, γ) and what an episode needs. Stack several with `jax.tree.map` and `vmap` over them.
+    """(S, A, T, R, γ), and what an episode needs. Stack several with `jax.tree.map`, then `vmap` over them.
 
-    A terminal state s has no successors (a row of zeros in T), so that V(s) = R(s, ·), the same for
-    every action: its reward is the value at which it is held. Absorbing states worth nothing are the
-    special case R(s, ·) = 0.
+    A terminal state s has no successors (a row of zeros in T), so that V(s) = R(s, ·), the same for every action: its
+    reward is its value. Terminal states worth nothing have R(s, ·) = 0.
     """
 
     transitions: Kernel
@@ -35,7 +34,7 @@ class FiniteMDP(NamedTuple):
     horizon: Array | None = None
     """Length limit of an episode; None for no limit. Environments read it."""
     outcome_rewards: Array | None = None
-    """r(s, a, s′) in the layout of the kernel's probabilities, where it depends on s′; for sampling only."""
+    """r(s, a, s′), where it depends on s′, in the layout of the kernel's probabilities. Only sampling reads it."""
 
     @property
     def num_states(self) -> int:
@@ -61,7 +60,7 @@ def from_arrays(
 
     Args:
       transitions: `[S, A, S′]`; row-stochastic, except at terminal states, whose rows are ignored.
-      rewards: `[S]`, `[S, A]` or `[S, A, S′]`. At terminal states: the value at which they are held.
+      rewards: `[S]`, `[S, A]` or `[S, A, S′]`; at a terminal state, its value.
       discount: γ in [0, 1].
       terminal: `[S]` bool; none by default.
       initial: `[S]` distribution of the first state; uniform over the non-terminal states by default.
@@ -98,7 +97,7 @@ def from_successors(
     initial: ArrayLike | None = None,
     horizon: int | None = None,
 ) -> FiniteMDP:
-    """An MDP from successor lists; on few diagonals, a banded one.
+    """An MDP from lists of successors. If they lie on few diagonals its kernel is `Banded`.
 
     Args:
       successors: `[S, A, K]` integers in [0, S).
@@ -168,8 +167,10 @@ def _to_terminal_mask(terminal: ArrayLike | None, num_states: int) -> np.ndarray
 
 
 def _normalise_rows(probabilities: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Checks signs, finiteness and row sums (to 1e-5 in float32, 1e-9 in float64), and takes out what is missing or too
-    much: a defect as small grows by 1/(1 − γ)² in the values, and every error bound rests on rows that sum to 1."""
+    """Checks signs, finiteness and row sums (to 1e-5 in float32, 1e-9 in float64), and divides each row by its sum.
+
+    A row that sums to 1 + ε changes values by ε/(1 − γ)², and every error bound assumes rows that sum to 1.
+    """
     tolerance = 1e-5 if probabilities.dtype == np.float32 else 1e-9
     bad = ~np.isfinite(probabilities) | (probabilities < 0)
     if bad.any():

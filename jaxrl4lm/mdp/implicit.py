@@ -1,4 +1,4 @@
-"""Derivatives of a fixed point by the implicit function theorem, whatever loop found it."""
+"""Derivatives of a fixed point by the implicit function theorem: the loop that found it does not matter."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +13,11 @@ from jaxrl4lm.types import Array
 def fixed_point(operator: Callable[[Array], Array], solution: Array) -> Array:
     """`solution`, with the derivative of v*(θ) = T_θ(v*): dv* = (I − ∂T/∂v)⁻¹ (∂T/∂θ) dθ.
 
-    Forward and reverse mode. No cost unless differentiated; then one linear solve by BiCGStab, to rounding.
+    For forward and reverse mode. It costs nothing unless differentiated; then one linear solve by BiCGStab, to rounding.
 
     Args:
-      operator: T_θ, `[S]` → `[S]`, closed over what is to be differentiated.
-      solution: v*, `[S]`, found by any means; taken as a constant.
+      operator: T_θ, `[S]` → `[S]`, a closure over the arrays θ.
+      solution: v*, `[S]`, found by any means; no gradient flows into it.
     """
     found = jax.tree.map(jax.lax.stop_gradient, solution)
     return jax.lax.custom_root(
@@ -29,9 +29,9 @@ def fixed_point(operator: Callable[[Array], Array], solution: Array) -> Array:
 
 
 def attach_derivative(function: Callable[..., Array], value: Array, *arguments: Any) -> Array:
-    """`value`, which is `function(*arguments)` but for errors, with the derivative of the latter.
+    """`value` with the derivative of `function(*arguments)`, to which it is equal up to rounding.
 
-    The function is only evaluated if differentiated.
+    The function is evaluated only if differentiated.
     """
 
     @jax.custom_jvp

@@ -1,4 +1,4 @@
-"""BiCGStab for (I − γP)x = b where matrices are only known by their product with a vector."""
+"""BiCGStab for (I − γP)x = b, where the matrix is given only by its product with a vector."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -28,11 +28,10 @@ def bicgstab(
     tolerance: ScalarLike,
     max_iterations: ScalarLike,
 ) -> tuple[Array, Array]:
-    """Solve A x = b; returns the iterate with the smallest residual met, and the iterations (2 products
-    each).
+    """Solve A x = b. Returns the iterate with the smallest residual, and the iterations made (2 products each).
 
-    The best iterate is kept because BiCGStab's residual jumps, and breaks down where A is (nearly) singular:
-    a caller is never handed something worse than `start`.
+    BiCGStab's residual jumps, and where A is nearly singular the iteration breaks down. So the best iterate is
+    kept: the result is never worse than `start`.
 
     Args:
       matvec: x ↦ A x on arrays `[S]`.
@@ -63,7 +62,7 @@ def bicgstab(
         rho = jnp.vdot(shadow, residual)
         beta = (rho / state.rho) * (alpha / jnp.where(omega == 0, 1, omega))
         direction = residual + beta * (state.direction - omega * state.image)
-        # A maximum over NaN need not be NaN; the scalar product is.
+        # A maximum of elements with nan need not be nan; the scalar product is.
         norm = jnp.where(jnp.isfinite(rho), jnp.abs(residual).max(), jnp.inf)
         better = norm < state.best_norm
         return _Iterate(

@@ -16,8 +16,9 @@ class _Point(NamedTuple):
     q: Array
     """`[A, S]`: r + γ E v."""
     swept: Array
-    """T v, their maximum."""
+    """T v, the maximum of q over actions."""
     policy: Array
+    """Greedy at v."""
     change: Array
     """T v − v."""
 
@@ -27,14 +28,16 @@ class _Progress(NamedTuple):
     before: Array
     """Span of the residual one improvement ago."""
     wait: Array
-    """Improvements to go without a Krylov evaluation."""
+    """How many more improvements go without BiCGStab."""
     penalty: Array
-    """How long to wait after the next failure: four times as long each time."""
+    """The value of `wait` after the next failure; each failure makes it four times as large."""
     iterations: Array
     stalled: Array
-    """Improvements in a row that left a residual of the size of the rounding error as large as it was."""
+    """How many improvements in a row did not halve a residual that is as small as the rounding error."""
     best: Array
+    """The smallest residual so far."""
     horizon: Array
+    """N of `bounds.Ending`."""
 
 
 class _Limits(NamedTuple):
@@ -45,7 +48,7 @@ class _Limits(NamedTuple):
 
 
 PATIENCE = 3
-"""So many stalled improvements end the iteration."""
+"""How many stalled improvements end the iteration."""
 
 
 def modified_policy_iteration(
@@ -58,23 +61,26 @@ def modified_policy_iteration(
     krylov: ScalarLike = 1000,
     start: Array | None = None,
 ) -> Solution:
-    """The solver for large MDPs, stopped by MacQueen's bounds.
+    """Modified policy iteration, the solver for large MDPs; stopped by MacQueen's bounds.
 
-    Each improvement costs a sweep over all actions; evaluation sweeps only over the chosen ones. It goes on
-    until the residual's span has shrunk by η = min(forcing, 0.9 (span now / span one improvement ago)²): far
-    where improving the policy gained much, not far while the policy still changes. Evaluation is by sweeps;
-    where they are not enough, by BiCGStab on (I − γP_π) v = r_π, whose answer is taken only if its residual
-    is smaller than that of the sweeps; of a birth-death chain by a direct solve.
-    In float32 the residual may stop shrinking just above the tolerance: that ends the iteration, and
-    `converged` says False beside the bound that was reached.
+    An improvement sweeps over all actions. Between two improvements the policy is evaluated, which sweeps over its own
+    actions only:
+
+    - How far: until the residual's span is η times what it was, η = min(forcing, 0.9 (span / span one improvement ago)²).
+      That is far where the last improvement gained much, and not far while the policy still changes.
+    - How: by sweeps. Where they are not enough, by BiCGStab on (I − γP_π) v = r_π, whose answer is taken only if its
+      residual is smaller than that of the sweeps. A birth-death chain is solved directly.
+
+    In float32 the residual may stop shrinking just above the tolerance. Then the iteration ends, `converged` is False
+    and `error_bound` is what was reached.
 
     Args:
       mdp: any kernel.
       tolerance: absolute; 0 goes to the rounding level.
-      max_iterations: improvements at most.
+      max_iterations: the most improvements.
       forcing: the largest η, in (0, 1).
-      sweeps, krylov: at most so many evaluation sweeps, and BiCGStab iterations, per improvement; 0 for none.
-      start: first v, `[S]`; 0 by default, whose sweep costs nothing.
+      sweeps, krylov: the most evaluation sweeps, and the most BiCGStab iterations, of one improvement; 0 for none.
+      start: first v, `[S]`; 0 by default, which saves a sweep.
     Reference: Puterman & Shin 1978; Gargiani et al. 2023, arXiv:2211.04299 (inexact policy iteration);
     Eisenstat & Walker 1996 (η, choice 2).
     """
@@ -98,7 +104,7 @@ def modified_policy_iteration(
     def stage(carry: tuple[_Progress, Array]) -> tuple[_Progress, Array]:
         state, before = carry[0], carry[0].iterations
         state = jax.lax.while_loop(is_unfinished, improve, state)
-        # At γ = 1 the horizon is only known near the end: go on with it. Below, nothing is left to do.
+        # At γ = 1 the horizon is known only near the end: the next stage uses it. Below γ = 1 one stage is enough.
         horizon = _find_ending(mdp, state.point, hint, tolerance, max_iterations).horizon
         done = ~jnp.isfinite(horizon) | (state.iterations == before) | (state.stalled >= PATIENCE)
         return state._replace(horizon=horizon, stalled=zero, best=infinite), done
@@ -118,7 +124,7 @@ def _improve(mdp: FiniteMDP, rounding: bounds.Rounding, limits: _Limits, progres
     point, span = progress.point, extent(progress.point.change)
     enough = limits.tolerance / jnp.maximum(progress.horizon, 1) / 4
     eta = jnp.clip(0.9 * (span / progress.before) ** 2, 1e-4, limits.forcing)
-    # A change common to all states goes on as γ/(1−γ) times itself: exactly, so not by sweeps.
+    # A change c common to all states adds c γ/(1−γ) in the end: added at once, without sweeps.
     low, high = point.change.min(), point.change.max()
     common = jnp.where(mdp.terminal.any(), 0, (low + high) / 2)
     rest = find_correction(
@@ -131,8 +137,8 @@ def _improve(mdp: FiniteMDP, rounding: bounds.Rounding, limits: _Limits, progres
     )
     base = point.swept + _guess_horizon(mdp) * common
     new = _sweep_from(mdp, base + rest.total)
-    # Policies may alternate for ever if each is evaluated beyond what it is good for: an evaluation that
-    # widened the residual is taken back, if it was not by sweeps.
+    # Two policies may alternate for ever if each is evaluated too far: an answer of BiCGStab that widened the
+    # residual is taken back.
     widened = rest.solved & ~(extent(new.change) <= span)
     new = jax.lax.cond(widened, lambda: _sweep_from(mdp, base + rest.safe), lambda: new)
     failed = widened | (rest.tried & ~rest.solved)
@@ -169,7 +175,7 @@ def _sweep_from(mdp: FiniteMDP, values: Array) -> _Point:
 
 
 def _make_point(q: Array, values: Array) -> _Point:
-    # Each stored once, where the compiler would sweep again for every consumer (measured: twice as long).
+    # Each is stored once; otherwise the compiler sweeps again for every consumer (measured: twice as long).
     q = jax.lax.optimization_barrier(q)
     swept = jax.lax.optimization_barrier(q.max(axis=0))
     return _Point(q, swept, jnp.argmax(q, axis=0).astype(jnp.int32), swept - values)

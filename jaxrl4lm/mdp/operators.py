@@ -1,4 +1,4 @@
-"""Bellman operators and what a policy makes of an MDP. Policies: `[S]` actions or `[S, A]` probabilities."""
+"""Bellman operators, and the Markov chain of a policy. Policies are `[S]` actions or `[S, A]` probabilities."""
 
 import functools
 
@@ -56,7 +56,7 @@ def soft_backup(
     possible = prior > 0
     best = jax.lax.stop_gradient(jnp.where(possible, q, -jnp.inf).max(axis=-1, keepdims=True))
     behind = jnp.where(possible, q - best, 0) / temperature
-    # log Σ π exp(x) = log1p Σ π (exp(x) − 1): where it is near 0 its rounding must not be that of 1, times τ.
+    # log Σ π exp(x) = log1p Σ π (exp(x) − 1). Near 0 the second form is exact; the first would round to eps, times τ.
     above_one = jnp.sum(prior * jnp.expm1(behind), axis=-1)
     near = above_one > -0.5
     log = jnp.log(jnp.where(near, 1, jnp.sum(prior * jnp.exp(behind), axis=-1)))
@@ -99,17 +99,17 @@ def policy_chain(mdp: FiniteMDP, policy: Array) -> FiniteMDP:
 
 
 def select_actions(q: Array, policy: Array) -> Array:
-    """q(s, π(s)): `[S, A]`, `[S]` → `[S]`."""
+    """Action values of a policy's actions, q(s, π(s)): `[S, A]`, `[S]` → `[S]`."""
     return jnp.take_along_axis(q, policy[:, None], axis=-1)[:, 0]
 
 
 def held_values(mdp: FiniteMDP) -> Array:
-    """The value of having no step left, `[S]`: 0, and at terminal states the value at which they are held."""
+    """What a state is worth with no step left, `[S]`: 0, or at a terminal state its value."""
     return jnp.where(mdp.terminal, mdp.rewards.max(axis=-1), 0)
 
 
 def backward_visits(mdp: FiniteMDP, weights: Array) -> Array:
-    """Where weights go in one step of a chain, P_πᵀ w: `[S]` → `[S]`. The chain has one action."""
+    """Weights of states after one step of a chain (an MDP with one action), P_πᵀ w: `[S]` → `[S]`."""
     push = jax.linear_transpose(lambda values: mdp.transitions.expect(values)[:, 0], weights)
     return push(weights)[0]
 

@@ -1,8 +1,7 @@
-"""Solvers that iterate an operator, and the exact ones. Each is one pure call: jit it, `vmap` it over MDPs
-or γ.
+"""Solvers of finite MDPs: iterations of an operator, and exact ones. Each is one pure call: `jit` or `vmap` it.
 
-Every solver stops at a *verified* error: `Solution.error_bound` holds whatever the iteration did, rounding
-included. `Modified policy iteration` for large MDPs is in `modified`.
+Every solver stops at a *verified* error: `Solution.error_bound` holds however the iteration went, and includes rounding.
+Large MDPs have a solver of their own, `modified.modified_policy_iteration`.
 """
 
 from collections.abc import Callable
@@ -33,11 +32,14 @@ class Solution(NamedTuple):
     policy: Array
     """`[S]` actions (soft solver: `[S, A]` probabilities). It is within 2·error_bound of optimal."""
     iterations: Array
-    """Sweeps of value iteration, or improvements of policy iteration."""
+    """Sweeps of value iteration, improvements of policy iteration."""
     error_bound: Array
-    """max_s |values − V*| is at most this, rounding included. At γ = 1 it is inf if the returned policy never
-    terminates; if others within the tolerance of it never do, or many times later, V* stands for the best of those that
-    terminate, on average, no later than the slowest state of the returned one."""
+    """max_s |values − V*| is at most this, rounding included. At γ = 1:
+
+    - It is inf if the returned policy never terminates.
+    - If policies within the tolerance of it never terminate, or take many times as long, V* is the value of the best
+      policy whose expected time to the end is at most that of the returned policy from its slowest state.
+    """
     converged: Array
     """error_bound ≤ tolerance."""
 
@@ -62,8 +64,8 @@ def iterate_operator(
 ) -> tuple[Array, Array, Array]:
     """Iterate x ← T x until the error bound is at most `tolerance`; returns (x, error bound, iterations).
 
-    Stops also at `max_iterations`, and when the residual has sunk into the rounding error (nothing more to
-    gain). `horizon_of` x: what multiplies a residual, as `bounds.find_ending` gives it.
+    Stops also at `max_iterations`, and when the residual is as small as the rounding error. `horizon_of` maps x to the
+    horizon that multiplies a residual, as `bounds.find_ending` gives it.
     """
     tolerance = jnp.asarray(tolerance, start.dtype)
     discount = mdp.discount
@@ -71,9 +73,8 @@ def iterate_operator(
     rounding = bounds.bound_rounding(mdp)
 
     def is_unfinished(progress: _Progress) -> Array:
-        # The change is measured here, when the sweep's result is in memory: measured beside the sweep, the
-        # compiler would compute the sweep once for the result and once for each of the minimum and the
-        # maximum.
+        # The change is measured here, where the sweep's result is in memory. Measured beside the sweep, it would make
+        # the compiler sweep three times: for the result, for the minimum and for the maximum.
         low, high = _range(progress)
         _, error = certify(mdp, rounding, progress.iterate, low, high, progress.horizon, within)
         noise = 4 * jnp.finfo(start.dtype).eps * jnp.abs(progress.iterate).max()
@@ -100,7 +101,7 @@ def iterate_operator(
 
 
 def _range(progress: _Progress) -> tuple[Array, Array]:
-    """Least and greatest change of the last sweep; without one, anything is possible."""
+    """Least and greatest change of the last sweep; before the first sweep, (−inf, inf)."""
     change = progress.iterate - progress.previous
     none = progress.iterations == 0
     return jnp.where(none, -jnp.inf, change.min()), jnp.where(none, jnp.inf, change.max())
@@ -116,16 +117,16 @@ def certify(
     within: Bounds,
 ) -> tuple[Array, Array]:
     """(shift, error): |new + shift − V*| ≤ error, if new = T v up to rounding and low ≤ T v − v ≤ high."""
-    # Episodes that end take an unknown part of N sweeps: then the interval must hold 0 as well.
+    # Where episodes end, the sweeps left are some number from 0 to N: the interval must contain 0 as well.
     episodic, ends = mdp.discount >= 1, mdp.terminal.any()
     low, high = jnp.where(ends, jnp.minimum(low, 0), low), jnp.where(ends, jnp.maximum(high, 0), high)
     centre, radius = within(low, high)
-    # At γ = 1 that part differs from state to state, so a common shift would gain nothing.
+    # At γ = 1 that number differs from state to state, so a common shift gains nothing.
     shift = jnp.where(episodic | ~jnp.isfinite(centre), 0, jnp.where(episodic, 0, horizon) * centre)
     radius = jnp.where(episodic, jnp.maximum(-low, high), radius)
     noise = rounding.at(jnp.abs(new).max() + jnp.abs(shift))
     error = horizon * (radius + noise) + noise
-    # inf · 0 is nan: a residual of 0 proves nothing where some state never ends.
+    # inf · 0 is nan: where some state never ends, a residual of 0 proves nothing.
     return shift, jnp.where(jnp.isfinite(radius) & jnp.isfinite(error), error, jnp.inf)
 
 
@@ -137,13 +138,13 @@ def value_iteration(
     within: Bounds = bounds.span,
     start: Array | None = None,
 ) -> Solution:
-    """v ← max_a (r + γ E v) until max |v − V*| ≤ tolerance is certain.
+    """Value iteration, v ← max_a (r + γ E v), until max |v − V*| ≤ tolerance is certain.
 
     Args:
-      mdp: any kernel; γ = 1 if it terminates.
-      tolerance: absolute, in units of reward; 0 goes to the rounding level. May be traced.
-      max_iterations: sweeps at most; may be traced.
-      within: `bounds.span` (MacQueen) or `bounds.supremum` (textbook).
+      mdp: any kernel; γ may be 1 if episodes terminate.
+      tolerance: absolute, in units of value; 0 iterates until only rounding errors are left. May be traced.
+      max_iterations: the most sweeps; may be traced.
+      within: how to bound the error: `bounds.span` (MacQueen) or `bounds.supremum` (textbook).
       start: first v, `[S]`; 0 by default.
     Reference: Puterman 1994, sections 6.3 and 6.6.
     """
@@ -166,7 +167,7 @@ def action_value_iteration(
     within: Bounds = bounds.span,
     start: Array | None = None,
 ) -> Solution:
-    """q ← r + γ E max_a q, on action values: the iteration that Q-learning samples. As `value_iteration`."""
+    """Value iteration on action values, q ← r + γ E max_a q, which Q-learning samples. Arguments as of `value_iteration`."""
     held = jnp.broadcast_to(operators.held_values(mdp)[:, None], mdp.rewards.shape)
     limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within}
 
@@ -190,10 +191,10 @@ def soft_value_iteration(
     max_iterations: ScalarLike = 100_000,
     within: Bounds = bounds.span,
 ) -> Solution:
-    """The optimum under a price of τ per nat of KL(π‖π_ref): V = τ log Σ π_ref exp(Q/τ), π ∝ π_ref exp(Q/τ).
+    """The optimum where a nat of KL(π‖π_ref) costs τ: V = τ log Σ π_ref exp(Q/τ), π ∝ π_ref exp(Q/τ).
 
     Args:
-      mdp: γ < 1, or γ = 1 if the soft policy terminates.
+      mdp: any kernel; γ may be 1 if the soft policy terminates.
       temperature: τ > 0.
       reference: `[S, A]`, uniform by default; probabilities below the smallest normal number count as 0.
       tolerance, max_iterations, within: as in `value_iteration`.
@@ -232,10 +233,16 @@ def evaluate_policy(
     max_iterations: ScalarLike = 100_000,
     within: Bounds = bounds.span,
 ) -> Solution:
-    """V^π by sweeps v ← r_π + γ P_π v: `value_iteration` on the policy's chain. Q^π is over all actions.
+    """V^π by sweeps v ← r_π + γ P_π v: `value_iteration` on the policy's chain. Q^π has all actions.
 
-    An improper policy at γ = 1 is reported: error_bound inf, converged False. Raises MDPError for probabilities that do
-    not sum to 1, or actions that there are not (unless they are traced).
+    A policy that does not terminate at γ = 1 gets error_bound inf, converged False.
+
+    Args:
+      mdp: any kernel.
+      policy: `[S]` actions or `[S, A]` probabilities; not read at terminal states.
+      tolerance, max_iterations, within: as in `value_iteration`.
+    Raises:
+      MDPError: if the shape is another, or (unless they are traced) probabilities do not sum to 1 or actions do not exist.
     """
     chosen = _check_policy(policy, mdp, "policy", [mdp.rewards.shape[:1], mdp.rewards.shape])
     chain = operators.policy_chain(mdp, chosen)
@@ -244,8 +251,10 @@ def evaluate_policy(
 
 
 def _check_policy(policy: Array, mdp: FiniteMDP, name: str, shapes: list[tuple[int, ...]]) -> Array:
-    """The policy, with a harmless choice in terminal states, where it may hold anything. Refuses other shapes, actions
-    `[S]` that there are not, and rows `[S, A]` that are no distributions."""
+    """The policy with a valid choice at terminal states, where a caller's may hold anything.
+
+    Refuses other shapes, actions `[S]` that do not exist and rows `[S, A]` that are no distributions.
+    """
     policy = jnp.asarray(policy)
     if policy.shape not in shapes:
         raise MDPError(f"{name} has shape {policy.shape}: give {' or '.join(map(str, shapes))}.")
@@ -268,10 +277,10 @@ def _check_policy(policy: Array, mdp: FiniteMDP, name: str, shapes: list[tuple[i
 def policy_iteration(
     mdp: FiniteMDP, *, tolerance: ScalarLike = 1e-3, max_iterations: ScalarLike = 1_000
 ) -> Solution:
-    """Exact evaluation (a dense solve, S² memory) and greedy improvement, until no action improves.
+    """Policy iteration: exact evaluation (a dense solve, S² memory) and greedy improvement, until no action improves.
 
-    Ends in finitely many steps at an optimal policy; `tolerance` only decides what `converged` says. At γ =
-    1 it starts from a policy that terminates, if any does.
+    Ends in finitely many steps at an optimal policy; `tolerance` only decides `converged`. At γ = 1 it starts from a
+    policy that terminates, if any does.
     Reference: Howard 1960; Puterman 1994, section 6.4.
     """
     start, sweeps = operators.held_values(mdp), max(10 * mdp.num_states, 10_000)
@@ -304,7 +313,7 @@ def policy_iteration(
 
 
 class Plan(NamedTuple):
-    """The answer for every number of steps already taken, of H."""
+    """The optimum of a finite horizon H; row h is for h steps already taken."""
 
     values: Array
     """`[H + 1, S]`; the last row is the value of having no step left."""
@@ -315,12 +324,12 @@ class Plan(NamedTuple):
 
 
 def backward_induction(mdp: FiniteMDP, horizon: int, *, final_values: Array | None = None) -> Plan:
-    """The optimum over exactly `horizon` steps (static), from the last one backwards; exact, any γ.
+    """The optimum over exactly `horizon` steps, computed from the last one backwards; exact for any γ.
 
     Args:
-      mdp: its own `horizon` field is not read, because array sizes here depend on it.
-      horizon: H ≥ 0.
-      final_values: `[S]`, what a state is worth when no step is left; 0, and held values at terminal states.
+      mdp: any kernel. Its own `horizon` is not read: the sizes of arrays depend on H, which must be static.
+      horizon: H ≥ 0, static.
+      final_values: `[S]`, what a state is worth when no step is left; 0 by default, at a terminal state its value.
     """
     last = operators.held_values(mdp) if final_values is None else final_values
 
@@ -344,7 +353,7 @@ def conclude(
     tolerance: ScalarLike,
     q: Array | None = None,
 ) -> Solution:
-    """A `Solution` whose values carry the derivative of the fixed point; `q` saves a sweep where it is known."""
+    """A `Solution` whose values have the derivative of the fixed point. `q`, where it is known, saves a sweep."""
     values = fixed_point(lambda v: operator(mdp, v), values)
     if q is None:
         q = operators.action_values(mdp, values)

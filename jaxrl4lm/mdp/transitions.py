@@ -1,10 +1,12 @@
 """Transition kernels T(s′|s,a): one linear map, v ↦ E[v(s′) | s, a], in three layouts.
 
-`Dense` suits small or full kernels. `Sparse` lists K successors per state and action. `Banded` is for kernels
-whose successors lie at a few fixed distances s′ − s (grids, queues), but for one state that may follow
-everywhere (a forest after a fire): its sweep is shifted adds, without a gather. The last two keep the states
-on the last axis, so that a sweep reads memory contiguously (measured: 3 times faster on a CPU than
-`[S, A, K]`). A row of zeros ends the episode: terminal states are nothing else.
+- `Dense` suits small or full kernels.
+- `Sparse` lists K successors per state and action.
+- `Banded` is for successors at a few fixed distances s′ − s (grids, queues), and possibly one state that may follow any
+  other (a forest after a fire). Its sweep is shifted adds, without a gather.
+
+The last two keep the states on the last axis, so that a sweep reads memory contiguously (measured: 3 times faster on a
+CPU than `[S, A, K]`). A row of zeros ends the episode: that is what makes a state terminal.
 """
 
 import dataclasses
@@ -18,8 +20,7 @@ import numpy as np
 from jaxrl4lm.types import Array
 
 MAX_UNROLLED = 128
-"""Up to this many terms A·K a sweep is written out, which XLA fuses into one pass; beyond, it is an einsum.
-"""
+"""Up to this many terms A·K a sweep is written out, which XLA fuses into one pass; beyond, it is an einsum."""
 
 
 class Dense(NamedTuple):
@@ -53,7 +54,7 @@ class Sparse(NamedTuple):
     """T as lists of successors."""
 
     successors: Array
-    """`[A, K, S]` int32; which state comes next."""
+    """`[A, K, S]` int32: the states that may follow."""
     probabilities: Array
     """`[A, K, S]`; 0 in unused places."""
 
@@ -96,14 +97,14 @@ class Sparse(NamedTuple):
 )
 @dataclasses.dataclass(frozen=True)
 class Banded:
-    """T on few diagonals: s′ = s + offset; and, with a hub, in one column."""
+    """T on few diagonals, s′ = s + offset; with a hub, also in the hub's column."""
 
     probabilities: Array
-    """`[A, D, S]`; probability of moving by the d-th offset. With a hub one more, of moving there, `[A, D + 1, S]`."""
+    """`[A, D, S]`: probability of moving by the d-th offset. With a hub `[A, D + 1, S]`, the last of moving to the hub."""
     offsets: tuple[int, ...]
-    """D distances s′ − s, static."""
+    """D distances s′ − s; static."""
     hub: int | None = None
-    """The state that may follow everywhere, static."""
+    """The state that may follow any other; static."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -137,7 +138,7 @@ class Banded:
         return dataclasses.replace(self, probabilities=mixed)
 
     def successors(self, states: Array) -> Array:
-        """Where the probabilities of some states lead, `[N]` → `[D, N]` (or D + 1), inside the S states."""
+        """The successors of some states `[N]`, clipped to the S states: `[D, N]`, with a hub `[D + 1, N]`."""
         moved = states[None] + jnp.asarray(self.offsets, jnp.int32)[:, None]
         moved = jnp.clip(moved, 0, self.shape[0] - 1).astype(jnp.int32)
         if self.hub is None:
@@ -174,8 +175,8 @@ def to_sparse(kernel: Kernel) -> Sparse:
 def to_banded(kernel: Kernel, max_diagonals: int = 9) -> Kernel:
     """The kernel as `Banded` if its successors lie on at most `max_diagonals` diagonals, else as it is.
 
-    Beside at most three diagonals one state may follow more often than there are states: the hub. Concrete
-    arrays only: which diagonals are in use decides the program.
+    A hub is used where one state follows at least S times and the rest lies on at most three diagonals. Concrete
+    arrays only: the diagonals in use decide the program.
     """
     if not isinstance(kernel, Sparse):
         return kernel
@@ -223,8 +224,7 @@ def _stack_actions(terms: list[list[Array]]) -> Array:
 
 
 def _choose(per_action: Array, policy: Array) -> Array:
-    """`[A, K, S]` at a = policy[s] → `[1, K, S]`; a chain of selects, which vectorises where a gather does
-    not."""
+    """`[A, K, S]` at a = policy[s] → `[1, K, S]`; by a chain of selects, which vectorises (a gather does not)."""
     chosen, policy = per_action[:1], policy[None, None]
     if per_action.shape[0] > MAX_UNROLLED:
         return jnp.take_along_axis(per_action, policy, axis=0)

@@ -1,5 +1,4 @@
-"""Example MDPs: the lecture's and Russell & Norvig's grids, any grid from text, chains, queues, forests,
-garnets."""
+"""Example MDPs: Russell & Norvig's grid, any grid from text, chains, queues, forests, garnets."""
 
 from typing import NamedTuple
 
@@ -31,7 +30,7 @@ class MapError(InputError):
 
 
 class GridWorld(NamedTuple):
-    """A grid world: its MDP, and where its states lie."""
+    """A grid world: its MDP, and the cells of its states."""
 
     mdp: FiniteMDP
     index: np.ndarray
@@ -47,8 +46,8 @@ def grid_world(
 ) -> GridWorld:
     """A grid world from a map of cells separated by blanks.
 
-    `.` is free, `#` a wall, `S` free and a start, a number a terminal held at that value. An action moves one
-    cell; into a wall or the edge it stays. Actions are up, right, down, left (`ARROWS`).
+    `.` is free, `#` a wall, `S` free and a start, a number a terminal state of that value. An action moves one
+    cell; towards a wall or an edge it stays. Actions are up, right, down, left (`ARROWS`).
 
     Args:
       text: the map, one row a line; blank lines at the ends do not count.
@@ -95,7 +94,7 @@ def russell_norvig(discount: float = 1.0) -> GridWorld:
 
 
 def lecture(discount: float = 0.9) -> GridWorld:
-    """The same map as lectures draw it: deterministic, living reward 0; V(1,1) = γ⁵."""
+    """Russell & Norvig's map as lectures use it: deterministic, living reward 0; V(1,1) = γ⁵."""
     return grid_world(RUSSELL_NORVIG_MAP, discount=discount)
 
 
@@ -171,8 +170,9 @@ def queue(
 
 
 def forest(num_states: int, *, discount: float = 0.99, fire: float = 0.1) -> FiniteMDP:
-    """Forest management: wait (older, or burnt down to 0) or cut. The oldest earns 4 waiting and 2 cut,
-    others 0, 1.
+    """Forest management: wait (the forest grows older, or burns down to age 0) or cut.
+
+    The oldest forest earns 4 by waiting and 2 by cutting; others 0 by waiting and 1 by cutting (0 at age 0).
 
     Reference: the example of the MDP toolbox (Chadès et al. 2014).
     """
