@@ -1,8 +1,8 @@
 """Learning on tables without a model: Monte-Carlo, TD(0), n-step, SARSA, expected SARSA, (double) Q-learning.
 
-They are one algorithm: remember the last n steps, and move the oldest pair towards its n-step return
-G = r₁ + γ r₂ + … + γⁿ⁻¹ rₙ + γⁿ · bootstrap; when the episode ends, all remembered pairs at once. What
-differs is the bootstrap (a function, passed in) and n: Monte-Carlo is n no shorter than the episode.
+They are one algorithm. Remember the last n steps. After each step, move the value of the oldest pair (s, a) towards its
+n-step return G = r₁ + γ r₂ + … + γⁿ⁻¹ rₙ + γⁿ · bootstrap; at the end of an episode, move those of all remembered pairs.
+Algorithms differ in the bootstrap, a function that is passed in, and in n: Monte-Carlo has n ≥ the length of an episode.
 """
 
 from collections.abc import Callable
@@ -17,60 +17,67 @@ from jaxrl4lm.types import Array, Key, Metrics, ScalarLike
 
 
 class Successor(NamedTuple):
-    """What a bootstrap may look at."""
+    """What a bootstrap may read of the state that follows."""
 
     tables: Array
-    """`[C, A]`: the row of the state that follows, in the table to be updated first."""
+    """`[C, A]`: the state's row in each of C tables, first the table to be updated."""
     action: Array
-    """The action taken next."""
+    """The action taken there."""
     probabilities: Array
-    """`[A]`: of the behaviour there."""
+    """`[A]`: of all actions there, under the behaviour."""
 
 
 class TabularAlgorithm(NamedTuple):
-    """Static description of a learner."""
+    """A learner; all of it is static."""
 
     bootstrap: Callable[[Successor], Array]
+    """The value of the state that follows, a scalar."""
     steps: int = 1
     """n; at least the longest episode for Monte-Carlo."""
     learns_actions: bool = True
-    """Q(s, a) and acts ε-greedily by it; else V(s) of a fixed policy."""
+    """True: learns Q(s, a) and acts ε-greedily by it. False: learns V(s) of a fixed policy."""
     first_visit: bool = False
-    """Of the remembered pairs only the first occurrence learns."""
+    """Of equal remembered pairs only the first is updated."""
     num_tables: int = 1
+    """C; 2 for double Q-learning."""
 
 
 class Hyperparameters(NamedTuple):
-    """Leaves may be traced: a sweep is a `vmap`."""
+    """Numbers that may be traced: a sweep over them is a `vmap`."""
 
     learning_rate: ScalarLike = 0.1
     decay: ScalarLike = 0.0
-    """The step size is learning_rate / N^decay at the N-th update of an entry; 1 averages, 0 is constant."""
+    """The N-th update of an entry has step size learning_rate / N^decay: 0 keeps it constant, 1 averages."""
     epsilon: ScalarLike = 0.1
+    """ε, the probability of a random action."""
     discount: ScalarLike = 0.9
+    """γ."""
 
 
 class TabularState(NamedTuple):
     """Everything that learning carries; arrays only."""
 
     tables: Array
-    """`[C, S, A]`, or `[1, S, 1]` where V is learnt."""
+    """`[C, S, A]`; `[1, S, 1]` where V is learnt."""
     counts: Array
-    """Updates of every entry, same shape."""
+    """How often each entry was updated; same shape."""
     states: Array
-    """`[n]`: the last states, newest last; −1 where none is waiting."""
+    """`[n]`: the last states, newest last; −1 where there is none."""
     actions: Array
+    """`[n]`: theirs."""
     rewards: Array
-    """`[n]` each."""
+    """`[n]`: theirs."""
     environment: Any
+    """The environment's own state."""
     observation: Array
+    """The state to act in."""
     action: Array
-    """Already chosen for `observation`."""
+    """The action already chosen in it."""
     key: Key
 
 
 def monte_carlo(max_steps: int) -> TabularAlgorithm:
-    """First-visit Monte-Carlo control; episodes may last `max_steps`.
+    """First-visit Monte-Carlo control, for episodes of at most `max_steps` steps.
 
     Reference: Sutton & Barto 2018, p. 101.
     """
@@ -100,22 +107,22 @@ def n_step_sarsa(steps: int) -> TabularAlgorithm:
 
 
 def sarsa() -> TabularAlgorithm:
-    """SARSA. Reference: Rummery & Niranjan 1994."""
+    """SARSA: bootstraps from Q(s′, a′) of the action taken. Reference: Rummery & Niranjan 1994."""
     return n_step_sarsa(1)
 
 
 def expected_sarsa() -> TabularAlgorithm:
-    """Bootstraps from Σ_a π(a|s′) Q(s′, a). Reference: van Seijen et al. 2009."""
+    """Expected SARSA: bootstraps from Σ_a π(a|s′) Q(s′, a). Reference: van Seijen et al. 2009."""
     return TabularAlgorithm(bootstrap=lambda successor: successor.probabilities @ successor.tables[0])
 
 
 def q_learning() -> TabularAlgorithm:
-    """Bootstraps from max_a Q(s′, a). Reference: Watkins 1989."""
+    """Q-learning: bootstraps from max_a Q(s′, a). Reference: Watkins 1989."""
     return TabularAlgorithm(bootstrap=lambda successor: successor.tables[0].max())
 
 
 def double_q_learning() -> TabularAlgorithm:
-    """One table chooses the action, the other one values it. Reference: van Hasselt 2010."""
+    """Double Q-learning: one table chooses the action, the other values it. Reference: van Hasselt 2010."""
     return TabularAlgorithm(
         bootstrap=lambda successor: successor.tables[1, jnp.argmax(successor.tables[0])], num_tables=2
     )
@@ -128,7 +135,7 @@ def action_probabilities(
     hyperparameters: Hyperparameters,
     policy: Array | None,
 ) -> Array:
-    """The behaviour at a state, `[A]`: ε-greedy in the mean of the tables, or the fixed policy."""
+    """Probabilities `[A]` of the actions at a state: ε-greedy by the mean of the tables, or the fixed policy's."""
     if not algorithm.learns_actions:
         assert policy is not None
         chex.assert_shape(policy, (tables.shape[1], None))
@@ -152,13 +159,13 @@ def init(
     """The state before the first step.
 
     Args:
-      key: decides everything that follows.
+      key: the only source of randomness of the whole run.
       environment: gymnax, with `Discrete` observations and actions.
       params: its parameters.
       algorithm: one of this module's.
-      hyperparameters: for the first action.
+      hyperparameters: of which ε decides the first action.
       policy: `[S, A]`, what TD(0), n-step TD and Monte-Carlo prediction evaluate; unused by the others.
-      initial_value: of all entries.
+      initial_value: of all entries of the tables.
     Raises:
       ValueError: if a fixed policy is needed, and missing or of another shape.
     """
@@ -198,10 +205,10 @@ def update(
     *,
     policy: Array | None = None,
 ) -> tuple[TabularState, Metrics]:
-    """One step in the environment, and the update that it allows.
+    """One step in the environment, and the update that it allows. Arguments as of `init`.
 
-    A time limit is not a death: after a truncation the return bootstraps from the last state (Monte-Carlo,
-    which never bootstraps, treats it as the end).
+    A time limit is not a death: after a truncation the return bootstraps from the last state. (Monte-Carlo never
+    bootstraps, and treats it as the end.)
     """
     key, key_step, key_next, key_reset, key_coin = jax.random.split(state.key, 5)
     observation, environment_state, reward, terminated, truncated, info = environment.step(
@@ -245,8 +252,10 @@ def train(
     policy: Array | None = None,
     initial_value: ScalarLike = 0.0,
 ) -> tuple[TabularState, Metrics]:
-    """`num_steps` updates in one scan; metrics are `[num_steps]`. `vmap` over keys, params or
-    hyper-parameters."""
+    """`num_steps` updates in one scan; metrics are `[num_steps]`. Arguments as of `init`.
+
+    `vmap` it over keys, params or hyper-parameters.
+    """
     start = init(
         key, environment, params, algorithm, hyperparameters, policy=policy, initial_value=initial_value
     )
@@ -265,7 +274,7 @@ def _learn(
     bootstrap: Array,
     done: Array,
 ) -> tuple[Array, Array]:
-    """Move the entries whose return is complete: the oldest one, or all at the end of an episode."""
+    """Update the entries whose return is complete: the oldest, or all at the end of an episode."""
     returns = discounted_returns(state.rewards, next_values=bootstrap, discount=hyperparameters.discount)
     waiting = state.states >= 0
     ready = waiting & (done | (jnp.arange(algorithm.steps) == 0))
@@ -281,7 +290,7 @@ def _learn(
 
 
 def _table_order(key: Key, num_tables: int) -> Array:
-    """Which table is updated, then the others; a coin for two."""
+    """The table to be updated, then the others: `[C]`, in random order."""
     if num_tables == 1:
         return jnp.zeros(1, jnp.int32)
     return jax.random.permutation(key, num_tables)

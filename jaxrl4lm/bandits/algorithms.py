@@ -1,11 +1,11 @@
 """Bandit algorithms as pure (init, select, update). Hyper-parameters may be traced; ties go to the first arm.
 
-Arms are the first axis of every array and R independent runs the last, so that the short loops over arms
-vectorise over runs. The chosen arm is read by a gather, whose time does not grow with K, and updated by a mask over
-all K, not by a scatter: masks vectorise. What changes for the chosen arm only (a rate, a width, a posterior) is kept
-in the state rather than computed for all arms anew.
+Arms are the first axis of every array and R independent runs the last, so that short loops over arms vectorise over
+runs. The chosen arm is read by a gather, whose time does not grow with K, and written through a mask over all K,
+because masks vectorise and a scatter does not. A quantity that changes only for the chosen arm (a rate, a width, a
+posterior) is kept in the state, so that it is not computed for all arms at every step.
 
-`optimization_barrier` stands where the compiler would else compute a whole chain once for each of its consumers.
+An `optimization_barrier` stands where the compiler would otherwise compute a chain again for each of its consumers.
 """
 
 import functools
@@ -22,22 +22,22 @@ from jaxrl4lm.types import Array, Key, ScalarLike
 
 
 def draw_uniform(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Array:
-    """One uniform number a decision, `[T, R]`."""
+    """One uniform number for each decision, `[T, R]`."""
     return draw.uniform(key, (num_steps, num_runs))
 
 
 def draw_nothing(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Array:
-    """For choices without chance, `[T, 0]`."""
+    """Nothing, `[T, 0]`, for choices without chance."""
     return jnp.zeros((num_steps, 0))
 
 
 def draw_normal(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Array:
-    """K normal numbers a decision, `[T, K, R]`."""
+    """K normal numbers for each decision, `[T, K, R]`."""
     return draw.normal(key, (num_steps, num_arms, num_runs))
 
 
 def draw_keys(key: Key, num_steps: int, num_arms: int, num_runs: int) -> Key:
-    """One key a step, `[T]`, for draws whose distribution depends on the state."""
+    """One key for each step, `[T]`, for draws whose distribution depends on the state."""
     return jax.random.split(key, num_steps)
 
 
@@ -49,7 +49,7 @@ NOT_NEGATIVE = "at least 0", lambda x: x >= 0
 def _check(
     rule: tuple[str, Callable[[np.ndarray], np.ndarray]], **hyperparameters: ScalarLike | None
 ) -> None:
-    """Refuses numbers that break the rule; of traced ones nothing is known."""
+    """Refuses numbers that break the rule. Traced numbers are not checked."""
     words, holds = rule
     for name, value in hyperparameters.items():
         known = value is not None and not isinstance(value, jax.core.Tracer)
@@ -58,7 +58,7 @@ def _check(
 
 
 class BanditAlgorithm(NamedTuple):
-    """A learner. Its randomness comes in as `noise`, so that a whole run's can be drawn at once."""
+    """A learner. Its random numbers are an input, `noise`, so that those of a whole run can be drawn at once."""
 
     init: Callable[[int, int], Any]
     """(K, R) → state."""
@@ -74,20 +74,24 @@ class Estimates(NamedTuple):
     """What value-based algorithms remember, `[K, R]` each."""
 
     values: Array
+    """Estimated value of each arm, Q(a)."""
     counts: Array
+    """How often each arm was chosen, N(a)."""
 
 
 def epsilon_greedy(
     epsilon: ScalarLike = 0.1, *, step_size: ScalarLike | None = None, initial_value: ScalarLike = 0.0
 ) -> BanditAlgorithm:
-    """The best estimate, or with probability ε any arm. ε = 0 with a high `initial_value` is optimism.
+    """Choose the arm of the best estimate, or with probability ε any arm.
+
+    ε = 0 with a high `initial_value` is optimistic initialisation.
 
     Args:
       epsilon: ε in [0, 1].
-      step_size: constant α for worlds that drift; None averages the samples (1/N).
-      initial_value: Q₁.
+      step_size: constant α, for worlds that drift; None averages the samples (1/N).
+      initial_value: Q₁, the estimate before the first sample.
     Raises:
-      ValueError: for an ε outside of [0, 1] or a negative α, unless they are traced. The others check theirs alike.
+      ValueError: if ε is outside of [0, 1] or α negative, unless they are traced. All algorithms here check so.
     Reference: Sutton & Barto 2018, sections 2.4 to 2.6.
     """
     _check(SHARE, epsilon=epsilon)
@@ -104,7 +108,7 @@ def epsilon_greedy(
         anywhere = jnp.minimum((scaled * num_arms).astype(jnp.int32), num_arms - 1)
         return jnp.where(uniform < explores, anywhere, first_argmax(state.values))
 
-    # What is known to be 0 while tracing needs no numbers.
+    # A Python 0 never explores, and needs no random numbers.
     noise = draw_nothing if isinstance(epsilon, float | int) and epsilon == 0 else draw_uniform
     init = functools.partial(_init_estimates, initial_value=initial_value)
     choose = greedy if noise is draw_nothing else select
@@ -127,13 +131,13 @@ class Optimism(NamedTuple):
 
     estimates: Estimates
     widths: Array
-    """1/√N(a), `[K, R]`; inf for untried arms."""
+    """`[K, R]`: 1/√N(a); inf for untried arms."""
     time: Array
     """Choices made, a scalar."""
 
 
 def ucb(c: ScalarLike = 2.0, *, step_size: ScalarLike | None = None) -> BanditAlgorithm:
-    """argmax Q(a) + c √(ln t / N(a)), untried arms first; c = √2 is UCB1 for rewards in [0, 1].
+    """Choose argmax Q(a) + c √(ln t / N(a)), untried arms first; c = √2 is UCB1, for rewards in [0, 1].
 
     Reference: Auer, Cesa-Bianchi & Fischer 2002; Sutton & Barto 2018, eq. 2.10.
     """
@@ -164,19 +168,18 @@ class KLBounds(NamedTuple):
 
     estimates: Estimates
     bounds: Array
-    """u(a) = −ln(1 − q(a)), `[K, R]`, where q(a) is the upper bound of the next choice; inf for untried arms."""
+    """`[K, R]`: u(a) = −ln(1 − q(a)), where q(a) is the bound that the next choice compares; inf for untried arms."""
     entropies: Array
-    """Q ln Q + (1 − Q) ln(1 − Q), `[K, R]`: two logarithms that only change for the chosen arm."""
+    """`[K, R]`: Q ln Q + (1 − Q) ln(1 − Q). Kept, because its two logarithms change only for the chosen arm."""
     time: Array
     """Choices made, a scalar."""
 
 
 def kl_ucb(c: ScalarLike = 0.0) -> BanditAlgorithm:
-    """argmax of the largest q with N(a) kl(Q(a), q) ≤ ln t + c ln ln t, for rewards in [0, 1].
+    """Choose the arm with the largest q such that N(a) kl(Q(a), q) ≤ ln t + c ln ln t; for rewards in [0, 1].
 
-    From one choice to the next the bounds of the other arms hardly move: one step of Chebyshev's third-order
-    iteration follows them (q is within 2e-3 in the first five steps, 2e-5 later); only the chosen arm's is found
-    from the beginning.
+    The bound of the chosen arm is solved for anew. Those of the other arms hardly move from one choice to the next: one
+    step of Chebyshev's third-order iteration follows them (to 2e-3 in q in the first five steps, 2e-5 later).
     Reference: Garivier & Cappé 2011, arXiv:1102.2490.
     """
     _check(NOT_NEGATIVE, c=c)
@@ -206,7 +209,7 @@ def kl_ucb(c: ScalarLike = 0.0) -> BanditAlgorithm:
 
 
 def kl_upper_bound(mean: Array, level: Array) -> Array:
-    """The largest q in [mean, 1] with kl(mean, q) ≤ level, Bernoulli, any shape; to 2e-4 in float32."""
+    """The largest q in [mean, 1] with Bernoulli kl(mean, q) ≤ level, of any shape; to 2e-4 in float32."""
     p = jnp.clip(mean, 0, 1)
     return jnp.maximum(1 - jnp.exp(-_kl_bound(p, _negative_entropy(p), level)), p)
 
@@ -215,16 +218,17 @@ class Preferences(NamedTuple):
     """What gradient bandits remember."""
 
     preferences: Array
-    """`[K, R]`."""
+    """`[K, R]`: H, the logits of the choice."""
     baseline: Array
-    """Mean of the rewards so far, `[R]`."""
+    """`[R]`: mean of the rewards so far."""
     time: Array
+    """Choices made, a scalar."""
 
 
 def gradient(step_size: ScalarLike = 0.1, *, baseline: bool = True) -> BanditAlgorithm:
     """Stochastic gradient ascent on preferences: H ← H + α (R − R̄)(1[a] − π), π = softmax(H).
 
-    R̄ averages the rewards up to and including the present one; without baseline it is 0.
+    R̄ is the mean of the rewards up to and including the present one; without `baseline` it is 0.
     Reference: Sutton & Barto 2018, eq. 2.12.
     """
     _check(NOT_NEGATIVE, step_size=step_size)
@@ -247,7 +251,7 @@ def gradient(step_size: ScalarLike = 0.1, *, baseline: bool = True) -> BanditAlg
 
 
 class Posterior(NamedTuple):
-    """What Thompson sampling believes of each arm's value: N(mean, scale²), `[K, R]` each."""
+    """The posterior N(mean, scale²) of each arm's value in Thompson sampling, `[K, R]` each."""
 
     means: Array
     scales: Array
@@ -256,8 +260,9 @@ class Posterior(NamedTuple):
 def thompson_gaussian(
     *, prior_mean: ScalarLike = 0.0, prior_scale: ScalarLike = 1.0, noise: ScalarLike = 1.0
 ) -> BanditAlgorithm:
-    """Sample each arm's value from its posterior under N(prior) values and N(·, noise²) rewards; take the
-    best.
+    """Thompson sampling: draw each arm's value from its posterior, choose the best.
+
+    The model: values ~ N(prior_mean, prior_scale²), rewards ~ N(value, noise²).
 
     Reference: Thompson 1933; Russo et al. 2018, arXiv:1707.02038.
     """
@@ -304,7 +309,7 @@ class Weights(NamedTuple):
 
 
 def exp3(gamma: ScalarLike = 0.1) -> BanditAlgorithm:
-    """For adversarial rewards in [0, 1]: w ← w exp(γ r̂/K), r̂ = r/π(a), π = (1−γ) w/Σw + γ/K.
+    """EXP3, for adversarial rewards in [0, 1]: w ← w exp(γ r̂/K), r̂ = r/π(a), π = (1−γ) w/Σw + γ/K.
 
     Reference: Auer et al. 2002, "The nonstochastic multiarmed bandit problem", fig. 1.
     """
@@ -341,9 +346,15 @@ class Ridge(NamedTuple):
 
 
 def lin_ucb(dimension: int, alpha: ScalarLike = 1.0, *, ridge: ScalarLike = 1.0) -> BanditAlgorithm:
-    """argmax θ̂_a·x + α √(xᵀ A_a⁻¹ x), one ridge regression per arm, updated by Sherman–Morrison.
+    """LinUCB: choose argmax θ̂_a·x + α √(xᵀ A_a⁻¹ x); one ridge regression per arm, updated by Sherman–Morrison.
 
-    Raises ValueError for a problem without contexts. Reference: Li et al. 2010, arXiv:1003.0146, algorithm 1.
+    Args:
+      dimension: d, of the contexts x.
+      alpha: how much uncertainty counts, at least 0.
+      ridge: λ > 0.
+    Raises:
+      ValueError: for a problem without contexts.
+    Reference: Li et al. 2010, arXiv:1003.0146, algorithm 1.
     """
     _check(NOT_NEGATIVE, alpha=alpha)
     _check(POSITIVE, dimension=dimension, ridge=ridge)
@@ -378,10 +389,10 @@ def lin_ucb(dimension: int, alpha: ScalarLike = 1.0, *, ridge: ScalarLike = 1.0)
 
 
 def first_argmax(values: Array) -> Array:
-    """argmax over arms, `[K, R]` → `[R]`; the first of equals, nothing may be nan.
+    """argmax over arms, `[K, R]` → `[R]`; the first of equals. No value may be nan.
 
-    As two reductions of integers in the same order: compilers vectorise these, but not a maximum of floats, which
-    has nan to mind.
+    The floats are compared as integers of the same order. Compilers vectorise a maximum of integers, but not one of
+    floats, which must spread nan.
     """
     arms = jax.lax.broadcasted_iota(jnp.int32, values.shape, 0)
     keys = _order_as_integers(values)
@@ -402,7 +413,7 @@ def take_arm(values: Array, arm: Array) -> Array:
 
 
 def _order_as_integers(values: Array) -> Array:
-    """Integers in the order of floats: as they are stored, but for the order of the negative ones."""
+    """Integers in the order of the floats: their bits, with those of negative floats put in reverse order."""
     kind = jnp.int64 if values.dtype == jnp.float64 else jnp.int32
     bits = jax.lax.bitcast_convert_type(values.astype(jnp.promote_types(values.dtype, jnp.float32)), kind)
     return jnp.where(bits < 0, bits ^ jnp.iinfo(kind).max, bits)
@@ -419,7 +430,7 @@ def _make_learner(
     def update(state: Estimates, arm: Array, reward: Array, context: Array | None) -> Estimates:
         chosen = is_arm(state.values, arm)
         counts = state.counts + chosen
-        # Divided where the arms are chosen, R times and not K·R times: a division costs as much as all the rest.
+        # R divisions, one for each chosen arm, not K·R: a division costs as much as all the rest.
         rate = 1 / take_arm(counts, arm) if step_size is None else jnp.asarray(step_size)
         step = rate * (reward - take_arm(state.values, arm))
         return Estimates(state.values + jnp.where(chosen, step[None], 0), counts)
@@ -428,7 +439,7 @@ def _make_learner(
 
 
 def _kl_bound(p: Array, entropy: Array, level: Array) -> Array:
-    """u = −ln(1 − q) of `kl_upper_bound`, at most −ln(eps), from a mean p in [0, 1] and its negative entropy.
+    """u = −ln(1 − q) for the q of `kl_upper_bound`, at most −ln(eps), given a mean p in [0, 1] and its negative entropy.
 
     Newton's method from above: f(q) = kl(p, q) − level is convex, so the iterates descend to the root and
     each one is an upper bound. In terms of u, where f is nearly linear, four steps reach float32's rounding.
@@ -448,7 +459,7 @@ def _kl_bound(p: Array, entropy: Array, level: Array) -> Array:
 
 
 def _follow_kl_bound(u: Array, mean: Array, entropy: Array, level: Array) -> Array:
-    """`_kl_bound` from its value u at a slightly lower level: one step of third order; inf stays."""
+    """`_kl_bound`, from its value u at a slightly lower level, by one step of third order; inf stays inf."""
     p = jnp.clip(mean, 0, 1)
     f, slope, curvature = _kl_excess(u, p, entropy, level)
     tiny = jnp.finfo(p.dtype).eps
@@ -480,7 +491,7 @@ def _draw(uniform: Array, logits: Array) -> Array:
 
 
 def _invert(uniform: Array, probabilities: Array) -> Array:
-    """A sample by inversion: the first arm whose cumulated probability exceeds u."""
+    """A sample by inversion: the first arm whose cumulative probability exceeds u."""
     num_arms = probabilities.shape[0]
     below = jnp.tril(jnp.ones((num_arms - 1, num_arms), probabilities.dtype))
     return jnp.sum(uniform[None] >= below @ probabilities, axis=0, dtype=jnp.int32)

@@ -1,7 +1,7 @@
 """Random numbers in bulk, several times faster on a CPU than those of `jax.random`.
 
-`jax.random` compiles Threefry's 20 rounds as a loop, which writes the whole array to memory in every pass. Written
-out, and 13, they are one vectorised pass over registers.
+`jax.random` compiles Threefry's 20 rounds as a loop that writes the whole array to memory in every pass. Here 13 rounds
+are written out, so that they are one vectorised pass over registers.
 """
 
 import functools
@@ -23,9 +23,9 @@ LOG = (-0.150908091, 0.218946213, -0.252203542, 0.332805321, -0.499976927)
 
 
 def bits(key: Key, shape: tuple[int, ...], rounds: int = 13) -> Array:
-    """Random uint32, up to 2³² of them, for the default (Threefry) keys.
+    """Random uint32, up to 2³² of them, for default (Threefry) keys.
 
-    With 20 rounds they are `jax.random.bits(key, shape)`. 13 are the fewest that pass all of TestU01's BigCrush.
+    20 rounds give exactly `jax.random.bits(key, shape)`; 13 are the fewest that pass all of TestU01's BigCrush.
     Reference: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", table 2.
     """
     first, second = jax.random.key_data(key)
@@ -49,10 +49,10 @@ def uniform(key: Key, shape: tuple[int, ...]) -> Array:
 
 
 def normal(key: Key, shape: tuple[int, ...]) -> Array:
-    """Standard normal float32, by inversion of 23 random bits; to 1e-4 of its size, below 5.5.
+    """Standard normal float32 numbers, by inversion of 23 random bits: relative error 1e-4, size below 5.5.
 
-    √2 erf⁻¹(x)/x is nearly a polynomial in √(−ln(1 − x²)): Giles 2010, "Approximating the erfinv function", has two
-    in its place, for a hundred times the accuracy; nothing that is averaged over fewer than 1e8 numbers can tell.
+    √2 erf⁻¹(x)/x is nearly a polynomial in √(−ln(1 − x²)). Giles 2010, "Approximating the erfinv function", takes two
+    polynomials and is a hundred times as accurate; an average of fewer than 1e8 numbers cannot show the difference.
     """
     low = np.nextafter(np.float32(-1), np.float32(0))
     inside = jnp.maximum(uniform(key, shape) * (1 - low) + low, low)
@@ -60,16 +60,17 @@ def normal(key: Key, shape: tuple[int, ...]) -> Array:
 
 
 def beta(key: Key, a: Array, b: Array) -> Array:
-    """Beta(a, b) numbers, float32, of the shape of `a` and `b`, which are positive."""
+    """Beta(a, b) numbers, float32, in the shape of `a` and `b`, which must be positive."""
     key_a, key_b = jax.random.split(key)
     first, second = _gamma(key_a, a), _gamma(key_b, b)
     return first / (first + second)
 
 
 def _gamma(key: Key, a: Array) -> Array:
-    """Gamma(a) numbers by rejection, all anew until the last is accepted: four times, for each takes 19 in 20.
+    """Gamma(a) numbers by rejection: the whole array is drawn again until each number has been accepted once.
 
-    (`jax.random.gamma` has a loop and a key for each number, which takes ten times as long.)
+    A draw is accepted 19 times in 20, so that four draws do for most arrays. (`jax.random.gamma` has a loop and a key for
+    each number, which takes ten times as long.)
     Reference: Marsaglia & Tsang 2000; for a < 1, G(a) = G(a + 1) U^(1/a).
     """
     key_small, key_draws = jax.random.split(key)
@@ -86,14 +87,16 @@ def _gamma(key: Key, a: Array) -> Array:
         return jnp.where(accepted, sample, d * v), accepted | good, count + 1
 
     start = jnp.zeros_like(d), jnp.zeros(a.shape, bool), jnp.int32(0)
-    # Parameters that are not positive are never accepted: 0.05¹⁰⁰ of the others are not.
+    # Draws for parameters that are not positive are never accepted: stop at 100, when all others surely are.
     sample, *_ = jax.lax.while_loop(lambda state: ~state[1].all() & (state[2] < 100), attempt, start)
     return jnp.where(a < 1, sample * uniform(key_small, a.shape) ** (1 / jnp.minimum(a, 1)), sample)
 
 
 def _log(x: Array) -> Array:
-    """ln x in (0, 1], normal numbers, to 1e-5, without the special cases of `jnp.log`: of 1 + f in [√½, √2) it is
-    f + f² p(f)."""
+    """ln x for normal numbers x in (0, 1], to 1e-5, without the special cases of `jnp.log`.
+
+    The mantissa 1 + f lies in [√½, √2), where ln(1 + f) = f + f² p(f) with a polynomial p.
+    """
     bits = jax.lax.bitcast_convert_type(x, jnp.int32)
     exponent = (bits - 0x3F3504F3) >> 23
     f = jax.lax.bitcast_convert_type(bits - (exponent << 23), jnp.float32) - 1

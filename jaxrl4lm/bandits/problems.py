@@ -1,5 +1,4 @@
-"""Bandit problems: what an arm pays. A problem is pure functions of worlds that `init` draws, R of them at
-once.
+"""Bandit problems: what an arm pays. A problem is pure functions of worlds; `init` draws R worlds at once.
 
 Arms are the first axis of an array, worlds (runs) the last.
 """
@@ -15,9 +14,10 @@ from jaxrl4lm.types import Array, Key, ScalarLike
 
 
 class Problem(NamedTuple):
-    """K arms in each of R worlds; `None` is the context where there is none."""
+    """K arms in each of R worlds. The context is None where there is none."""
 
     num_arms: int
+    """K."""
     init: Callable[[Key, int], Any]
     """(key, R) → worlds, any pytree."""
     context: Callable[[Key, int], Array | None]
@@ -27,9 +27,9 @@ class Problem(NamedTuple):
     noise: Callable[[Key, int, int], Array]
     """(key, T, R) → the random part of the rewards, `[T, R]`."""
     pull: Callable[[Array, Array], Array]
-    """(expected rewards of the chosen arms `[R]`, their noise) → rewards `[R]`."""
+    """(expected rewards of the chosen arms `[R]`, their noise `[R]`) → rewards `[R]`."""
     evolve: Callable[[Any, Key], Any]
-    """The worlds after a step."""
+    """(worlds, key) → the worlds after a step."""
 
 
 def gaussian(
@@ -44,10 +44,10 @@ def gaussian(
 
     Args:
       num_arms: K.
-      mean: of the arms' values; gradient bandits without baseline mind it.
+      mean: of the arms' values; it matters to gradient bandits without baseline.
       spread: standard deviation of the arms' values.
       noise: standard deviation of a reward.
-      drift: every step each value moves by N(0, drift²); None keeps them.
+      drift: each value moves by N(0, drift²) at every step; None: the values stay.
     Reference: Sutton & Barto 2018, section 2.3; exercise 2.5 for the drift.
     """
 
@@ -106,7 +106,7 @@ RESTAURANTS = {"the diner next door": 5.0, "the favourite": 7.0, "the new place"
 def restaurants(*, noise: ScalarLike = 2.0) -> Problem:
     """Where to eat tonight, over many evenings: always the favourite, or try the new place?
 
-    A visit is enjoyed as N(mean, noise²). Who tries each once and stays with the best so far often misses
+    A visit gives N(mean, noise²) of enjoyment. Who tries each place once and stays with the best so far often misses
     the best.
     """
     means = jnp.array(list(RESTAURANTS.values()))[:, None]

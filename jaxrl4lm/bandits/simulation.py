@@ -1,4 +1,4 @@
-"""Playing a bandit: the one loop, for one run or for thousands."""
+"""Playing a bandit: one loop for one run or thousands."""
 
 from typing import Any, NamedTuple
 
@@ -17,24 +17,24 @@ class History(NamedTuple):
     arms: Array
     rewards: Array
     regrets: Array
-    """max_a q*(a) − q*(arm): expected, not realised; cumulate it over time for the regret."""
+    """max_a q*(a) − q*(arm), in expected rewards; the sum over time is the regret."""
     optimal: Array
     """Whether the arm was a best one."""
 
 
 def compiler_options() -> dict[str, int]:
-    """For `jax.jit(..., compiler_options=...)` around `run`: vectors of 512 bits on CPUs that have them.
+    """Options for `jax.jit(..., compiler_options=...)` around `run`: vectors of 512 bits on CPUs that have them.
 
-    By default the compiler uses half of each register there. Other devices have no such option: none.
+    By default the compiler uses half of each register there. Empty on other devices, which have no such option.
     """
     return {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else {}
 
 
 def run(key: Key, problem: Problem, algorithm: BanditAlgorithm, num_steps: int, num_runs: int = 1) -> History:
-    """`num_runs` learners, each on a world of its own, for `num_steps` (both static).
+    """Run `num_runs` learners, each on a world of its own, for `num_steps` steps (both static).
 
-    Pure: `vmap` over hyper-parameters gives a parameter study. Everything random is drawn for a block of
-    steps at once: in bulk it costs a third of drawing inside the loop, and a block still fits the cache.
+    Pure: `vmap` over hyper-parameters gives a parameter study. Random numbers are drawn for a block of steps at once,
+    which costs a third of drawing them step by step; a block still fits the cache.
     """
     if num_steps < 1 or num_runs < 1:
         raise ValueError(f"num_steps and num_runs must be at least 1, not {num_steps} and {num_runs}")

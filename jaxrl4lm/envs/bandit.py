@@ -1,4 +1,4 @@
-"""A bandit as a gymnax 1.0 environment: an episode is one world, played until the time limit."""
+"""A bandit as a gymnax 1.0 environment: an episode is played in one world until the time limit."""
 
 from typing import Any, NamedTuple
 
@@ -11,26 +11,28 @@ from jaxrl4lm.types import Array, Key
 
 
 class BanditState(NamedTuple):
-    """The world, what the learner sees, and how often it has chosen."""
+    """One episode."""
 
     world: Any
     """One world (R = 1) of the problem."""
     observation: Array
+    """What the learner sees."""
     time: Array
+    """Choices made."""
 
 
 class BanditParams(NamedTuple):
-    """Length of an episode. The problem itself is the environment's; its hyper-parameters may be traced."""
+    """The length of an episode. (The problem is a part of the environment.)"""
 
     max_steps_in_episode: int | Array = 1000
 
 
 class BanditEnvironment(environment.Environment):
-    """Any bandit problem; never terminates, only truncates.
+    """Any bandit problem. Episodes never terminate; they are truncated.
 
-    The observation is the context, `[d]`, or without one what the last choice brought: one-hot arm and reward
-    `[K + 1]`, zeros at first; an agent with a memory can learn to explore from it. `info["regret"]` is the
-    expected loss against the best arm.
+    The observation is the context `[d]`. Without contexts it is the last choice, one-hot, and its reward, `[K + 1]`
+    (zeros at first), from which an agent with a memory can learn to explore. `info["regret"]` is the expected reward
+    that was lost against the best arm.
     """
 
     def __init__(self, problem: Problem):
@@ -60,7 +62,7 @@ class BanditEnvironment(environment.Environment):
     def step_env(
         self, key: Key, state: BanditState, action: Any, params: BanditParams
     ) -> tuple[Array, BanditState, Array, Array, dict[Any, Any]]:
-        """Pull an arm; the reward's mean is that of the context that was observed."""
+        """Pull an arm. The expected reward is that of the context observed before."""
         key_noise, key_evolve, key_context = jax.random.split(key, 3)
         seen = state.observation[:, None] if self._has_context else None
         means = self._problem.means(state.world, seen)[:, 0]

@@ -1,5 +1,4 @@
-"""Any `FiniteMDP` as a gymnax 1.0 environment: the MDP is the parameters, so a population of MDPs is a
-`vmap`."""
+"""Any `FiniteMDP` as a gymnax 1.0 environment. The MDP is its parameters: `vmap` over them for many MDPs."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ NO_LIMIT = 2**31 - 1
 
 
 class FiniteMDPState(NamedTuple):
-    """Where the episode stands."""
+    """One episode."""
 
     position: Array
     """The MDP's state, int32."""
@@ -23,18 +22,19 @@ class FiniteMDPState(NamedTuple):
 
 
 class FiniteMDPParams(NamedTuple):
-    """The world itself."""
+    """The world."""
 
     mdp: FiniteMDP
     max_steps_in_episode: int | Array = NO_LIMIT
+    """Episodes are truncated after so many steps."""
 
 
 class FiniteMDPEnvironment(environment.Environment):
     """A finite MDP to sample from.
 
-    Expected discounted returns (by the MDP's own γ) are the exact values: a step pays r(s, a, s′), and a
-    step into a terminal state pays γ times the value at which that state is held on top, and terminates.
-    The observation is the state's number, or with `one_hot` a float vector `[S]`.
+    A step pays r(s, a, s′). A step into a terminal state pays γ times that state's value in addition, and terminates.
+    So the expected return, discounted by the MDP's own γ, is the exact value of the MDP. The observation is the number
+    of the state, or with `one_hot` a float vector `[S]`.
     """
 
     def __init__(self, num_states: int, num_actions: int, *, one_hot: bool = False):
@@ -103,7 +103,7 @@ class FiniteMDPEnvironment(environment.Environment):
         return spaces.Discrete(self._num_actions)
 
     def observation_space(self, params: Any = None) -> spaces.Discrete | spaces.Box:
-        """S numbers, or the corners of the simplex."""
+        """S numbers, or vectors `[S]`."""
         if self._one_hot:
             return spaces.Box(0, 1, (self._num_states,), jnp.float32)
         return spaces.Discrete(self._num_states)
@@ -116,7 +116,7 @@ def as_environment(
 
     Args:
       mdp: one MDP (of a population: any member; `vmap` over the parameters).
-      one_hot: observe vectors `[S]`, for networks, instead of numbers, for tables.
+      one_hot: observations are vectors `[S]` (for networks); otherwise numbers (for tables).
       max_steps: truncate episodes after so many steps; by default the MDP's own horizon.
     """
     limit = max_steps if max_steps is not None else mdp.horizon

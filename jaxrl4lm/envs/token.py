@@ -1,4 +1,4 @@
-"""The token-level Markov decision process of any task, one gymnax step a token: slow and obviously right."""
+"""Any task as a gymnax 1.0 environment, one step a token: slow and obviously right."""
 
 from typing import Any, NamedTuple
 
@@ -17,13 +17,15 @@ class TokenState(environment.EnvState):
     prompts: Prompts
     """Of one problem; leaves `[1, ...]`."""
     completion: Array
-    """int32 `[T]`, pad beyond `time`."""
+    """int32 `[T]`; padding from `time` on."""
     time: Array
     """Tokens chosen so far."""
 
 
 @struct.dataclass
 class TokenParams(environment.EnvParams):
+    """The longest completion, in tokens."""
+
     max_steps_in_episode: int = 1
 
 
@@ -37,7 +39,7 @@ class Observation(NamedTuple):
 
 
 class TokenEnvironment(environment.Environment[TokenState, TokenParams]):
-    """States are texts, actions are tokens; the end token terminates, the length limit truncates."""
+    """States are texts and actions are tokens. The end token terminates an episode, the length limit truncates it."""
 
     def __init__(self, task: Task):
         super().__init__()
@@ -60,7 +62,7 @@ class TokenEnvironment(environment.Environment[TokenState, TokenParams]):
     def step_env(
         self, key: Key, state: TokenState, action: Array, params: TokenParams
     ) -> tuple[Observation, TokenState, Array, Array, dict[Any, Any]]:
-        """Appends a token. A score of the whole completion is paid when the episode ends, either way."""
+        """Appends a token. A score of the whole completion is paid when the episode terminates or is truncated."""
         del key
         completion = state.completion.at[state.time].set(action)
         state = TokenState(prompts=state.prompts, completion=completion, time=state.time + 1)

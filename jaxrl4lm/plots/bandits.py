@@ -11,12 +11,11 @@ import numpy as np
 def learning_curves(
     curves: Mapping[str, Mapping[str, np.ndarray]], best: float, title: str, path: pathlib.Path
 ) -> None:
-    """Three panels against steps (average reward, share of optimal actions, cumulated regret), one line a
-    learner.
+    """Draws average reward, share of optimal actions and cumulative regret against steps, one line a learner.
 
     Args:
       curves: learner → {"rewards", "optimal", "regrets"}, each `[T]`, means over runs.
-      best: average reward of always choosing a best arm; drawn as a dashed line.
+      best: average reward of a best arm, drawn as a dotted line.
       title: above the picture.
       path: where to write a PNG.
     """
@@ -39,7 +38,7 @@ def learning_curves(
     for ax, label in (
         (reward, f"average reward{smoothed}"),
         (optimal, f"optimal action{smoothed}"),
-        (regret, "cumulated regret"),
+        (regret, "cumulative regret"),
     ):
         ax.set_title(label, fontsize=11)
         ax.set_xlabel("steps")
@@ -53,7 +52,7 @@ def learning_curves(
 def parameter_study(
     studies: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, path: pathlib.Path
 ) -> None:
-    """Average reward over all steps against each learner's hyper-parameter, on a logarithmic axis.
+    """Draws the average reward over all steps against each learner's hyper-parameter, on a logarithmic axis.
 
     Args:
       studies: learner and parameter → (values of the parameter, average rewards), 1-D.
@@ -84,7 +83,7 @@ def _window(num_steps: int) -> int:
 
 
 def _smooth(curve: np.ndarray) -> np.ndarray:
-    """A running mean over 1 % of the steps behind; the first ones are averaged over what there is."""
+    """A running mean over the last 1 % of the steps; over fewer at the beginning."""
     window = _window(len(curve))
     total = np.cumsum(np.concatenate([[0.0], curve]))
     end = np.arange(1, len(curve) + 1)

@@ -18,10 +18,10 @@ def learning_curve(
     """Draws the records of a run, as `metrics.jsonl` holds them, into a PNG.
 
     Args:
-      records: each with `stage`, `step`, and the metrics of `panels` where it has them: a number, or a list of one number a
-        seed (then the mean is drawn, over the range of the seeds); None is left out.
-      stage: whose steps are drawn. What an earlier stage reached of a metric is a dashed line.
-      panels: metrics, and their titles.
+      records: each has `phase`, `update`, and any of the metrics of `PANELS`: a number, or a list with a number for each
+        seed, of which the mean and the range are drawn.
+      title: above the picture.
+      path: where to write a PNG.
     """
     width = max(len(panels), 1)
     figure = matplotlib.figure.Figure(figsize=(1 + 4 * width, 4), layout="constrained")

@@ -14,9 +14,9 @@ _DIRECTIONS = {"↑": (0, 1), "→": (1, 0), "↓": (0, -1), "←": (-1, 0)}
 _HALO: list[matplotlib.patheffects.AbstractPathEffect] = [
     matplotlib.patheffects.withStroke(linewidth=2.5, foreground="white")
 ]
-"""Around what is written on dark cells."""
+"""A white outline of text and arrows, for dark cells."""
 MAX_LABELLED = 400
-"""Values are written into the cells of grids up to this size; larger ones show only colour and arrows."""
+"""Grids of more cells show colour and arrows, but no numbers."""
 
 
 def grid_solution(
@@ -99,7 +99,7 @@ def _arrows(ax: matplotlib.axes.Axes, index: np.ndarray, policy: np.ndarray, ter
 
 
 def _decimals(values: np.ndarray) -> int:
-    """One number of them for the whole picture: none for whole values, else four digits for the largest."""
+    """Decimals of all numbers in the picture: none if all values are whole, else as many as give the largest four digits."""
     if np.allclose(values, np.rint(values), rtol=0, atol=5e-4):
         return 0
     return max(0, 3 - int(np.log10(max(np.abs(values).max(), 1))))

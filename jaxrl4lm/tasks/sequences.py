@@ -24,7 +24,7 @@ def reverse(length: int = 5) -> Task:
 
 
 def copy(length: int = 5) -> Task:
-    """Repeats digits with a dense reward: each right token (the end token too) pays 1 / (length + 1) as it is chosen."""
+    """Repeats digits. The reward is dense: each right token, the end token included, pays 1 / (length + 1)."""
 
     def reward(prompts: Prompts, completions: Array, mask: Array) -> Array:
         return ((completions == prompts.answers) & prompts.answer_mask & mask) / (length + 1)

@@ -28,14 +28,16 @@ class Prompts(NamedTuple):
 class Task(NamedTuple):
     """A distribution of prompts and a reward, both jittable.
 
-    `reward(prompts, completions [n, T], mask [n, T])` gives a score a completion `[n]`, paid on its last token, or a
-    reward a token `[n, T]`, paid as each token is chosen and depending on nothing after it.
+    `reward(prompts, completions [n, T], mask [n, T])` gives either one score for each completion, `[n]`, which is paid on
+    its last token; or one reward for each token, `[n, T]`, which must not depend on later tokens.
     """
 
     name: str
     tokenizer: CharacterTokenizer
     prompt_length: int
+    """P."""
     completion_length: int
+    """T, the end token included."""
     sample: Callable[[Key, int], Prompts]
     """Training problems."""
     held_out: Callable[[Key, int], Prompts]
@@ -44,7 +46,7 @@ class Task(NamedTuple):
 
 
 def exact_match(prompts: Prompts, completions: Array, mask: Array) -> Array:
-    """1 where a completion is the answer, end token and all; else 0. Shape `[n]`, float32."""
+    """1 where a completion is the answer with its end token, else 0: float32 `[n]`."""
     same = (completions == prompts.answers) | ~prompts.answer_mask
     return (same.all(-1) & (mask == prompts.answer_mask).all(-1)).astype(jnp.float32)
 
@@ -55,7 +57,7 @@ def last_token(mask: Array) -> Array:
 
 
 def token_rewards(rewards: Array, mask: Array) -> Array:
-    """Rewards a token `[n, T]`: a score a completion `[n]` goes onto its last real token, where mask last is True."""
+    """Rewards for each token, `[n, T]`. Scores of completions, `[n]`, are put on the last real token."""
     if rewards.ndim == mask.ndim:
         return jnp.where(mask, rewards, 0.0)
     last = last_token(mask)
@@ -63,14 +65,16 @@ def token_rewards(rewards: Array, mask: Array) -> Array:
 
 
 def split_by_residue(first: Array, rest_hash: Array, low: int, high: int, held_out: bool) -> Array:
-    """Moves the first number of each problem as little as it takes to put the problem on one side of the split.
+    """Changes the first number of each problem as little as needed, so that all are held out or all are not.
 
-    A problem is held out if (first − rest_hash) mod m = 0, with m = 11 or the number of values where there are fewer.
+    A problem is held out if (first − low − rest_hash) mod m = 0, where m is 11, or the number of values if it is smaller.
 
     Args:
       first: `[n]`, in [low, high].
       rest_hash: `[n]`, a hash of everything else in the problem.
-      held_out: which side.
+      held_out: True for held-out problems, False for training problems.
+    Returns:
+      The first numbers `[n]`, in [low, high].
     """
     modulus = min(11, high - low + 1)
     residue = (first - low - rest_hash) % modulus
@@ -93,7 +97,7 @@ def hash_integers(values: Array) -> Array:
 def append_end_token(
     digits: Array, length: Array, first_id: int, pad_id: int, eos_id: int
 ) -> tuple[Array, Array]:
-    """Answer tokens `[n, T]` and mask: the first `length [n]` symbols `[n, T - 1]`, the end token, then padding."""
+    """Answer tokens `[n, T]` and their mask: the first `length` `[n]` digits of `[n, T - 1]`, the end token, padding."""
     width = digits.shape[1]
     index = jnp.arange(width + 1)[None]
     symbols = jnp.pad(digits + first_id, ((0, 0), (0, 1)))
