@@ -1,4 +1,4 @@
-"""Beam search inside jit, the prompt's keys and values shared by all beams.
+"""Beam search inside jit. All beams of a prompt share its keys and values.
 
 Shapes: `G` prompts, `W` beams of each, `T` completion tokens, `V` vocabulary.
 """
@@ -23,19 +23,19 @@ class Beams(NamedTuple):
     mask: Array
     """bool `[G, W, T]`: True up to and including the end token."""
     scores: Array
-    """float32 `[G, W]`: summed log-probability / length ^ length_penalty; below -1e29 where there are fewer
-    than W."""
+    """float32 `[G, W]`: summed log-probability / length ^ length_penalty; below -1e29 where fewer than W were found."""
 
 
 class _Search(NamedTuple):
     step: Array
     tokens: Array
-    """int32 `[G, W, T]` of the beams that go on."""
+    """int32 `[G, W, T]`, of the beams that go on."""
     log_probs: Array
-    """float32 `[G, W]`."""
+    """float32 `[G, W]`, of the beams that go on."""
     hidden: Array
     carry: Carry
     done: Beams
+    """The best beams that have ended."""
 
 
 def beam_search(
@@ -51,28 +51,29 @@ def beam_search(
     length_penalty: ScalarLike = 1.0,
     patient: bool = True,
 ) -> Beams:
-    """The completions with the highest log-probability / length ^ length_penalty that `beams` hypotheses
-    find.
+    """Beam search for the completions with the highest log-probability / length ^ length_penalty.
 
     Args:
       prompts: int `[G, P]`, padded on the left.
       prompt_mask: bool `[G, P]`.
       beams: W.
       length_penalty: at least 0; above 0 favours longer completions.
-      patient: go on while a beam could still become better than the worst of the W kept; False: stop at W
-        ended ones. As `early_stopping="never"` and `True` in transformers.
+      patient: True goes on while a beam could still become better than the worst of the W kept. False stops as soon as
+        W beams have ended. They are `early_stopping="never"` and `True` of transformers.
+    Raises:
+      ValueError: if a size is below 1, or the penalty below 0.
     """
     _check(beams, max_new_tokens, length_penalty)
     G, W, T = prompts.shape[0], beams, max_new_tokens
     eos = jnp.array(as_ids(eos_id))
-    # Each beam proposes one end a token and one going on: of these many at least W go on.
+    # Of this many candidates at least W go on, even if every beam ends with each of the end tokens.
     candidates = W * (1 + len(as_ids(eos_id)))
 
     def normalise(log_probs: Array, length: ScalarLike) -> Array:
         return log_probs / jnp.asarray(length, jnp.float32) ** length_penalty
 
     def extend(s: _Search) -> _Search:
-        """Replaces the beams by their W best continuations; moves those that end to the finished ones."""
+        """Replaces the beams by their W best continuations. Those that end move to `done`."""
         log_probs = jax.nn.log_softmax(policy.logits(params, s.hidden)).reshape(G, W, -1)
         V = log_probs.shape[-1]
         total = (s.log_probs[:, :, None] + log_probs).reshape(G, W * V)
@@ -81,9 +82,9 @@ def beam_search(
         tokens = jnp.take_along_axis(s.tokens, parent[:, :, None], axis=1).at[:, :, s.step].set(token)
         ended = jnp.isin(token, eos) | (s.step == T - 1)
         length = s.step + 1
-        # Only the W best may end, as a hypothesis that ends competes with those that go on.
+        # Only the W best may end: a beam that ends competes with those that go on.
         counts = ended & (jnp.arange(best.shape[1]) < W)[None] & (best > NEVER / 2)
-        if not patient:  # a prompt that has its W is finished, whatever the others of its batch do
+        if not patient:  # a prompt that has its W beams is finished, whatever the other prompts do
             counts &= ~_is_complete(s.done)[:, None]
         real = jnp.broadcast_to(jnp.arange(T) < length, tokens.shape)
         done = _keep_best(s.done, Beams(tokens, real, jnp.where(counts, normalise(best, length), NEVER)))
@@ -95,7 +96,7 @@ def beam_search(
 
     def is_unfinished(s: _Search) -> Array:
         worst = s.done.scores.min(-1)
-        # Log-probabilities only fall: at best a beam keeps its own until the longest length.
+        # Log-probabilities only fall: a beam's best score is its present one at the longest length.
         hope = normalise(s.log_probs.max(-1), T) if patient else jnp.full((G,), jnp.inf)
         full = _is_complete(s.done) & ((hope <= worst) | (not patient))
         return (s.step < T) & ~full.all()
@@ -119,12 +120,12 @@ def _check(beams: int, max_new_tokens: int, length_penalty: ScalarLike) -> None:
 
 
 def _is_complete(done: Beams) -> Array:
-    """Whether each prompt `[G]` has its W hypotheses."""
+    """Whether each prompt `[G]` has W ended beams."""
     return done.scores.min(-1) > NEVER / 2
 
 
 def _keep_best(kept: Beams, others: Beams) -> Beams:
-    """As many of both as were kept, those with the highest scores."""
+    """The W of both with the highest scores."""
     tokens, masks, scores = (jnp.concatenate(pair, 1) for pair in zip(kept, others, strict=True))
     scores, index = jax.lax.top_k(scores, kept.scores.shape[1])
     index = index[:, :, None]
@@ -132,7 +133,7 @@ def _keep_best(kept: Beams, others: Beams) -> Beams:
 
 
 def _reorder(carry: Carry, parent: Array) -> Carry:
-    """The carry whose beam w is the old beam parent[g, w]; the shared prompts stay where they are."""
+    """The carry in which beam w is the old beam parent[g, w]. The shared prompts are not copied."""
     G, W = parent.shape
     rows = (parent + W * jnp.arange(G)[:, None]).reshape(-1)
     cache, positions = jax.tree.map(lambda x: x[rows], (carry.cache, carry.positions))

@@ -1,7 +1,6 @@
 """Continuous batching inside jit: rows that have ended make room for the next prompts of a queue.
 
-Shapes: `G` prompts, `M` = G x copies completions, `B` slots, `P` prompt tokens, `T` completion tokens, `D`
-  width.
+Shapes: `G` prompts, `M` = G x copies completions, `B` slots, `P` prompt tokens, `T` completion tokens, `D` width.
 """
 
 from typing import NamedTuple
@@ -21,15 +20,16 @@ from jaxrl4lm.types import Array, Key, Params
 
 class _Queue(NamedTuple):
     row: Array
-    """int32 `[B]`: the completion that each slot works on; M: none."""
+    """int32 `[B]`: the completion that each slot works on; M for none."""
     step: Array
-    """int32 `[B]`: how many tokens it has."""
+    """int32 `[B]`: how many tokens that completion has."""
     hidden: Array
     """`[B, D]`: the state from which its next token is chosen."""
     carry: Carry
     following: Array
     """int32 `[]`: the next completion to begin."""
     out: Generation
+    """Of all M completions."""
 
 
 def generate_queue(
@@ -42,14 +42,16 @@ def generate_queue(
     *,
     slots: int,
 ) -> Generation:
-    """The completions of `generate`, the same tokens, computed `slots` at a time.
+    """The completions of `generate`, with the same tokens, computed `slots` at a time.
 
-    Where lengths differ, slots do not wait for the longest row of a batch: when an eighth of them are idle,
-    the next completions of the queue move in. Every prompt is read once, before.
+    No slot waits for the longest row of a batch: when an eighth of the slots are idle, the next completions of the queue
+    move in. Every prompt is read once, at the beginning.
 
     Args:
       slots: B, how many completions are in progress at a time.
       The others: as in `generate`.
+    Raises:
+      ValueError: if `slots` is below 1.
     """
     if slots < 1:
         raise ValueError(f"slots must be at least 1, not {slots}")
@@ -99,8 +101,8 @@ def generate_queue(
 def _make_idle(
     policy: LanguagePolicy, sampling: Sampling, first_GD: Array, prefixes: Prefix, slots: int, rows: int
 ) -> _Queue:
-    """A queue of which no completion has begun."""
-    B, T = slots, sampling.length
+    """The queue before any completion has begun."""
+    B, T = slots, sampling.max_new_tokens
     blank = Prefix(
         keys=tuple(jnp.zeros((B, *k.shape[1:]), k.dtype) for k in prefixes.keys),
         values=tuple(jnp.zeros((B, *v.shape[1:]), v.dtype) for v in prefixes.values),

@@ -22,19 +22,20 @@ def greedy(logits: Array) -> Array:
 
 
 def draw(logits: Array, uniform: Array) -> Array:
-    """Tokens `[B]` drawn from softmax(logits `[B, V]`) by inverse transform of one uniform `[B]` in [0, 1) a
-    row.
-    """
+    """Tokens `[B]` drawn from softmax(logits `[B, V]`), by inversion of one uniform number in [0, 1) a row, `[B]`."""
     return draw_and_normalise(logits, uniform)[0]
 
 
 def draw_and_normalise(logits: Array, uniform: Array) -> tuple[Array, Array]:
-    """As `draw`, and log sum(exp(logits)) `[B]`, which the same pass over the vocabulary gives.
+    """The tokens of `draw`, and log sum(exp(logits)) `[B]` from the same pass over the vocabulary.
 
-    Never returns a token of probability 0. Large vocabularies are searched in two levels, so that only the
-    sums of blocks and one block a row are accumulated.
+    Never returns a token of probability 0. Large vocabularies are searched on two levels: first the block, by the sums of
+    blocks, then the token inside it.
     """
-    logits, uniform = logits.astype(jnp.float32), uniform.astype(jnp.float32)  # or few tokens could be drawn
+    logits, uniform = (
+        logits.astype(jnp.float32),
+        uniform.astype(jnp.float32),
+    )  # a bfloat16 uniform could reach few tokens only
     batch, vocab = logits.shape
     chex.assert_shape(uniform, (batch,))
     if vocab <= 2 * BLOCK:
@@ -44,8 +45,8 @@ def draw_and_normalise(logits: Array, uniform: Array) -> tuple[Array, Array]:
         return _search(weights, uniform * total)[0], top + jnp.log(total)
     padding = ((0, 0), (0, -vocab % BLOCK))
     blocks = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(batch, -1, BLOCK)
-    # Each block relative to its own maximum, while it is at hand. Behind the barrier, or XLA would take the maximum of
-    # maxima for one over the whole vocabulary, and pass over it again.
+    # Each block is taken relative to its own maximum. Without the barrier XLA would merge the maximum of maxima into one
+    # over the whole vocabulary, and pass over it again.
     tops = jax.lax.optimization_barrier(blocks.max(-1))
     sums = jnp.exp(blocks - jnp.where(jnp.isneginf(tops), 0.0, tops)[..., None]).sum(-1)
     top = tops.max(-1)
@@ -53,14 +54,14 @@ def draw_and_normalise(logits: Array, uniform: Array) -> tuple[Array, Array]:
     total = sums.sum(-1)
     block, before = _search(sums, uniform * total)
     row = jnp.exp(jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0] - top[:, None])
-    # What is left of the target inside the block; rounding may leave it on the block's edge or beyond.
+    # The rest of the target inside the block; rounding may put it on the block's edge or beyond.
     token, _ = _search(row, jnp.clip(uniform * total - before, 0.0, row.sum(-1)))
     return block * BLOCK + token, top + jnp.log(total)
 
 
 def _search(weights: Array, target: Array) -> tuple[Array, Array]:
-    """First index with weight > 0 whose running sum exceeds the target (else the last with weight > 0), and
-    the sum before it."""
+    """The first index of positive weight whose running sum exceeds the target (else the last of positive weight), and the
+    sum before it."""
     size = weights.shape[-1]
     index = jnp.arange(size, dtype=jnp.int32)[None]
     running = jnp.cumsum(weights, axis=-1)
@@ -73,8 +74,7 @@ def _search(weights: Array, target: Array) -> tuple[Array, Array]:
 
 
 def draw_row_uniforms(key: Key, rows: Array, steps: int) -> Array:
-    """Uniforms `[B, steps]` from keys fold_in(fold_in(key, row), step): a row's draws do not depend on its
-    batch."""
+    """Uniforms `[B, steps]` from fold_in(fold_in(key, row), step): a row's draws do not depend on its batch."""
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     step_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(row_keys, jnp.arange(steps))
     return jax.vmap(jax.vmap(jax.random.uniform))(step_keys)

@@ -1,7 +1,7 @@
 """Generation inside jit: prefill each prompt once, decode with a cache, stop when every row has ended.
 
-Shapes: `G` prompts, `B` = G x copies completions, `P` prompt tokens, `T` completion tokens, `V` vocabulary,
-`K` alternatives.
+Shapes: `G` prompts, `B` = G x copies completions, `P` prompt tokens, `T` completion tokens, `V` vocabulary, `K`
+alternatives.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,29 +22,26 @@ from jaxrl4lm.types import Array, Key, Params, ScalarLike
 
 
 class Generation(NamedTuple):
-    """Completions and what was known when each token was chosen; the completions of a prompt are
-    consecutive."""
+    """Completions, and what was known when each token was chosen. The completions of a prompt are consecutive."""
 
     tokens: Array
     """int32 `[B, T]`; `pad_id` after the end."""
     mask: Array
     """bool `[B, T]`: True up to and including the end token."""
     log_probs: Array
-    """float32 `[B, T]`, of the distribution that was sampled (logits / temperature, and what truncations
-    left of it), in nats; 0 where masked."""
+    """float32 `[B, T]`, in nats, of the distribution that was sampled: logits / temperature, truncated. 0 where masked."""
     values: Array
     """float32 `[B, T]`: the value head's estimate before each token; 0 where masked."""
     final_values: Array
-    """float32 `[B]`: the estimate after the last token, for completions cut by the limit; 0 for ended
-    ones."""
+    """float32 `[B]`: the estimate after the last token of completions cut by the limit; 0 for ended ones."""
     truncated: Array
-    """bool `[B]`: reached the limit without an end token."""
+    """bool `[B]`: True for completions that reached the limit without an end token."""
     entropy: Array | None = None
-    """float32 `[B, T]`, of the distribution that was sampled, where the sampling asks for it."""
+    """float32 `[B, T]`, in nats, of the distribution that was sampled; None unless `Sampling.entropy`."""
     top_tokens: Array | None = None
-    """int32 `[B, T, K]`: the most likely tokens, where the sampling asks for them."""
+    """int32 `[B, T, K]`: the most likely tokens; None unless `Sampling.alternatives`."""
     top_log_probs: Array | None = None
-    """float32 `[B, T, K]`: theirs."""
+    """float32 `[B, T, K]`: their log-probabilities."""
 
 
 class _Loop(NamedTuple):
@@ -56,8 +53,8 @@ class _Loop(NamedTuple):
 
 
 def empty_generation(batch: int, sampling: Sampling) -> Generation:
-    """Buffers to write completions to."""
-    length, pad_id, K = sampling.length, sampling.pad_id, sampling.alternatives
+    """Empty buffers for completions."""
+    length, pad_id, K = sampling.max_new_tokens, sampling.pad_id, sampling.alternatives
     zeros = jnp.zeros((batch, length), jnp.float32)
     return Generation(
         tokens=jnp.full((batch, length), pad_id, jnp.int32),
@@ -73,7 +70,7 @@ def empty_generation(batch: int, sampling: Sampling) -> Generation:
 
 
 def make_columns(choice: Choice, values: Array, alive: Array, pad_id: int) -> dict[str, Array]:
-    """What one choice adds to each buffer of a `Generation`, `pad_id` and 0 in rows that have ended."""
+    """What one choice adds to each buffer of a `Generation`; `pad_id` and 0 in rows that have ended."""
     rows = {"tokens": jnp.where(alive, choice.token, pad_id), "mask": alive, "values": values}
     rows["log_probs"] = choice.log_prob
     optional = ("entropy", "top_tokens", "top_log_probs")
@@ -101,10 +98,13 @@ def generate(
     Args:
       prompts: int `[G, P]`, padded on the left.
       prompt_mask: bool `[G, P]`, True at real tokens.
-      key: row i draws from fold_in(fold_in(key, row_offset + i), t): its text does not depend on its batch.
+      key: row i draws its token t from fold_in(fold_in(key, row_offset + i), t), so that its text does not depend on its
+        batch.
       sampling: lengths, ends, temperature, penalties, truncations, and what else to record.
-      row_offset: number of the first row, for batches that are parts of a larger one.
-      final_values: whether to spend a step on the values after truncated completions; if not they are 0.
+      row_offset: number of the first row, for a batch that is a part of a larger one.
+      final_values: whether to spend a step on the values after truncated completions; otherwise they are 0.
+    Raises:
+      ValueError: as `LanguagePolicy.prefill`.
     """
     B = prompts.shape[0] * sampling.copies
     decoder = _Decoder(policy, sampling)
@@ -132,9 +132,9 @@ def stream(
     row_offset: ScalarLike = 0,
     chunk: int = 8,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The tokens of `generate`, `chunk` at a time as they come: compiled inside, called from the host.
+    """The tokens of `generate` as they come, `chunk` at a time. Called from the host, compiled inside.
 
-    Compiled once for the parts of a `sampling` (not for their settings) and one shape of prompts.
+    Another setting of a penalty or truncation compiles nothing; another kind of it, or another shape of prompts, does.
 
     Args:
       chunk: tokens between two returns to the host.
@@ -157,7 +157,7 @@ def stream(
 
 
 class _Text(NamedTuple):
-    """What a completion depends on besides the parameters."""
+    """What a completion depends on, apart from the parameters."""
 
     prompts: Array
     prompt_mask: Array
@@ -167,7 +167,7 @@ class _Text(NamedTuple):
 
 @dataclass(frozen=True)
 class _Decoder:
-    """The loop of `generate`, to be begun and to be run until some token."""
+    """The loop of `generate`: it can begin, and run until some token."""
 
     policy: LanguagePolicy
     sampling: Sampling
@@ -217,7 +217,7 @@ class _Decoder:
 
 
 def _as_pytrees(parts: tuple[Callable, ...]) -> tuple[Partial, ...]:
-    """A caller's own functions in the form of the library's."""
+    """Turns a caller's own functions into pytrees, as the library's are."""
     return tuple(part if isinstance(part, Partial) else Partial(part) for part in parts)
 
 

@@ -1,13 +1,11 @@
-"""What may happen to logits before a token is drawn: pure functions, each made by its setting, that compose
-in order.
+"""Functions that change logits before a token is drawn. They are applied in order.
 
-What is made is a pytree, `jax.tree_util.Partial(function, settings)`: passed as an argument to a compiled program its
-settings are traced, and another setting compiles nothing. A function of your own is one as `Partial(function)`.
+- A penalty reads the text so far and comes before the temperature: `penalty(logits, history) -> logits`.
+- A truncation reads the distribution alone and comes after it: `truncation(logits) -> logits`. It removes tokens by -inf.
 
-Penalties look at the text so far and come before the temperature: `penalty(logits, history) -> logits`.
-Truncations look at the distribution alone and come after it: `truncation(logits) -> logits`; what they
-remove is -inf.
-Settings may be traced, and may differ by row (`[B, 1]`); nothing here sorts a vocabulary.
+Each is made from its settings, as a pytree `jax.tree_util.Partial(function, settings)`. As an argument of a compiled
+program its settings are traced: another setting compiles nothing. Wrap your own as `Partial(function)`. Settings may
+differ by row (`[B, 1]`). Nothing here sorts a vocabulary.
 
 Shapes: `B` rows, `V` vocabulary, `P` prompt tokens, `T` completion tokens.
 """
@@ -32,24 +30,22 @@ class History(NamedTuple):
     prompt_mask: Array
     """bool `[B, P]`."""
     tokens: Array
-    """int `[B, T]`, completion tokens chosen so far."""
+    """int `[B, T]`: completion tokens chosen so far."""
     mask: Array
     """bool `[B, T]`, True where a token was chosen."""
     step: Array
-    """int32 `[]` or `[B]`: how many."""
+    """int32 `[]` or `[B]`: how many were chosen."""
 
 
 Penalty = Callable[[Array, History], Array]
 Truncation = Callable[[Array], Array]
 
 
-# ── penalties
-# ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── penalties ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def repetition_penalty(penalty: ScalarLike) -> Penalty:
-    """Divides positive logits of tokens that occur in prompt or completion by the penalty, multiplies
-    negative ones.
+    """Divides the positive logits of tokens that occur in prompt or completion by the penalty, multiplies negative ones.
 
     Reference: Keskar et al. 2019, arXiv:1909.05858, section 4.1; as in transformers'
       `RepetitionPenaltyLogitsProcessor`.
@@ -60,7 +56,7 @@ def repetition_penalty(penalty: ScalarLike) -> Penalty:
 
 
 def frequency_penalty(penalty: ScalarLike, presence: ScalarLike = 0.0) -> Penalty:
-    """Subtracts penalty · count + presence · [count > 0], counts of each token in the completion so far."""
+    """Subtracts penalty · count + presence · [count > 0], where count is how often a token occurs in the completion."""
     return Partial(_frequency_penalty, penalty, presence)
 
 
@@ -70,7 +66,7 @@ def logit_bias(bias: Array) -> Penalty:
 
 
 def min_new_tokens(minimum: ScalarLike, eos_ids: tuple[int, ...]) -> Penalty:
-    """Forbids the end tokens until a completion has `minimum` others."""
+    """Forbids the end tokens until a completion has `minimum` tokens."""
     return Partial(_min_new_tokens, minimum, jnp.array(eos_ids))
 
 
@@ -107,8 +103,7 @@ def _occurs(logits: Array, tokens: Array, mask: Array) -> Array:
     return _count_tokens(logits, tokens, mask) > 0
 
 
-# ── truncations
-# ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── truncations ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def top_k(k: int) -> Truncation:
@@ -122,7 +117,7 @@ def top_k(k: int) -> Truncation:
     return _top_k(int(k))
 
 
-@functools.cache  # one function for one k, so that compiled programs know it again
+@functools.cache  # one function for one k, so that programs are compiled once
 def _top_k(k: int) -> Truncation:
     def apply(logits: Array) -> Array:
         threshold = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][:, -1:]
@@ -132,8 +127,7 @@ def _top_k(k: int) -> Truncation:
 
 
 def top_p(p: ScalarLike) -> Truncation:
-    """Keeps the smallest set of the most likely tokens whose probability reaches p, ties with its last
-    included.
+    """Keeps the smallest set of most likely tokens whose probability reaches p, and ties with the last of them.
 
     Reference: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
     """
@@ -141,8 +135,10 @@ def top_p(p: ScalarLike) -> Truncation:
 
 
 def min_p(p: ScalarLike) -> Truncation:
-    """Keeps tokens at least p times as likely as the most likely one (Nguyen et al. 2024,
-    arXiv:2407.01082)."""
+    """Keeps tokens at least p times as likely as the most likely one.
+
+    Reference: Nguyen et al. 2024, arXiv:2407.01082.
+    """
     return Partial(_min_p, _check_fraction(p))
 
 
@@ -181,7 +177,7 @@ def _typical(p: ScalarLike, logits: Array) -> Array:
 def _find_threshold(scores: Array, probabilities: Array, p: ScalarLike) -> Array:
     """The largest t `[B, 1]` such that the tokens with score ≥ t have probability ≥ p.
 
-    Bisection over the 32-bit patterns of the scores, which order as the scores do: exact, and no sort.
+    Found by bisection over the 32-bit patterns of the scores, which have their order: exact, without a sort.
     """
     bits = jax.lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.int32)
     order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)

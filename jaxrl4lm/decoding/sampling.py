@@ -1,4 +1,4 @@
-"""One choice: from the logits of every row to its next token and what is worth remembering of it.
+"""One choice: from the logits of every row to its next token, and what is recorded of it.
 
 Shapes: `B` rows, `V` vocabulary, `T` completion tokens, `K` alternatives.
 """
@@ -20,29 +20,32 @@ from jaxrl4lm.types import Array, ScalarLike
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)  # arrays do not compare
 class Sampling:
-    """How prompts are completed. A pytree: given to a compiled program as an argument, the temperature, the settings of
-    the parts and the stop sequences are traced; which parts there are and the other fields are static."""
+    """How prompts are completed.
 
-    max_new_tokens: int | None = field(default=None, metadata={"static": True})
-    """T, the longest completion. None: whoever completes the settings decides (`complete`)."""
-    eos_id: int | tuple[int, ...] | None = field(default=None, metadata={"static": True})
-    """The token (or tokens) that ends a completion; -1: none does. None: the tokenizer's, put in by `complete`."""
-    pad_id: int = field(default=0, metadata={"static": True})
-    """Fills what follows the end; nothing is read from it."""
+    A pytree. As an argument of a compiled program its temperature, the settings of its penalties and truncations, and its
+    stop sequences are traced; all else is static.
+    """
+
+    max_new_tokens: int = field(metadata={"static": True})
+    """T, the longest completion."""
+    eos_id: int | tuple[int, ...] = field(metadata={"static": True})
+    """The token, or tokens, that end a completion; -1 for none."""
+    pad_id: int = field(metadata={"static": True})
+    """Fills the columns after the end."""
     copies: int = field(default=1, metadata={"static": True})
     """Completions of each prompt."""
     temperature: ScalarLike | None = 1.0
-    """Of the softmax, positive. None (static) takes the most likely token, its log-probability at temperature 1."""
+    """Of the softmax, positive. None (static) takes the most likely token; log-probabilities are then at temperature 1."""
     penalties: tuple[Penalty, ...] = ()
     """Applied in order to the logits, before the temperature."""
     truncations: tuple[Truncation, ...] = ()
     """Applied in order after the temperature."""
     stop_sequences: Array | None = None
-    """int `[N, M]`: a completion ends after any of these tokens in a row; -1 on the left of a shorter one."""
+    """int `[N, M]`: a completion ends after any of these N sequences; shorter ones are padded with -1 on the left."""
     entropy: bool = field(default=False, metadata={"static": True})
-    """Record the entropy of the distribution that was sampled."""
+    """Whether to record the entropy of the distribution that was sampled."""
     alternatives: int = field(default=0, metadata={"static": True})
-    """Record this many of the most likely tokens and their log-probabilities."""
+    """How many of the most likely tokens to record, with their log-probabilities."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "copies"):
@@ -109,7 +112,16 @@ class Choice(NamedTuple):
 
 
 def choose(logits: Array, uniform: Array, history: History, sampling: Sampling) -> Choice:
-    """Draws a token a row (or takes the most likely: temperature None) from the logits `[B, V]`."""
+    """Draws a token for each row of logits `[B, V]`; with temperature None it takes the most likely.
+
+    Args:
+      logits: `[B, V]`.
+      uniform: `[B]`, in [0, 1); not read with temperature None.
+      history: the text of each row, which penalties read.
+      sampling: what to do.
+    Raises:
+      ValueError: if the temperature is not positive or of another shape, or a penalty or truncation changes the shape.
+    """
     temperature, shape = sampling.temperature, logits.shape
     if isinstance(temperature, float | int):
         _check_temperature(temperature)
@@ -151,8 +163,14 @@ def reshape_logits(logits: Array, history: History, sampling: Sampling) -> Array
 
 
 def ends(chosen: Array, tokens: Array, step: Array, sampling: Sampling) -> Array:
-    """Whether each row ends with the token `[B]` just chosen as number `step` (`[]` or `[B]`) of `tokens`
-    `[B, T]`."""
+    """Whether each row ends with the token just chosen.
+
+    Args:
+      chosen: `[B]`, the token.
+      tokens: `[B, T]`, the completion before it.
+      step: `[]` or `[B]`, its place in the completion.
+      sampling: which has the end tokens and the stop sequences.
+    """
     first, *others = sampling.eos_ids
     ended = chosen == first
     for eos_id in others:
@@ -169,5 +187,5 @@ def ends(chosen: Array, tokens: Array, step: Array, sampling: Sampling) -> Array
 
 
 def as_ids(eos_id: int | tuple[int, ...]) -> tuple[int, ...]:
-    """One end token or several, as several."""
+    """A tuple of end tokens, from one or several."""
     return tuple(eos_id) if isinstance(eos_id, tuple | list) else (int(eos_id),)
