@@ -1,7 +1,7 @@
 """Attention over keys that carry their positions, and the rotary embedding of positions.
 
-Shapes: `B` sequences, `G` prompts (`B` is a multiple of `G`), `T` queries, `S` keys, `H` heads, `K`
-key-value heads, `C` channels of a head.
+Shapes: `B` sequences, `G` prompts (`B` is a multiple of `G`), `T` queries, `S` keys, `H` heads, `K` key-value heads,
+`C` channels of a head.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,10 @@ EMPTY = 2**30
 
 
 def rotary_table(positions_BT: Array, rope: Rope, channels: int, lengths_B: Array) -> tuple[Array, Array]:
-    """Cosines and sines `[B, T, 1, channels / 2]` of the rotary embedding; `lengths_B`: of the texts, by which
-    LongRoPE chooses its factors."""
+    """Cosines and sines `[B, T, 1, channels / 2]` of the rotary embedding.
+
+    LongRoPE chooses its factors by the lengths of the texts, `lengths_B`.
+    """
     positions = jnp.where(positions_BT == EMPTY, 0, positions_BT)
     frequencies = rope.frequencies(channels)[None, None, None]
     if rope.kind == "longrope":
@@ -34,8 +36,7 @@ def rotary_table(positions_BT: Array, rope: Rope, channels: int, lengths_B: Arra
 
 
 def rotate(x_BTHC: Array, table: tuple[Array, Array] | None) -> Array:
-    """Rotates channel pairs (i, i + R/2) of the first R channels by the angles `[B, T, 1, R / 2]` of the
-    table."""
+    """Rotates channel pairs (i, i + R/2) of the first R channels by the table's angles `[B, T, 1, R / 2]`."""
     if table is None:
         return x_BTHC
     cos, sin = table
@@ -53,12 +54,12 @@ def attend(
     window: Array | int | None = None,
     softcap: float | None = None,
 ) -> Array:
-    """Softmax attention over one or two segments of keys, as if they were one.
+    """Softmax attention over one or two segments of keys, computed as if they were one.
 
     Args:
       q_BTHC: queries, scaled.
-      segments: keys `[G, K, C, S]`, values `[G, K, S, C]`, key positions `[G, S]` each; a segment whose `G`
-        is smaller than `B` is shared by `B / G` consecutive sequences and is stored and read once.
+      segments: each has keys `[G, K, C, S]`, values `[G, K, S, C]` and key positions `[G, S]`. Where `G` is smaller than
+        `B`, a segment is shared by `B / G` consecutive sequences; it is stored and read once.
       positions_BT: query positions.
       window: a query reads keys less than this many positions back. None: all.
       softcap: c of c tanh(score / c). None: plain scores.
@@ -122,8 +123,10 @@ def _has_tensor_cores(keys: Array) -> bool:
 
 
 def _find_step_kernel(keys: Array) -> Callable | None:
-    """The kernel for one query a row, where it serves: it has no gradient (without a cache there is one key) and
-    cannot be split over devices."""
+    """The kernel for one query a row, or None where it cannot be used.
+
+    It has no gradient, so that it needs a cache (S > 1), and cannot be split over devices.
+    """
     C, S = keys.shape[-2:]
     if not (_has_tensor_cores(keys) and C in (16, 32, 64, 128, 256) and S > 1 and jax.device_count() == 1):
         return None
@@ -135,7 +138,7 @@ def _find_step_kernel(keys: Array) -> Callable | None:
 
 
 def _is_fusible(q_BTHC: Array, keys: Array) -> bool:
-    """Whether cuDNN has this case: half precision, whole sequences, sizes that it can tile."""
+    """Whether cuDNN can do it: half precision, whole sequences, sizes that it can tile."""
     T, C, S = q_BTHC.shape[1], keys.shape[-2], keys.shape[-1]
     return _has_tensor_cores(keys) and T > 1 and T % 2 == S % 2 == 0 and C % 8 == 0 and C <= 128
 
@@ -143,7 +146,7 @@ def _is_fusible(q_BTHC: Array, keys: Array) -> bool:
 def _attend_fused(
     q_BTHC: Array, segment: tuple[Array, Array, Array], positions_BT: Array, window: Array | int | None
 ) -> Array:
-    """The same by cuDNN, which never stores the scores: half the time of a training step at 512 tokens."""
+    """`attend` by cuDNN, which never stores the scores: a training step of 512 tokens takes half the time."""
     keys, values, key_positions = segment
     return jax.nn.dot_product_attention(
         q_BTHC.astype(keys.dtype),
@@ -156,8 +159,10 @@ def _attend_fused(
 
 
 def _merge(own: tuple[Array, Array, Array], shared: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-    """One segment of two, the shared one copied to each sequence: with no more shared keys than queries, that costs
-    less than to combine two softmaxes."""
+    """Joins two segments into one; the shared one is copied to each sequence.
+
+    With no more shared keys than queries this costs less than to combine two softmaxes.
+    """
     n = own[0].shape[0] // shared[0].shape[0]
     keys, values, positions = (jnp.repeat(x, n, axis=0) if n > 1 else x for x in shared)
     return (
@@ -193,6 +198,6 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def _regroup_by_query(x_GKNC: Array, T: int, H: int) -> Array:
-    """Rows `[G, K, n * T * R, C]` of the products above back to `[B, T, H, C]`, B = G n, H = K R."""
+    """From rows `[G, K, n * T * R, C]` of the products above to `[B, T, H, C]`, with B = G n and H = K R."""
     G, K, N, C = x_GKNC.shape
     return x_GKNC.reshape(G, K, -1, H // K, C).swapaxes(1, 2).reshape(G * N * K // (T * H), T, H, C)

@@ -14,8 +14,10 @@ from jaxrl4lm.types import Array
 
 
 class Prefix(NamedTuple):
-    """Keys and values of whole sequences, to be read and never written: with transposed keys the scores of many
-    queries are a plain matrix product."""
+    """Keys and values of whole sequences, read and never written.
+
+    Keys are transposed, so that the scores of many queries are a plain matrix product.
+    """
 
     keys: tuple[Array, ...]
     """Per layer `[B, K, C, S]`."""
@@ -26,7 +28,7 @@ class Prefix(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values that a step adds to: what it writes is one run of memory a head."""
+    """Keys and values to which each step adds its own; in each head it writes one run of memory."""
 
     keys: tuple[Array, ...]
     """Per layer `[B, K, S, C]`."""
@@ -37,7 +39,10 @@ class Cache(NamedTuple):
 
 
 def count_tokens(positions_BT: Array, prefix: Prefix | None, cache: Cache | None, slot: Array | int) -> Array:
-    """Tokens `[B]` of each text: of its prefix and those of the call, or as many as the cache has and may hold."""
+    """The length `[B]` that each text has, or may come to have.
+
+    It is that of the prefix, and of the cache if there is one (with its free slots), else of the tokens of the call.
+    """
 
     def count(positions: Array) -> Array:
         return jnp.where(positions == EMPTY, -1, positions).max(-1) + 1
@@ -52,8 +57,10 @@ def count_tokens(positions_BT: Array, prefix: Prefix | None, cache: Cache | None
 
 
 def cache_dtype(config: TransformerConfig) -> jnp.dtype:
-    """Of remembered keys and values: that of the products, but float32 on CPU, where XLA has no low-precision
-    batched products and would convert the whole cache at every step."""
+    """The dtype of keys and values that are kept: that of the products, but float32 on CPU.
+
+    XLA has no low-precision batched products on CPU, and would convert the whole cache at every step.
+    """
     return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else config.dtype)
 
 
@@ -68,7 +75,7 @@ def empty_cache(config: TransformerConfig, batch: int, length: int) -> Cache:
 
 
 def remember(config: TransformerConfig, prefix: Prefix) -> Prefix:
-    """The same keys and values in the dtype in which they are kept for many steps."""
+    """The keys and values in the dtype in which they are kept for many steps."""
     dtype = cache_dtype(config)
     keys, values = (tuple(x.astype(dtype) for x in xs) for xs in (prefix.keys, prefix.values))
     return Prefix(keys, values, prefix.positions)

@@ -10,8 +10,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions (Su et al. 2021, arXiv:2104.09864) and how they stretch beyond the context they were
-    trained on."""
+    """Rotary positions, and how they stretch beyond the context that they were trained on.
+
+    Reference: Su et al. 2021, arXiv:2104.09864.
+    """
 
     theta: float = 10_000.0
     """Base of the frequencies."""
@@ -22,8 +24,8 @@ class Rope:
     """Context before stretching (llama3, yarn, longrope)."""
     low_frequency: float = 1.0
     high_frequency: float = 4.0
-    """Llama 3: turns within the original context below which frequencies are divided, above which they are
-    kept."""
+    """Llama 3: frequencies of fewer turns within the original context than the low one are divided by the factor, those of
+    more than the high one are kept; between them it is a mixture."""
     beta_slow: float = 1.0
     beta_fast: float = 32.0
     """YaRN: the same two limits."""
@@ -37,7 +39,7 @@ class Rope:
     """LongRoPE: what each frequency is divided by, in texts within the original context and in longer ones."""
 
     def check(self, pairs: int) -> None:
-        """Raises ValueError if these are no rotary positions of so many pairs of channels."""
+        """Raises ValueError if a field is out of range, or LongRoPE's factors are not one for each pair of channels."""
         if not (0 < self.theta < math.inf and 0 < self.factor < math.inf):
             raise ValueError(
                 f"rotary positions need a positive theta and factor, not {self.theta} and {self.factor}"
@@ -68,7 +70,7 @@ class Rope:
         return math.sqrt(1 + math.log(self.factor) / math.log(self.original_context))
 
     def frequencies(self, channels: int, long: bool = False) -> np.ndarray:
-        """Radians a position [channels / 2], float32; `long`: of texts beyond the original context (LongRoPE).
+        """Radians a position, float32 `[channels / 2]`; `long` is for texts beyond the original context (LongRoPE).
 
         Reference: linear: Chen et al. 2023, arXiv:2306.15595; yarn: Peng et al. 2023, arXiv:2309.00071, eq. 23;
           llama3: Grattafiori et al. 2024, arXiv:2407.21783, and the published reference code; longrope: Ding
@@ -89,8 +91,7 @@ class Rope:
         return (plain * kept + plain / self.factor * (1 - kept)).astype(np.float32)
 
     def _yarn_ramp(self, channels: int) -> np.ndarray:
-        """0 for the channels that turn more than `beta_fast` times in the original context, 1 below
-        `beta_slow`."""
+        """0 for channels that turn more than `beta_fast` times in the original context, 1 for fewer than `beta_slow` times."""
 
         def channel(turns: float) -> float:
             return (
@@ -108,65 +109,64 @@ class Rope:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes and style of a decoder. The defaults are Llama's style; `gpt2` gives the other."""
+    """Sizes and style of a decoder. The defaults are Llama's style; `TransformerConfig.gpt2` gives GPT-2's."""
 
     vocab_size: int
     layers: int = 2
     width: int = 64
     heads: int = 4
     kv_heads: int | None = None
-    """Grouped-query attention: key-value heads, each shared by heads / kv_heads query heads. None: as many
-    as heads."""
+    """Key-value heads; each is shared by heads / kv_heads query heads. None: as many as heads."""
     head_dim: int | None = None
     """Channels of a head. None: width / heads."""
     mlp_width: int | None = None
-    """None: 4 x width."""
+    """Width between the layers of the MLP. None: 4 x width."""
     context: int = 1024
     """Longest sequence; the size of the table where positions are learned."""
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-5
     norm_offset: float = 0.0
-    """Added to the scale of RMS norms: Gemma stores the scale minus 1."""
+    """Added to the stored scale of RMS norms; 1 for Gemma, which stores the scale minus 1."""
     norm_placement: Literal["before", "after", "both"] = "before"
-    """Of attention and MLP: their input is normalised (Llama), their output (OLMo 2), or both (Gemma 2)."""
+    """What of attention and MLP is normalised: the input (Llama), the output (OLMo 2), or both (Gemma 2)."""
     parallel: bool = False
-    """Attention and MLP read the same input (GPT-NeoX), not one the other's result."""
+    """Whether attention and MLP read the same input (GPT-NeoX). If not, the MLP reads the result of attention."""
     qk_norm: Literal["none", "head", "all"] = "none"
-    """RMS norm of queries and keys: over the channels of each head (Qwen3), or over all heads together (OLMo
-    2)."""
+    """RMS norm of queries and keys: over the channels of each head (Qwen3), or over all heads together (OLMo 2)."""
     rope_theta: float | None = 10_000.0
-    """Base of the rotary frequencies; None: positions are a learned table instead."""
+    """Base of the rotary frequencies. None: positions are a learned table."""
     ropes: tuple[Rope | None, ...] | None = None
-    """Rotary positions of each layer, None in it: a layer without. None: `Rope(rope_theta)` in all layers."""
+    """Rotary positions of each layer; None for a layer without positions. None for all: `Rope(rope_theta)` in each."""
     rope_dim: int | None = None
-    """Channels of a head that rotate, the first ones. None: all."""
+    """How many channels of a head rotate; they are the first ones. None: all."""
     windows: tuple[int | None, ...] | None = None
-    """Sliding window of each layer: how many tokens back, its own included, a token reads. None:
-    everything."""
+    """Sliding window of each layer: how many tokens a token reads, itself included. None: all before it."""
     bias: bool = False
-    """Biases in every dense layer of the blocks, but where the three below say otherwise."""
+    """Whether dense layers of the blocks have biases. The three below override it where they are not None."""
     qkv_bias: bool | None = None
     output_bias: bool | None = None
     mlp_bias: bool | None = None
     gated: bool = True
+    """Whether the MLP multiplies its activation by a second projection (SwiGLU)."""
     activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
     attention_scale: float | None = None
-    """Of query-key products. None: 1 / √head_dim."""
+    """Multiplies query-key products. None: 1 / √head_dim."""
     attention_softcap: float | None = None
     """c: attention scores become c tanh(score / c)."""
     logit_softcap: float | None = None
+    """The same for logits."""
     embedding_scale: float = 1.0
+    """Multiplies embeddings (Gemma: √width)."""
     tied: bool = True
-    """The unembedding is the embedding, transposed."""
+    """Whether the unembedding is the embedding, transposed."""
     dtype: str = "float32"
-    """Of the matrix products; statistics (softmax, norms, log-probabilities) are float32 whatever it is."""
+    """Of matrix products. Statistics (softmax, norms, log-probabilities) are always float32."""
     remat: Literal["none", "full", "dots"] = "none"
-    """What the backward pass computes again: nothing, every block, or all of a block but its dense
-    products."""
+    """What the backward pass computes again: nothing, every block, or all of a block but its dense products."""
     scan: bool = False
-    """Whole sequences run the layers as one loop: compile time and memory stop growing with depth."""
+    """Whether layers run as one loop over whole sequences: compile time and memory then do not grow with depth."""
     family: str | None = field(default=None, compare=False)
-    """The Hugging Face `model_type` that `save` writes. None: the first that expresses this configuration."""
+    """The Hugging Face `model_type` that `save` writes. None: the first that has this configuration."""
 
     def __post_init__(self) -> None:
         for name in (

@@ -13,8 +13,11 @@ JOINED = {("query", "key", "value"): "query_key_value", ("up", "gate"): "up_gate
 
 
 def lay_out_for_decoding(params: Params) -> Params:
-    """The weights as a step reads them fastest: dense layers of the same input side by side, so that one product
-    takes the place of three, and stored by output on CPU. Layers with adapters stay as they are."""
+    """The weights in the layout that a step reads fastest.
+
+    Dense layers of the same input are joined, so that one product takes the place of three. On CPU, kernels are stored
+    `[out, in]`. Layers with adapters stay as they are.
+    """
 
     def is_plain(p: Any) -> bool:
         return isinstance(p, dict) and set(p) in ({"kernel"}, {"kernel", "bias"})
@@ -35,8 +38,10 @@ def lay_out_for_decoding(params: Params) -> Params:
 
 
 def _move(move: Callable[..., Array], *xs: Array) -> Array:
-    """move(*xs) of a function that only moves numbers: as bits where they have 16, or XLA:CPU would move float32 copies
-    of them."""
+    """move(*xs), for a function that only moves numbers.
+
+    16-bit floats are moved as integers; otherwise XLA:CPU would move float32 copies of them.
+    """
     dtype = xs[0].dtype
     if dtype.itemsize != 2:
         return move(*xs)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxrl4lm.types import Array
 
 FEW = 64
-"""Rows of x up to which a weight stored by output is the left operand of the product."""
+"""With up to so many rows of x, a weight stored by output is the left operand of the product."""
 
 
 def dense(
@@ -18,11 +18,10 @@ def dense(
 
     Args:
       x: `[..., in]`.
-      kernel: `[in, out]`, or `[out, in]` where `by_output`; cast to the type of x; the product accumulates in
-        float32.
+      kernel: `[in, out]`, or `[out, in]` with `by_output`. It is cast to the dtype of x; products are summed in float32.
       bias: `[out]` or None.
       dtype: of the result; None: that of x.
-      by_output: how the kernel is stored: a tied embedding is the unembedding by output.
+      by_output: whether the kernel is stored `[out, in]`, as a tied embedding is for the unembedding.
     Returns:
       `[..., out]`.
     """

@@ -1,4 +1,4 @@
-"""Task heads: linear readings of a backbone's hidden states, their parameters apart from the backbone's.
+"""Task heads: linear functions of a backbone's hidden states, with parameters of their own.
 
 Shapes: `B` sequences, `T` tokens, `D` width, `N` outputs.
 """
@@ -12,7 +12,7 @@ from jaxrl4lm.types import Array, Key
 
 
 class Head(NamedTuple):
-    """h W + b."""
+    """The parameters of h W + b."""
 
     kernel: Array
     """`[D, N]`."""
@@ -21,20 +21,22 @@ class Head(NamedTuple):
 
 
 def init_head(key: Key, width: int, outputs: int) -> Head:
-    """Normal with variance 1 / (D + 1), the usual start of a reward model (Stiennon et al. 2020,
-    arXiv:2009.01325)."""
+    """A random head: W normal with variance 1 / (D + 1), as reward models usually start, b zero.
+
+    Reference: Stiennon et al. 2020, arXiv:2009.01325.
+    """
     return Head(jax.random.normal(key, (width, outputs)) * (width + 1) ** -0.5, jnp.zeros(outputs))
 
 
 def token_outputs(head: Head, hidden: Array) -> Array:
-    """Float32 outputs of every token `[B, T, N]` (token classification), from hidden states `[B, T, D]`."""
+    """Float32 outputs `[B, T, N]` of every token, from hidden states `[B, T, D]`: token classification."""
     return jnp.matmul(hidden.astype(jnp.float32), head.kernel) + head.bias[None, None]
 
 
 def sequence_outputs(head: Head, hidden: Array, mask: Array | None = None) -> Array:
-    """Float32 outputs of every sequence `[B, N]`, read at its last real token.
+    """Float32 outputs `[B, N]` of every sequence, read at its last real token.
 
-    Classification with N labels; a scalar reward with N = 1.
+    For classification with N labels, or a scalar reward with N = 1.
 
     Args:
       hidden: `[B, T, D]`.
@@ -46,7 +48,6 @@ def sequence_outputs(head: Head, hidden: Array, mask: Array | None = None) -> Ar
 
 
 def span_outputs(head: Head, hidden: Array, mask: Array) -> tuple[Array, Array]:
-    """Float32 logits `[B, T]` of where a span starts and of where it ends (a head with N = 2); -inf at
-    padding."""
+    """Float32 logits `[B, T]` of where a span starts, and of where it ends; -inf at padding. The head has N = 2."""
     outputs = jnp.where(mask[..., None], token_outputs(head, hidden), -jnp.inf)
     return outputs[..., 0], outputs[..., 1]

@@ -1,8 +1,9 @@
-"""Low-rank adapters: W + (α / r) A B beside frozen kernels, as a tree of their own (Hu et al. 2021,
-arXiv:2106.09685).
+"""Low-rank adapters: kernels become W + (α / r) A B, where A and B are trained and W is frozen.
 
-Train `adapters` with `attach`, which keeps the two products apart; roll out and export with `merge`, which
-costs nothing at run time. The frozen model itself is the reference policy.
+Adapters are a tree of their own. Train them with `attach`, which computes x W and (x A) B apart. Sample and export with
+`merge`, which costs nothing at run time. The frozen model is the reference policy.
+
+Reference: Hu et al. 2021, arXiv:2106.09685.
 
 Shapes: `I` inputs, `O` outputs of a kernel, `r` rank.
 """
@@ -29,21 +30,20 @@ UNSUPPORTED = (
     *("use_dora", "modules_to_save", "trainable_token_indices"),
     *("layer_replication", "alora_invocation_tokens", "lora_bias"),
 )
-"""Options of PEFT that change what an adapter computes, beyond ranks, α and rsLoRA."""
+"""Options of PEFT that change what an adapter computes in other ways than by ranks, α and rsLoRA."""
 REBASED = ("pissa", "olora", "corda", "loftq")
-"""Beginnings of the `init_lora_weights` under which PEFT changes the frozen weights as well."""
+"""With an `init_lora_weights` that begins so, PEFT changes the frozen weights too."""
 PREFIX, STEM = "base_model.model.", "adapter_model"
 
 
 def init(key: Key, params: Params, rank: int, targets: Rule = EVERY_DENSE) -> Params:
-    """Adapters of the targeted kernels: A `[I, r]` normal with variance 1 / r, B `[r, O]` zero, so that
-    nothing changes yet.
+    """New adapters: A `[I, r]` normal with variance 1 / r, B `[r, O]` zero, so that the model is unchanged at first.
 
     Args:
       rank: r.
-      targets: which kernels, by their path. All dense layers of the blocks if not given.
+      targets: which kernels get an adapter, by their path; by default those of all dense layers of the blocks.
     Raises:
-      ValueError: if no kernel is targeted, or by no rank.
+      ValueError: if no kernel is targeted, or the rank is below 1.
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")
@@ -59,7 +59,7 @@ def init(key: Key, params: Params, rank: int, targets: Rule = EVERY_DENSE) -> Pa
 
 
 def attach(params: Params, adapters: Params, scale: ScalarLike) -> Params:
-    """Parameters whose dense layers compute x W + scale · (x A) B; gradients flow to the adapters only.
+    """Parameters whose dense layers compute x W + scale · (x A) B. Gradients flow to the adapters only.
 
     Args:
       scale: α / r.
@@ -73,7 +73,7 @@ def attach(params: Params, adapters: Params, scale: ScalarLike) -> Params:
 
 
 def merge(params: Params, adapters: Params, scale: ScalarLike) -> Params:
-    """Parameters of the plain form with W + scale · A B for every adapted kernel. Raises as `attach` does."""
+    """Plain parameters, in which W + scale · A B replaces every adapted kernel. Raises as `attach` does."""
     _check_fit(params, adapters)
     leaves, low_rank = dict(flatten(params)), flatten(adapters)
     for path, a in low_rank.items():
@@ -107,11 +107,11 @@ def _check_fit(params: Params, adapters: Params) -> None:
 def save(folder: str | os.PathLike, policy: LanguagePolicy, adapters: Params, alpha: float) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors` in PEFT's format.
 
-    Where the checkpoint keeps several kernels in one tensor (GPT-2, GPT-NeoX, Phi-3), their adapters become one: of
-    the same rank if they share A, else of as many times the rank as there are kernels, which `rank_pattern` says.
+    Some checkpoints keep several kernels in one tensor (GPT-2, GPT-NeoX, Phi-3). The adapters of these kernels become one:
+    of the same rank if they have the same A; otherwise of the sum of their ranks, which `rank_pattern` then says.
 
     Args:
-      alpha: α, of the scale α / r that the adapters were trained with, r being the rank of the first.
+      alpha: α, where the adapters were trained with the scale α / r, and r is the rank of the first of them.
     Raises:
       CheckpointError: if only some of the kernels that share a tensor are adapted.
     """
@@ -147,12 +147,12 @@ def _strip_kernel(leaf: str) -> str:
 
 
 def _put_output_first(row: tensor_names.TensorRow) -> tensor_names.TensorRow:
-    """The row as PEFT lays its second factor out: `[out, in]`, whatever the kernel's own layout is."""
+    """The row with the layout of PEFT's B: `[out, in]`, whatever the layout of the kernel."""
     return row._replace(layout="transposed") if row.layout == "as is" else row
 
 
 def _join(row: tensor_names.TensorRow, leaves: dict, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """A `[I, R]` and B `[O, R]` of one tensor of the checkpoint, from those of its kernels."""
+    """A `[I, R]` and B `[O, R]` for one tensor of the checkpoint, from the adapters of its kernels."""
     bases = [_strip_kernel(leaf) for leaf in row.leaves]
     if not all(f"{base}lora_a" in leaves for base in bases):
         raise CheckpointError(
@@ -162,7 +162,7 @@ def _join(row: tensor_names.TensorRow, leaves: dict, channels: int) -> tuple[np.
     seconds = [np.asarray(leaves[f"{base}lora_b"]) for base in bases]
     if all(a.shape == firsts[0].shape and (a == firsts[0]).all() for a in firsts):
         return firsts[0], _put_output_first(row).join(seconds, channels)
-    # Each kernel keeps its own share of the joint rank: the other rows of its B are 0.
+    # Each kernel has its own part of the joint rank: the other rows of its B are 0.
     edges = np.cumsum([0, *(a.shape[1] for a in firsts)])
     spread = [np.zeros((edges[-1], b.shape[1]), b.dtype) for b in seconds]
     for whole, b, begin in zip(spread, seconds, edges, strict=False):
@@ -174,8 +174,8 @@ def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, flo
     """Adapters and their scale α / r from a folder in PEFT's format, for the policy of the base model.
 
     Raises:
-      CheckpointError: if an option other than ranks, α and rsLoRA is used, or a tensor is missing, of the wrong shape
-        or without a place in the model.
+      CheckpointError: if an option is used that is not supported (all but ranks, α and rsLoRA), or a tensor is missing,
+        has the wrong shape, or has no place in the model.
     """
     folder = pathlib.Path(folder)
     config = read_object(folder / "adapter_config.json")
@@ -210,7 +210,7 @@ def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, flo
                 f"{folder}: the adapter of {name} does not fit a kernel {expected[0][0]} x {expected[1][0]}: "
                 "it is of another model"
             )
-        # What a tensor of its own rank and α is scaled by more than the others stands in B.
+        # Where a tensor has a rank or α of its own, B takes up the difference of the scales.
         own = _read_scale(config, name) / scale
         for leaf, part in zip(
             row.leaves, _put_output_first(row).split(b, widths, policy.config.channels), strict=True
@@ -228,13 +228,13 @@ def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, flo
 
 
 def _read_option(config: dict, patterns: str, default: str, name: str) -> float:
-    """An option, of the tensor of that name where the patterns have it."""
+    """An option for the tensor of that name: by the first pattern that matches it, or the default."""
     given = (config.get(patterns) or {}).items()
     return next((x for key, x in given if re.match(rf"(.*\.)?({key})$", name)), config[default])
 
 
 def _read_scale(config: dict, name: str = "") -> float:
-    """α / r (of rsLoRA α / √r), of the tensor of that name."""
+    """The scale of the tensor of that name: α / r, with rsLoRA α / √r."""
     rank = _read_option(config, "rank_pattern", "r", name)
     return _read_option(config, "alpha_pattern", "lora_alpha", name) / (
         rank**0.5 if config.get("use_rslora") else rank

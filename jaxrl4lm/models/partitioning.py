@@ -1,5 +1,4 @@
-"""Fine-tuning a part: parameters split by a rule on their path, so that frozen ones cost no optimizer
-state."""
+"""Fine-tuning a part: parameters split by a rule on their paths, so that frozen ones have no optimizer state."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +12,7 @@ Rule = Callable[[str], bool]
 
 
 def match_paths(*patterns: str) -> Rule:
-    """The parameters whose path contains a match of any of the regular expressions.
+    """A rule that trains the parameters whose path contains a match of any of the regular expressions.
 
     >>> match_paths("layer_1/", "final_norm")("layer_1/mlp/up/kernel")
     True
@@ -29,8 +28,8 @@ def path_of(keys: tuple) -> str:
 def partition(params: Params, trained: Rule) -> tuple[Params, Params]:
     """Two trees of the same form, (trained, frozen): each holds None where the other holds the array.
 
-    None is no leaf: gradients with respect to the first tree, and optimizer states made of it, leave out the
-    frozen.
+    None is no leaf of a tree: gradients with respect to the first tree, and optimizer states made of it, have nothing for
+    frozen parameters.
 
     Raises:
       ValueError: if the rule trains nothing.

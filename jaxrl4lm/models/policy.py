@@ -1,5 +1,4 @@
-"""A transformer as a policy whose actions are tokens: whole sequences for training, one step at a time for
-acting."""
+"""A transformer as a policy whose actions are tokens: whole sequences for training, one step at a time for acting."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,9 +22,9 @@ class Carry(NamedTuple):
     """What a completion in progress remembers. `B` completions of `G` prompts."""
 
     prefix: Prefix | None
-    """The prompts, stored once for all of their completions; None where each prompt has one."""
+    """The prompts, stored once for all of their completions; None where each prompt has one completion."""
     cache: Cache
-    """The completions so far, each after its prompt where that is not shared."""
+    """The completions so far; where `prefix` is None, each after its prompt."""
     positions: Array
     """int32 `[B]`: the position of the next token."""
     slot: Array
@@ -33,23 +32,21 @@ class Carry(NamedTuple):
 
 
 def positions_of(mask: Array) -> Array:
-    """Positions `[B, T]` of the real tokens of each row, counted from 0; `EMPTY` at padding, wherever it
-    stands."""
+    """Positions `[B, T]` of the real tokens of each row, counted from 0; `EMPTY` at padding, on either side."""
     return jnp.where(mask, jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, EMPTY)
 
 
 @dataclass(frozen=True)
 class LanguagePolicy:
-    """Pure functions of parameters around one transformer."""
+    """A transformer as pure functions of its parameters."""
 
     config: TransformerConfig
     tokens: int | None = None
-    """How many ids stand for tokens, where the vocabulary is padded beyond them: no distribution has the others.
-    None: all."""
+    """How many ids are tokens, where the vocabulary is padded: ids from here on get no logits. None: every id is a token."""
 
     @property
     def vocab_size(self) -> int:
-        """V, of the logits."""
+        """V, how many logits there are."""
         return self.tokens or self.config.vocab_size
 
     def init(self, key: Key) -> Params:
@@ -61,22 +58,21 @@ class LanguagePolicy:
         return Transformer(self.config).apply({"params": params}, *args, method=method)
 
     def apply(self, params: Params, tokens: Array, mask: Array | None = None) -> tuple[Array, Array]:
-        """Logits `[B, T, V]` of the token after each position and values `[B, T]` of each state, float32.
+        """Logits `[B, T, V]` of the token after each position, and values `[B, T]`; float32.
 
         Args:
           params: as `init` gives them.
           tokens: int `[B, T]`.
-          mask: bool `[B, T]`, False at padding, which may stand on either side and contain anything. None:
-            no padding.
+          mask: bool `[B, T]`, False at padding, which may stand on either side and hold any ids. None: no padding.
         Raises:
-          ValueError: if a text is longer than the table of learned positions. Under a traced mask, whose texts cannot be
-            counted, tokens beyond the table take its last position.
+          ValueError: if the shapes are others, or a text is longer than the table of learned positions. Where the mask is
+            traced its texts cannot be counted; then tokens beyond the table take its last position.
         """
         logits, values = self._call(params, tokens, self._positions(tokens, mask), method="__call__")
         return logits[..., : self.tokens], values
 
     def _positions(self, tokens: Array, mask: Array | None) -> Array:
-        """Positions `[B, T]` of whole texts, which must not be too long."""
+        """Positions `[B, T]` of whole texts. Refuses wrong shapes and texts that are too long."""
         _check_texts("tokens", tokens, mask)
         if mask is None:
             mask = jnp.ones(tokens.shape, bool)
@@ -86,31 +82,30 @@ class LanguagePolicy:
         return positions_of(mask)
 
     def _check_length(self, length: int) -> None:
-        """Refuses positions beyond a learned table."""
+        """Refuses texts longer than a learned table of positions."""
         context = self.config.context
         if self.config.rope_theta is None and length > context:
             raise ValueError(f"{length} tokens do not fit the table of context {context}: shorten the text")
 
     def for_decoding(self, params: Params) -> Params:
-        """The same weights in the dtype and the layout in which a step reads them fastest: made once for many
-        steps, each of which would else cast and rearrange them again."""
+        """The weights in the dtype and the layout that a step reads fastest. Make them once, for many steps."""
         dtype = jnp.dtype(self.config.dtype)
         params = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
         return jax.lax.optimization_barrier(lay_out_for_decoding(params))
 
     def prefill(self, params: Params, tokens: Array, mask: Array, length: int) -> tuple[Array, Prefix, Array]:
-        """Reads prompts that completions of up to `length` tokens are to follow.
+        """Reads prompts, which completions of up to `length` tokens will follow.
 
         Args:
           tokens: prompts, int `[G, P]`; the last column must be real (pad on the left).
           mask: bool `[G, P]`.
           length: room for the tokens of a completion.
         Returns:
-          Hidden states `[G, D]` from which the first token is chosen; the prompts' keys and values, as they are
-          kept for many steps; how many tokens `[G]` each prompt has.
+          hidden: states `[G, D]` from which the first tokens are chosen.
+          prefix: the prompts' keys and values, in the dtype in which they are kept.
+          lengths: `[G]`, how many tokens each prompt has.
         Raises:
-          ValueError: if prompts of this width (their padding counts) and completions are longer than the table
-            of learned positions.
+          ValueError: if the shapes are others, or P + length is more than the table of learned positions holds.
         """
         _check_texts("prompts", tokens, mask)
         self._check_length(tokens.shape[1] + length)
@@ -124,9 +119,12 @@ class LanguagePolicy:
 
         Args:
           copies: completions of each prompt.
-          The others: as of `prefill`, and its errors.
+          The others: as of `prefill`.
         Returns:
-          Hidden states `[G * copies, D]` from which the first token is chosen; the carry.
+          hidden: states `[G * copies, D]` from which the first tokens are chosen.
+          carry: what `step` continues from.
+        Raises:
+          ValueError: as `prefill`.
         """
         hidden, prompts, lengths = self.prefill(params, tokens, mask, length)
         if copies == 1:  # nothing to share: one segment is faster than two
@@ -136,8 +134,7 @@ class LanguagePolicy:
         return jnp.repeat(hidden, copies, axis=0), carry
 
     def step(self, params: Params, carry: Carry, tokens: Array) -> tuple[Array, Carry]:
-        """Takes the tokens `[B]` just chosen; returns the hidden states `[B, D]` of the next choice, and the
-        carry."""
+        """Reads the tokens `[B]` just chosen. Returns hidden states `[B, D]` for the next choice, and the new carry."""
         chex.assert_equal_shape([tokens, carry.positions])
         hidden, cache = self._call(
             params,
@@ -151,28 +148,35 @@ class LanguagePolicy:
         return hidden[:, 0], Carry(carry.prefix, cache, carry.positions + 1, carry.slot + 1)
 
     def hidden(self, params: Params, tokens: Array, mask: Array | None = None) -> Array:
-        """Final hidden states `[B, T, D]` of whole sequences: what `logits`, `values` and other heads
-        read. Raises as `apply` does."""
+        """Final hidden states `[B, T, D]` of whole texts, which `logits`, `values` and other heads read.
+
+        Arguments and errors as of `apply`.
+        """
         return self.encode(params, tokens, self._positions(tokens, mask))[0]
 
     def encode(
         self, params: Params, tokens: Array, positions: Array, prefix: Prefix | None = None, room: int = 0
     ) -> tuple[Array, Prefix]:
-        """Hidden states `[B, T, D]` and the keys and values of the tokens, read after the prefix if there is
-        one; `room`: how many tokens may follow (only LongRoPE asks)."""
+        """Hidden states `[B, T, D]` of tokens, and their keys and values.
+
+        Args:
+          positions: `[B, T]`, as `positions_of` gives them.
+          prefix: what the tokens follow. None: nothing.
+          room: how many tokens may follow (only LongRoPE reads it).
+        """
         return self._call(params, tokens, positions, prefix, None, 0, room, method="hidden")
 
     def completion_hidden(
         self, params: Params, prompts: Array, prompt_mask: Array, completions: Array
     ) -> Array:
-        """Hidden states `[B, T, D]` from which each completion token was chosen, the prompt being read once
-        a group.
+        """Hidden states `[B, T, D]` from which each completion token was chosen. Each prompt is read once.
 
         Args:
-          prompts: int `[G, P]`, padded on the left, and their mask.
+          prompts: int `[G, P]`, padded on the left.
+          prompt_mask: bool `[G, P]`.
           completions: int `[B, T]`, `B` a multiple of `G`; the completions of a prompt are consecutive.
         Raises:
-          ValueError: as `prefill`.
+          ValueError: as `prefill`, or if B is no multiple of G.
         """
         _check_texts("prompts", prompts, prompt_mask)
         _check_texts("completions", completions)
@@ -191,8 +195,7 @@ class LanguagePolicy:
         return jnp.concatenate([first, rest], axis=1)
 
     def logits(self, params: Params, hidden: Array, part: tuple[Array | int, int] | None = None) -> Array:
-        """Float32 logits `[..., V]` of hidden states; of the `part` (first id, how many) of the vocabulary
-        only."""
+        """Float32 logits `[..., V]` of hidden states, or only those of a `part` (first id, how many) of the vocabulary."""
         logits = self._call(params, hidden, part, method="logits")
         return logits[..., : self.tokens] if part is None else logits
 

@@ -1,8 +1,8 @@
 """Where parameters live on a mesh with axes `data`, `fsdp`, `tensor`: a table from paths to partitions.
 
-The model itself knows no device. Parameters, and optimizer states whose paths end in a parameter's, are laid out
-by the table; the batch is split over `data` and `fsdp`; one constraint holds the residual stream to that split.
-Everything is the plain program under `jit` with global arrays, so a loss is the same number on any mesh.
+The model itself knows no device. The table lays out parameters, and optimizer states, whose paths end like those of
+parameters. The batch is split over `data` and `fsdp`, and one constraint keeps the residual stream split so. The program
+is the same under `jit` with global arrays, so a loss is the same number on any mesh.
 """
 
 import math
@@ -33,13 +33,16 @@ TABLE: Table = (
     (r"(output|down)/lora_a$", P("tensor", None)),
     (r"(output|down)/lora_b$", P(None, "fsdp")),
 )
-"""The first pattern found in a path decides; a leaf without one (norms, counters, keys) is on every device."""
+"""The first pattern that matches a path decides. A leaf that none matches (norms, counters, keys) is on every device."""
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of that many devices along each axis: copies of the model, shards of its parameters, shards of its
-    matrix products.
+    """A mesh with so many devices along each axis.
 
+    Args:
+      data: copies of the model, each for a part of the batch.
+      fsdp: shards of the parameters, each also for a part of the batch.
+      tensor: shards of the matrix products.
     Raises:
       ValueError: if there are fewer devices.
     """
@@ -53,7 +56,7 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
 
 
 def fit_spec(spec: P, shape: Sequence[int], mesh: Any) -> P:
-    """The partition without the axes that the mesh lacks, or whose size does not divide the array's."""
+    """The partition without axes that the mesh lacks, or whose size does not divide that of the array."""
     kept = []
     for size, names in zip(shape, [*spec, *(None,) * (len(shape) - len(spec))], strict=False):
         names = (names,) if isinstance(names, str) else names or ()
@@ -64,8 +67,7 @@ def fit_spec(spec: P, shape: Sequence[int], mesh: Any) -> P:
 
 
 def place(mesh: Mesh, table: Table = TABLE) -> Callable[[str, Sequence[int]], NamedSharding]:
-    """The sharding of a leaf, from its path (keys of the tree joined by `/`) and its shape: what `models.load`
-    takes."""
+    """A function from a leaf's path (keys of the tree joined by `/`) and shape to its sharding. `models.load` takes it."""
 
     def sharding(path: str, shape: Sequence[int]) -> NamedSharding:
         spec = next((spec for pattern, spec in table if re.search(pattern, path)), P())
@@ -77,8 +79,7 @@ def place(mesh: Mesh, table: Table = TABLE) -> Callable[[str, Sequence[int]], Na
 def shardings(tree: Any, mesh: Mesh, table: Table = TABLE) -> Any:
     """The sharding of every leaf of a tree of arrays or shapes: parameters, or a whole training state.
 
-    Give it the shapes of a state, and make the state where it is to live, so that nothing of it ever stands whole
-    on one device:
+    From the shapes of a state, `jit` can make the state where it will live, so that no device ever holds all of it:
 
         init = lambda key: state_of(policy.init(key))
         layout = models.shardings(jax.eval_shape(init, key), mesh)
@@ -89,13 +90,12 @@ def shardings(tree: Any, mesh: Mesh, table: Table = TABLE) -> Any:
 
 
 def batch_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
-    """Of an array whose first axis is the batch."""
+    """The sharding of an array whose first axis is the batch."""
     return NamedSharding(mesh, fit_spec(P(BATCH), shape, mesh))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """A tree of host arrays `[B, ...]`, split over the devices; each process gives the whole batch and places its
-    part."""
+    """Splits a tree of host arrays `[B, ...]` over the devices. Each process gives the whole batch and places its part."""
 
     def put(x: np.ndarray) -> Array:
         return jax.make_array_from_callback(x.shape, batch_sharding(mesh, x.shape), lambda index: x[index])
@@ -104,16 +104,18 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def constrain_residual(x_BTD: Array) -> Array:
-    """Holds the residual stream to the split of the batch under `jax.set_mesh`; without a mesh, the identity.
+    """Keeps the residual stream split by the batch under `jax.set_mesh`; without a mesh, the identity.
 
-    Without it XLA may choose to split the width instead, and to move the whole stream between layers.
+    Without this constraint XLA may split the width instead, and move the whole stream between layers.
     """
     return _constrain(x_BTD, P(BATCH))
 
 
 def gather_rows(table_VD: Array) -> Array:
-    """A table whose rows are about to be looked up: each row is brought together first, or XLA gathers pieces of
-    width and then moves them all. Without a mesh, the identity."""
+    """Brings the rows of a table together before they are looked up; without a mesh, the identity.
+
+    Otherwise XLA looks up pieces of rows, and then moves them all.
+    """
     return _constrain(table_VD, P("tensor", None))
 
 

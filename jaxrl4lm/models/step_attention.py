@@ -1,10 +1,9 @@
-"""Attention of one query a row over a cache, as one kernel that reads each key once; for CUDA.
+"""Attention of one query a row over a cache, as one CUDA kernel that reads each key once.
 
-XLA makes four kernels of a step's attention, at twice the time: at 64 rows, 24 us a layer in place of 13 on an H200.
-Pallas is to lose its Triton backend in some later JAX; `models.attention` does without this module where it cannot be
-imported.
+XLA makes four kernels of it, which take twice the time: 24 us a layer, not 13, for 64 rows on an H200. Some later JAX
+will drop Pallas' Triton backend; `models.attention` does without this module where it cannot be imported.
 
-Shapes: `B` sequences, `K` key-value heads, `R` queries that read the same, `S` keys, `C` channels of a head.
+Shapes: `B` sequences, `K` key-value heads, `R` queries that read the same keys, `S` keys, `C` channels of a head.
 """
 
 from functools import partial
@@ -25,15 +24,16 @@ BLOCK, WARPS, STAGES = 32, 1, 4
 def step_attention(
     q_BKRC: Array, keys_BKSC: Array, values_BKSC: Array, allowed_BS: Array, softcap: float | None = None
 ) -> tuple[Array, Array]:
-    """Softmax attention, with the logarithm of its normaliser, by which attention to other keys joins it.
+    """Softmax attention, and the logarithm of its normaliser, with which attention to other keys can be combined.
 
     Args:
       q_BKRC: queries, scaled.
-      keys_BKSC, values_BKSC: in half precision; C a power of two, from 16.
-      allowed_BS: which keys a row reads. What lies before the first and after the last of them costs nothing.
+      keys_BKSC, values_BKSC: in half precision; C is a power of two, at least 16.
+      allowed_BS: which keys a row reads. Keys before the first and after the last of them cost nothing.
       softcap: c of c tanh(score / c). None: plain scores.
     Returns:
-      `[B, K, R, C]` in the dtype of the keys, float32 `[B, K, R]`; 0 and -1e30 where a row reads no key.
+      output: `[B, K, R, C]`, in the dtype of the keys; 0 where a row reads no key.
+      log_total: float32 `[B, K, R]`; -1e30 where a row reads no key.
     """
     B, K, R, C = q_BKRC.shape
     S = keys_BKSC.shape[2]

@@ -1,4 +1,4 @@
-"""Safetensors files, one or several a folder: read through a memory map, written tensor by tensor.
+"""Safetensors files, one or several in a folder: read through a memory map, written tensor by tensor.
 
 Format: 8 bytes with the length of a JSON header, the header {name: {dtype, shape, data_offsets}}, the data.
 """
@@ -32,11 +32,11 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class CheckpointError(InputError):
-    """A folder does not hold the model that its files promise."""
+    """The files in a folder are not a model that can be read; the message names the file and the fix."""
 
 
 class Tensor(NamedTuple):
-    """An array to be written, made only when its turn comes."""
+    """An array to be written. `make` is called only when its turn comes, so that few arrays are in memory."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -44,6 +44,7 @@ class Tensor(NamedTuple):
 
     @property
     def nbytes(self) -> int:
+        """The size of its data in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -79,7 +80,7 @@ def read_tensors(folder: str | os.PathLike, stem: str = "model") -> dict[str, np
 
 
 def find_tensors_file(folder: pathlib.Path, stem: str = "model") -> pathlib.Path:
-    """The file that says where the tensors are: the only one, or the index of the shards."""
+    """The file from which reading starts: the only one, or the index of the shards."""
     single, index = _name_files(folder, stem)
     return single if single.exists() else index
 
@@ -140,7 +141,7 @@ def _map(path: pathlib.Path) -> np.ndarray:
 
 
 def release(tensor: np.ndarray) -> None:
-    """Lets go of what reading a tensor has brought into memory; reading again brings it back."""
+    """Frees the memory that reading a tensor has filled. Reading it again fills it again."""
     owner = tensor
     while isinstance(owner, np.ndarray | memoryview):
         owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
@@ -151,8 +152,11 @@ def release(tensor: np.ndarray) -> None:
 def write_tensors(
     folder: str | os.PathLike, tensors: dict[str, Tensor], stem: str = "model", shard_bytes: int = 5 * 10**9
 ) -> None:
-    """Writes `stem.safetensors`, or shards of at most `shard_bytes` and their index; files appear when complete, and
-    those of an older model that would be read in their place, or beside them, go."""
+    """Writes `stem.safetensors`, or shards of at most `shard_bytes` each and their index.
+
+    A file gets its name when it is complete. Files of an older model in the folder, which would be read as well, are
+    removed.
+    """
     folder = pathlib.Path(folder)
     shards: list[dict[str, Tensor]] = [{}]
     for name, tensor in tensors.items():

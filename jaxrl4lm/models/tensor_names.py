@@ -1,7 +1,6 @@
 """Where each parameter of ours stands in a Hugging Face checkpoint, and how it is laid out there.
 
-A path of ours joins the keys of the parameter tree by `/`. Kernels of ours are `[in, out]`; PyTorch's are
-`[out, in]`.
+A path of ours is the keys of the parameter tree, joined by `/`. Our kernels are `[in, out]`, PyTorch's `[out, in]`.
 """
 
 from collections.abc import Sequence
@@ -11,26 +10,25 @@ import numpy as np
 
 
 class TensorRow(NamedTuple):
-    """One tensor of a checkpoint and the leaves of ours that it holds, side by side along the output axis."""
+    """One tensor of a checkpoint, and our leaves that it holds, side by side along the output axis."""
 
     name: str
     leaves: tuple[str, ...]
     layout: Literal["as is", "transposed", "interleaved"] = "as is"
-    """Interleaved (GPT-NeoX): the leaves alternate head by head, kernels being transposed."""
+    """How it is stored. Interleaved (GPT-NeoX): transposed, and the leaves alternate head by head."""
 
     def shape(self, leaf_shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-        """Of the tensor in the checkpoint."""
+        """The shape of the tensor in the checkpoint, from those of the leaves."""
         *rest, _ = leaf_shapes[0]
         whole = (*rest, sum(shape[-1] for shape in leaf_shapes))
         return whole if self.layout == "as is" else whole[::-1]
 
     def split(self, tensor: np.ndarray, widths: Sequence[int], channels: int) -> list[np.ndarray]:
-        """The leaves, from the checkpoint's tensor; `widths` are their last axes, `channels` those of a
-        head."""
+        """The leaves, from the checkpoint's tensor. `widths` are the sizes of their last axes, `channels` that of a head."""
         return [self.part(i, tensor, widths, channels) for i in range(len(self.leaves))]
 
     def part(self, i: int, tensor: np.ndarray, widths: Sequence[int], channels: int) -> np.ndarray:
-        """The i-th of the leaves: a view, but of an interleaved tensor a copy."""
+        """The i-th leaf: a view, or of an interleaved tensor a copy."""
         whole = tensor if self.layout == "as is" else tensor.T
         if self.layout == "interleaved":
             heads = whole.reshape(*whole.shape[:-1], -1, len(self.leaves), channels)
@@ -104,8 +102,8 @@ def llama(norm_after: bool = False, fused: bool = False) -> tuple[list[TensorRow
     """Rows outside the layers, and rows of one layer.
 
     Args:
-      norm_after: outputs of attention and MLP are normalised, as in Gemma 2 and OLMo 2, where
-        `post_attention_layernorm` is that of attention; elsewhere it is the one before the MLP.
+      norm_after: outputs of attention and MLP are normalised (Gemma 2, OLMo 2). There `post_attention_layernorm` is the
+        norm of attention's output; elsewhere it is the norm before the MLP.
       fused: query, key and value are one tensor, gate and up are one (Phi-3).
     """
     top = [
@@ -142,7 +140,7 @@ def llama(norm_after: bool = False, fused: bool = False) -> tuple[list[TensorRow
 def list_rows(
     table: tuple[list[TensorRow], list[TensorRow]], layers: int, leaves: set[str]
 ) -> list[TensorRow]:
-    """Every row whose leaves the model has, the layers numbered."""
+    """The rows whose leaves the model has, with one row for each layer."""
     top, layer = table
     numbered = [
         TensorRow(row.name.format(i=i), tuple(f"layer_{i}/{leaf}" for leaf in row.leaves), row.layout)

@@ -1,11 +1,11 @@
 """A decoder-only transformer behind one configuration.
 
-Positions are data. Every key carries its position, and the one mask rule `key position <= query position`
-(and, under a sliding window, `query position - key position < window`) covers left and right padding, ragged
-prompts, cached steps and prompts shared by several completions; the order of the keys does not matter.
+Positions are data. Every key carries its position, and there is one mask rule: `key position <= query position` (and, under
+a sliding window, `query position - key position < window`). It covers left and right padding, ragged prompts, cached steps
+and prompts shared by several completions. The order of the keys does not matter.
 
-Shapes: `B` sequences, `G` prompts (`B` is `G` times the completions of each), `T` queries, `S` keys, `D`
-width, `H` heads, `K` key-value heads, `C` channels of a head, `V` vocabulary.
+Shapes: `B` sequences, `G` prompts (`B` is `G` times the completions of each), `T` queries, `S` keys, `D` width, `H` heads,
+`K` key-value heads, `C` channels of a head, `V` vocabulary.
 """
 
 import functools
@@ -56,8 +56,10 @@ class Norm(nn.Module):
 
 
 class Dense(nn.Module):
-    """x W + b with W stored `[in, out]`, or `[out, in]` as `by_output`; plus (x A) B where the parameters hold a
-    low-rank adapter."""
+    """x W + b, plus (x A) B where the parameters hold a low-rank adapter.
+
+    W is stored `[in, out]` as `kernel`, or `[out, in]` as `by_output`.
+    """
 
     features: int
     use_bias: bool = False
@@ -81,8 +83,10 @@ class Dense(nn.Module):
 
 
 def _apply_joined(module: nn.Module, x: Array, features: dict[str, int], use_bias: bool) -> list[Array]:
-    """The outputs of dense layers that read the same input: one product where the parameters hold their weights
-    side by side, as `lay_out_for_decoding` puts them."""
+    """The outputs of dense layers that read the same input.
+
+    They are one product where `lay_out_for_decoding` has joined the weights.
+    """
     joined = JOINED.get(tuple(features))
     if joined and module.has_variable("params", joined):
         y = Dense(sum(features.values()), use_bias, name=joined)(x)
@@ -91,6 +95,8 @@ def _apply_joined(module: nn.Module, x: Array, features: dict[str, int], use_bia
 
 
 class Attention(nn.Module):
+    """Self-attention with its projections."""
+
     config: TransformerConfig
 
     @nn.compact
@@ -129,6 +135,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """The feed-forward part of a block, gated or plain."""
+
     config: TransformerConfig
 
     @nn.compact
@@ -143,6 +151,8 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP with their norms, each added to the residual stream."""
+
     config: TransformerConfig
 
     @nn.compact
@@ -191,15 +201,14 @@ class Transformer(nn.Module):
 
         Args:
           tokens_BT: token ids.
-          positions_BT: their positions; `EMPTY` marks padding.
-          prefix: keys that every query may read besides the call's own, for each of `G` prompts; `B` is a
-            multiple of `G`.
-          cache: where to store keys and values, from `slot` on. None: the call's own tokens are all there is.
-          slot: first slot of the cache to write, one for the whole batch.
-          room: how many tokens may follow. LongRoPE chooses a text's factors by the length that it may come to
-            have: no state depends on a later token, and a cached key is never rotated anew.
+          positions_BT: their positions; `EMPTY` at padding.
+          prefix: keys and values of `G` prompts, which every query may read; `B` is a multiple of `G`.
+          cache: where to store keys and values, from `slot` on. None: queries read the prefix and the call's own tokens.
+          slot: the first slot of the cache to write, one for the whole batch.
+          room: how many tokens may follow. LongRoPE chooses a text's factors by the length that it may come to have, so
+            that no state depends on a later token, and no cached key must be rotated again.
         Returns:
-          The hidden states; the updated cache, or the prefix that the tokens are for others.
+          The hidden states; the updated cache, or without one the keys and values of the tokens as a prefix.
         """
         c = self.config
         chex.assert_rank(tokens_BT, 2)
@@ -231,7 +240,7 @@ class Transformer(nn.Module):
         return self.final_norm(x_BTD), made
 
     def _block(self, params: Params, *args):
-        """One block as a function of its parameters, computed again in the backward pass as `remat` says."""
+        """One block as a function of its parameters. `remat` says what the backward pass computes again."""
         c = self.config
         policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
@@ -247,7 +256,7 @@ class Transformer(nn.Module):
     def _scan(
         self, x_BTD: Array, positions_BT: Array, tables: dict, prefix: Prefix | None
     ) -> tuple[Array, list[Array], list[Array]]:
-        """All blocks as one loop over their stacked parameters; what differs by layer is data."""
+        """All blocks as one loop over their stacked parameters. What differs between layers is data."""
         c = self.config
         layers = [self.variables["params"][f"layer_{i}"] for i in range(c.layers)]
         stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *layers)
