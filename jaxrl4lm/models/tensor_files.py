@@ -52,8 +52,7 @@ def read_tensors(folder: str | os.PathLike, stem: str = "model") -> dict[str, np
     """Read-only views into `stem.safetensors`, or into the shards that `stem.safetensors.index.json` lists.
 
     Raises:
-      CheckpointError: if a file is missing, cut short, a Git LFS pointer, or without a tensor that the index
-        promises.
+      CheckpointError: if a file is missing, cut short, a Git LFS pointer, or without a tensor that the index promises.
     """
     folder = pathlib.Path(folder)
     single, index = _name_files(folder, stem)
