@@ -106,8 +106,7 @@ RESTAURANTS = {"the diner next door": 5.0, "the favourite": 7.0, "the new place"
 def restaurants(*, noise: ScalarLike = 2.0) -> Problem:
     """Where to eat tonight, over many evenings: always the favourite, or try the new place?
 
-    A visit gives N(mean, noise²) of enjoyment. Who tries each place once and stays with the best so far often misses
-    the best.
+    A visit gives N(mean, noise²) of enjoyment. Who tries each place once, and then stays, often misses the best.
     """
     means = jnp.array(list(RESTAURANTS.values()))[:, None]
     everywhere = gaussian(len(RESTAURANTS), noise=noise)

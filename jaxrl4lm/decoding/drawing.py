@@ -60,8 +60,7 @@ def draw_and_normalise(logits: Array, uniform: Array) -> tuple[Array, Array]:
 
 
 def _search(weights: Array, target: Array) -> tuple[Array, Array]:
-    """The first index of positive weight whose running sum exceeds the target (else the last of positive weight), and the
-    sum before it."""
+    """(index, sum before it): the first of positive weight whose running sum exceeds the target, else the last of them."""
     size = weights.shape[-1]
     index = jnp.arange(size, dtype=jnp.int32)[None]
     running = jnp.cumsum(weights, axis=-1)

@@ -1,7 +1,7 @@
 """Generation inside jit: prefill each prompt once, decode with a cache, stop when every row has ended.
 
-Shapes: `G` prompts, `B` = G x copies completions, `P` prompt tokens, `T` completion tokens, `V` vocabulary, `K`
-alternatives.
+Shapes: `G` prompts, `B` = G x copies completions, `P` and `T` tokens of a prompt and a completion, `V` vocabulary,
+`K` alternatives.
 """
 
 from collections.abc import Callable, Iterator
@@ -98,8 +98,7 @@ def generate(
     Args:
       prompts: int `[G, P]`, padded on the left.
       prompt_mask: bool `[G, P]`, True at real tokens.
-      key: row i draws its token t from fold_in(fold_in(key, row_offset + i), t), so that its text does not depend on its
-        batch.
+      key: row i draws token t from fold_in(fold_in(key, row_offset + i), t): its text does not depend on its batch.
       sampling: lengths, ends, temperature, penalties, truncations, and what else to record.
       row_offset: number of the first row, for a batch that is a part of a larger one.
       final_values: whether to spend a step on the values after truncated completions; otherwise they are 0.

@@ -29,8 +29,7 @@ def from_environment(
     Exact (with `samples` = 1) where transitions are deterministic; otherwise probabilities are frequencies
     over `samples` draws, with a standard error of √(p(1−p)/samples). State leaves called `time` are set to 0, unless
     `clock` makes them a part of the state: a time limit is a truncation, not a transition. All terminations lead to
-    one terminal state, the last, worth 0. States are numbered in the order in which they are met. Observations are
-    not used.
+    one terminal state, the last, worth 0. States are numbered as they are met. Observations are not used.
 
     Args:
       environment: has `reset_env(key, params)`, `step_env(key, state, action, params)` and `num_actions`.

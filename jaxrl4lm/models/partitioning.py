@@ -28,8 +28,7 @@ def path_of(keys: tuple) -> str:
 def partition(params: Params, trained: Rule) -> tuple[Params, Params]:
     """Two trees of the same form, (trained, frozen): each holds None where the other holds the array.
 
-    None is no leaf of a tree: gradients with respect to the first tree, and optimizer states made of it, have nothing for
-    frozen parameters.
+    None is no leaf: gradients with respect to the first tree, and optimizer states made of it, leave frozen ones out.
 
     Raises:
       ValueError: if the rule trains nothing.

@@ -153,8 +153,7 @@ def write_tensors(
 ) -> None:
     """Writes `stem.safetensors`, or shards of at most `shard_bytes` each and their index.
 
-    A file gets its name when it is complete. Files of an older model in the folder, which would be read as well, are
-    removed.
+    A file gets its name when it is complete. Files of an older model, which would be read too, are removed.
     """
     folder = pathlib.Path(folder)
     shards: list[dict[str, Tensor]] = [{}]
