@@ -57,7 +57,7 @@ def _play(arguments: BanditArguments) -> int:
     from rich.table import Table
 
     from jaxrl4lm import bandits
-    from jaxrl4lm.plots.bandits import learning_curves, parameter_study
+    from jaxrl4lm.plots.bandits import draw_learning_curves, draw_parameter_study
 
     console = Console()
     gaussian = arguments.rewards == "gaussian"
@@ -92,11 +92,11 @@ def _play(arguments: BanditArguments) -> int:
     console.print(table)
     arms = f"{arguments.arms} {arguments.rewards} arms"
     title = f"{arms}, {arguments.runs} runs"
-    learning_curves(curves, best, title, arguments.folder / "bandit.png")
+    draw_learning_curves(curves, best, title, arguments.folder / "bandit.png")
     written = "bandit.png"
     if studies:
         over = f"{arms}, {_study_runs(arguments)} runs of {arguments.steps} steps"
-        parameter_study(studies, over, arguments.folder / "bandit_study.png")
+        draw_parameter_study(studies, over, arguments.folder / "bandit_study.png")
         written += ", bandit_study.png"
     seconds = time.perf_counter() - started
     console.print(

@@ -158,11 +158,11 @@ def _arrows(index, policy, terminal) -> str:
 
 
 def _draw(path: pathlib.Path, index, solution, terminal, title: str) -> None:
-    from jaxrl4lm.plots.mdp import grid_solution
+    from jaxrl4lm.plots.mdp import draw_grid_solution
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        grid_solution(index, solution.values, solution.policy, terminal, title.replace(": ", "\n"), path)
+        draw_grid_solution(index, solution.values, solution.policy, terminal, title.replace(": ", "\n"), path)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--picture {path} cannot be written ({error}): name a file ending in .png."

@@ -8,7 +8,7 @@ import matplotlib.ticker
 import numpy as np
 
 
-def learning_curves(
+def draw_learning_curves(
     curves: Mapping[str, Mapping[str, np.ndarray]], best: float, title: str, path: pathlib.Path
 ) -> None:
     """Draws average reward, share of optimal actions and cumulative regret against steps, one line a learner.
@@ -49,7 +49,7 @@ def learning_curves(
     figure.savefig(path, dpi=120)
 
 
-def parameter_study(
+def draw_parameter_study(
     studies: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, path: pathlib.Path
 ) -> None:
     """Draws the average reward over all steps against each learner's hyper-parameter, on a logarithmic axis.
@@ -64,7 +64,7 @@ def parameter_study(
     for name, (parameters, rewards) in studies.items():
         ax.plot(parameters, rewards, marker="o", markersize=4, label=name)
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_as_fraction))
+    ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_format_fraction))
     ax.set_xlabel("hyper-parameter")
     ax.set_ylabel("average reward over all steps")
     ax.grid(alpha=0.25)
@@ -74,7 +74,7 @@ def parameter_study(
     figure.savefig(path, dpi=120)
 
 
-def _as_fraction(value: float, _: int) -> str:
+def _format_fraction(value: float, _: int) -> str:
     return f"{value:g}" if value >= 1 else f"1/{round(1 / value)}"
 
 

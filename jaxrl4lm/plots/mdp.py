@@ -19,7 +19,7 @@ MAX_LABELLED = 400
 """Grids of more cells show colour and arrows, but no numbers."""
 
 
-def grid_solution(
+def draw_grid_solution(
     index: np.ndarray,
     values: np.ndarray,
     policy: np.ndarray,
@@ -50,7 +50,7 @@ def grid_solution(
     limits = (-largest, largest) if signed else (float(shown.min()), float(shown.max()))
     image = ax.imshow(shown, cmap="RdYlGn" if signed else "YlGn", vmin=limits[0], vmax=limits[1])
     figure.colorbar(image, ax=ax, label="value", shrink=0.9)
-    _arrows(ax, index, policy, terminal)
+    _draw_arrows(ax, index, policy, terminal)
     labelled, decimals = index.size <= MAX_LABELLED, _decimals(np.asarray(values))
     for row, column in np.argwhere(index >= 0):
         state = index[row, column]
@@ -83,7 +83,9 @@ def grid_solution(
     figure.savefig(path, dpi=130)
 
 
-def _arrows(ax: matplotlib.axes.Axes, index: np.ndarray, policy: np.ndarray, terminal: np.ndarray) -> None:
+def _draw_arrows(
+    ax: matplotlib.axes.Axes, index: np.ndarray, policy: np.ndarray, terminal: np.ndarray
+) -> None:
     places = np.argwhere(index >= 0)
     states = index[places[:, 0], places[:, 1]]
     places, states = places[~terminal[states]], states[~terminal[states]]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm.cli import bandit
-from jaxrl4lm.plots.bandits import learning_curves
+from jaxrl4lm.plots.bandits import draw_learning_curves
 from jaxrl4lm.types import InputError
 
 
@@ -40,7 +40,7 @@ def test_a_single_step_is_a_point(tmp_path, monkeypatch, steps, marker):
     drawn = []
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda self, *a, **k: drawn.append(self))
     curves = {"ours": dict.fromkeys(("rewards", "optimal", "regrets"), np.full(steps, 0.5))}
-    learning_curves(curves, 1.0, "a title", tmp_path / "bandit.png")
+    draw_learning_curves(curves, 1.0, "a title", tmp_path / "bandit.png")
     for panel in drawn[0].axes:
         assert panel.lines[0].get_marker() == marker
         assert panel.lines[0].get_ydata()[0] == 0.5

@@ -4,9 +4,7 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from jaxrl4lm.plots.learning_curve import learning_curve
-
-PANELS = {"reward/mean": "mean reward", "held_out": "held-out score", "kl/ref_sequence": "KL"}
+from jaxrl4lm.plots.learning_curve import PANELS, draw_learning_curve
 
 
 def run(updates: int, seeds: int = 1):
@@ -38,7 +36,7 @@ def drawn(monkeypatch, tmp_path):
     )
 
     def draw(records, title="a run"):
-        learning_curve(records, "reinforcement", PANELS, title, tmp_path / "curve.png")
+        draw_learning_curve(records, title, tmp_path / "curve.png")
         assert [p.name for p in tmp_path.iterdir()] == ["curve.png"]
         return figures[-1]
 
