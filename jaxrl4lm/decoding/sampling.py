@@ -122,9 +122,10 @@ def choose(logits: Array, uniform: Array, history: History, sampling: Sampling) 
     Raises:
       ValueError: if the temperature is not positive or of another shape, or a penalty or truncation changes the shape.
     """
-    temperature, shape = sampling.temperature, logits.shape
+    temperature = sampling.temperature
     if isinstance(temperature, float | int):
         _check_temperature(temperature)
+    shape = logits.shape
     for penalty in sampling.penalties:
         logits = penalty(logits, history)
     if temperature is not None:
