@@ -6,12 +6,29 @@ from collections.abc import Sequence
 from jaxrl4lm import tasks
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
-from jaxrl4lm.cli.machine_errors import explain_error
-from jaxrl4lm.cli.session import Phase, Sample, Session, StepFailed
-from jaxrl4lm.cli.train_arguments import Run, TrainArguments, resolve
-from jaxrl4lm.metrics import JsonLines, ProgressLine, Sink, check_sinks, sinks
-from jaxrl4lm.plots.learning_curve import draw_learning_curve
-from jaxrl4lm.types import InputError, Params
+from jaxrl4lm.cli.language_data import Learner, build_learner, build_transformer, describe_corpus
+from jaxrl4lm.cli.session import Session, drive
+from jaxrl4lm.cli.train_options import TrainArguments, check, parse_train
+from jaxrl4lm.data import rewards
+from jaxrl4lm.data.corpus import Document, PromptSet, encode_documents, encode_prompts, read_documents
+from jaxrl4lm.data.files import Row, read_jsonl
+from jaxrl4lm.models import LanguagePolicy
+from jaxrl4lm.training import (
+    Evaluation,
+    Stage,
+    evaluate_prompts,
+    evaluate_task,
+    reinforcement,
+    supervised,
+)
+from jaxrl4lm.training.language_stage import init_params
+from jaxrl4lm.training.reinforcement_stage import LONGEST_COMPLETION, hide_column, split_prompts
+from jaxrl4lm.types import InputError
+
+TASKS = {"addition": tasks.addition, "sort": tasks.sort, "reverse": tasks.reverse, "copy": tasks.copy}
+EVALUATED_PROBLEMS = 1000
+EVALUATED_SAMPLES = 256
+"""Samples of the one prompt where all are the same."""
 
 
 def main(words: list[str]) -> int:
@@ -54,202 +71,37 @@ def _build_task(arguments: TrainArguments) -> Session:
         raise InputError(
             "--held-out 0: a built-in task has held-out problems to spare, give a number of them"
         )
-        for note in self.session.notes:
-            out(note, highlight=False, markup=False, soft_wrap=True)
-        out(
-            f"{plan}; seed {self.arguments.run.seed}; run folder {self.folder}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        if resuming and self.notes["phase"] < len(self.session.phases):
-            phase = self.session.phases[self.notes["phase"]]
-            out(f"resumed at {phase.name} {self.notes['done']}/{phase.total}", highlight=False)
-
-    def drive(self) -> int:
-        """Runs to the end, or until interrupted; the exit code."""
-        try:
-            return self._drive()
-        finally:
-            self.checkpoints.close()
-            for sink in self.sinks:
-                sink.close()
-
-    def _drive(self) -> int:
-        with _Interrupt() as interrupt, ProgressLine(self.console) as progress:
-            params = self._phases(progress, interrupt)
-        if params is None:
-            self._draw()
-            self.console.print(
-                f"stopped; go on with: jaxrl4lm train --resume {self.folder}",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
-            return 128 + (interrupt.signal or 0)
-        samples = self.session.samples(params)
-        self._write_samples(samples)
-        if self.session.seeds == 1:
-            self._export(params)
-        self._draw()
-        self._report(samples)
-        return 0
-
-    def _phases(self, progress: ProgressLine, interrupt: _Interrupt) -> Params | None:
-        """The final parameters, or None if interrupted."""
-        phases = self.session.phases
-        params = state = None
-        if self.checkpoints.latest() is not None and phases:
-            shapes = jax.eval_shape(phases[self.notes["phase"]].init, jax.eval_shape(self.session.start))
-            state = self.checkpoints.restore({"state": shapes})["state"]
-            params = state.params
-        if params is None:
-            params = self.session.start()
-            self.notes["scores"]["start"] = np.asarray(self.session.evaluate(params)).tolist()
-        while self.notes["phase"] < len(phases):
-            phase = phases[self.notes["phase"]]
-            if state is None:
-                state = phase.init(params)
-                if phase.name == "reinforcement":
-                    self.notes["before"] = [list(s) for s in self.session.samples(params)]
-                    self._record(
-                        phase, 0, {}, self.notes["scores"].get("supervised", self.notes["scores"]["start"])
-                    )
-            state = self._phase(phase, state, progress, interrupt)
-            params = state.params
-            if not self._ended(phase):
-                return None
-            if self.notes["phase"] == len(phases) - 1:
-                self._save(state)
-                break
-            self.notes |= {"phase": self.notes["phase"] + 1, "done": 0}
-            state = None
-        return params
-
-    def _phase(self, phase: Phase, state: Any, progress: ProgressLine, interrupt: _Interrupt) -> Any:
-        """Steps until the phase ends or the user interrupts."""
-        progress.begin(phase.name, self.notes["done"], phase.total)
-        while not self._ended(phase) and interrupt.signal is None:
-            count = min(phase.chunk - self.notes["done"] % phase.chunk, phase.total - self.notes["done"])
-            began = time.monotonic()
-            state, metrics = self._steps(phase, state, count)
-            seconds = time.monotonic() - began
-            score = self.session.evaluate(state.params)
-            self.notes["done"] += count
-            self.notes["scores"][phase.name] = np.asarray(score).tolist()
-            self._record(phase, count, metrics, self.notes["scores"][phase.name])
-            ended = self._ended(phase)
-            progress.show(self.notes["done"], _summary(phase, metrics, score, seconds), ended)
-            due = time.monotonic() - self.saved >= self.arguments.run.save_interval
-            if due and not ended:
-                self._save(state)
-        if not self._ended(phase):
-            self._save(state)
-        return state
-
-    def _ended(self, phase: Phase) -> bool:
-        """Whether the phase has done its steps, or reached the score that was asked of it."""
-        if self.notes["done"] >= phase.total:
-            return True
-        score = self.notes["scores"].get(phase.name)
-        return None not in (score, phase.until) and np.mean(score) >= phase.until
-
-    def _steps(self, phase: Phase, state: Any, count: int) -> tuple[Any, Mapping[str, np.ndarray]]:
-        """A chunk; where a step of it fails, those before it are recorded and saved."""
-        try:
-            return phase.run(state, self.notes["done"], count)
-        except StepFailed as failed:
-            done = len(next(iter(failed.metrics.values()), ()))
-            self.notes["done"] += done
-            if done:
-                self._record(phase, done, failed.metrics)
-            self._save(failed.state)
-            raise
-
-    def _record(self, phase: Phase, count: int, metrics: Mapping[str, np.ndarray], score: Any = None) -> None:
-        """Writes a record a step; the evaluation, if there is one, belongs to the last."""
-        done = self.notes["done"]
-        for i in range(max(count, 1)):
-            record = {"phase": phase.name, "update": done - count + i + 1 if count else 0}
-            record |= {name: values[i].tolist() for name, values in metrics.items()}
-            if i == max(count, 1) - 1 and score is not None:
-                record |= {"held_out": score, "seconds": round(time.monotonic() - self.started, 3)}
-            for sink in self.sinks:
-                sink.write(record)
-
-    def _save(self, state: Any) -> None:
-        self.notes |= {"lines": len(self.jsonl.records), "seconds": time.monotonic() - self.started}
-        number = self.notes["done"] + sum(p.total for p in self.session.phases[: self.notes["phase"]])
-        self.checkpoints.save(number, {"state": state}, self.notes)
-        self.saved = time.monotonic()
-
-    def _draw(self) -> None:
-        draw_learning_curve(self.jsonl.records, self.session.title, self.folder / run_folder.CURVE)
-
-    def _export(self, params: Params) -> None:
-        models.save(self.folder / run_folder.MODEL, self.session.policy, params, self.session.tokenizer)
-
-    def _write_samples(self, after: Sequence[Sample]) -> None:
-        parts = []
-        for title, samples in (("before reinforcement learning", self._before()), ("after", after)):
-            rows = [f"{s.score:g}\t{s.prompt!r} -> {s.completion!r}" for s in samples]
-            parts.append("\n".join([f"# {title}: score, prompt -> completion", *rows]))
-        (self.folder / run_folder.SAMPLES).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-    def _before(self) -> list[Sample]:
-        return [Sample(*s) for s in self.notes["before"] or []]
-
-    def _report(self, after: Sequence[Sample]) -> None:
-        before = self._before() or after
-        of = f" (seed {self.arguments.run.seed})" if self.session.seeds > 1 else ""
-        title = f"samples of held-out prompts{of}"
-        table = Table("prompt", "before", "after", title=title, title_justify="left")
-        for b, a in zip(before, after, strict=True):
-            table.add_row(*map(cell, (a.prompt, b.completion, a.completion)))
-        self.console.print(table)
-        table = Table("", self.session.score_name, title="result", title_justify="left")
-        names = {"start": "at the start", "supervised": "supervised", "reinforcement": "after RL"}
-        for key, name in names.items():
-            if key in self.notes["scores"]:
-                table.add_row(name, spread(self.notes["scores"][key]))
-        self.console.print(table)
-        # Each phase counts its own; the last record holds the count.
-        counts = {
-            r["phase"]: np.sum(r["skipped_updates"]) for r in self.jsonl.records if "skipped_updates" in r
-        }
-        skipped = sum(counts.values())
-        if skipped:
-            self.console.print(
-                f"{skipped:g} optimizer steps were not applied, because their gradient was not finite"
-            )
-        minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
-        self.console.print(
-            f"{minutes} min {seconds} s; look at {self.folder / run_folder.CURVE}",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-        )
-
-
-def _plan(phase: Phase) -> str:
-    if phase.name == "supervised":
-        if phase.until is None:
-            return f"{phase.total} steps supervised"
-        return f"at most {phase.total} steps supervised, until the held-out score is {phase.until:g}"
-    return f"{phase.total} updates {phase.name}"
-
-
-def _summary(phase: Phase, metrics: Mapping[str, np.ndarray], score: Any, seconds: float) -> str:
-    """The progress line: what the last chunk showed."""
-    mean = {name: float(values.mean()) for name, values in metrics.items()}
-    held_out = f"held-out {float(np.mean(score)):.3f}"
-    if phase.name == "supervised":
-        return f"loss {mean['loss']:.3f}  {held_out}"
-    clip = mean["policy/clip_frac_low"] + mean["policy/clip_frac_high"]
-    tokens = float(metrics["completion/tokens"].sum()) / seconds
-    return (
-        f"reward {mean['reward/mean']:.3f}  {held_out}  KL {mean['kl/ref_sequence']:z.2f}  "
-        f"entropy {mean['policy/entropy']:.2f}  clip {clip:.2f}  {tokens:,.0f} tokens/s"
+    evaluation = evaluate_task(policy, task, count=count, seeds=seeds)
+    config = arguments.reinforcement.replace(sampling=arguments.sampling.make(task.tokenizer))
+    stages = [
+        supervised(
+            policy,
+            task,
+            arguments.pretrain,
+            evaluation=evaluation,
+            until=_reach(arguments.text.pretrain_until),
+            seed=run.seed,
+            seeds=seeds,
+        ),
+        reinforcement(
+            policy,
+            task.tokenizer,
+            task,
+            algorithm=arguments.algorithm.make(),
+            config=config,
+            evaluation=evaluation,
+            seed=run.seed,
+            seeds=seeds,
+            evaluate_every=run.evaluate_every or 10,
+        ),
+    ]
+    return Session(
+        title=f"{task.name}, {arguments.algorithm.algorithm.upper()}",
+        policy=policy,
+        start=lambda: init_params(policy, run.seed, seeds),
+        stages=_keep_stages(stages),
+        evaluation=evaluation,
+        seeds=seeds,
     )
 
 

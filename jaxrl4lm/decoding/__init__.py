@@ -38,6 +38,7 @@ __all__ = [
     "min_new_tokens",
     "min_p",
     "repetition_penalty",
+    "reshape_logits",
     "score",
     "stream",
     "top_k",

@@ -102,7 +102,7 @@ def _make_idle(
     policy: LanguagePolicy, sampling: Sampling, first_GD: Array, prefixes: Prefix, slots: int, rows: int
 ) -> _Queue:
     """The queue before any completion has begun."""
-    B, T = slots, sampling.max_new_tokens
+    B, T = slots, sampling.length
     blank = Prefix(
         keys=tuple(jnp.zeros((B, *k.shape[1:]), k.dtype) for k in prefixes.keys),
         values=tuple(jnp.zeros((B, *v.shape[1:]), v.dtype) for v in prefixes.values),

@@ -54,7 +54,7 @@ class _Loop(NamedTuple):
 
 def empty_generation(batch: int, sampling: Sampling) -> Generation:
     """Empty buffers for completions."""
-    length, pad_id, K = sampling.max_new_tokens, sampling.pad_id, sampling.alternatives
+    length, pad_id, K = sampling.length, sampling.pad_id, sampling.alternatives
     zeros = jnp.zeros((batch, length), jnp.float32)
     return Generation(
         tokens=jnp.full((batch, length), pad_id, jnp.int32),
@@ -109,7 +109,7 @@ def generate(
     decoder = _Decoder(policy, sampling)
     text = _Text(prompts, prompt_mask, key, row_offset)
     stepping = policy.for_decoding(params)
-    loop = decoder.run_until(stepping, text, decoder.begin(params, text), sampling.max_new_tokens)
+    loop = decoder.run_until(stepping, text, decoder.begin(params, text), sampling.length)
 
     def last_values(loop: _Loop) -> Array:
         return policy.values(stepping, policy.step(stepping, loop.carry, loop.token)[0])
@@ -191,7 +191,7 @@ class _Decoder:
         return jax.lax.while_loop(lambda loop: (loop.step < limit) & ~loop.ended.all(), body, loop)
 
     def _draw_uniforms(self, text: _Text) -> Array:
-        B, T = text.prompts.shape[0] * self.sampling.copies, self.sampling.max_new_tokens
+        B, T = text.prompts.shape[0] * self.sampling.copies, self.sampling.length
         if self.sampling.temperature is None:
             return jnp.zeros((B, T))
         return draw_row_uniforms(text.key, jnp.arange(B) + text.row_offset, T)

@@ -26,12 +26,12 @@ class Sampling:
     stop sequences are traced; all else is static.
     """
 
-    max_new_tokens: int = field(metadata={"static": True})
-    """T, the longest completion."""
-    eos_id: int | tuple[int, ...] = field(metadata={"static": True})
-    """The token, or tokens, that end a completion; -1 for none."""
-    pad_id: int = field(metadata={"static": True})
-    """Fills the columns after the end."""
+    max_new_tokens: int | None = field(default=None, metadata={"static": True})
+    """T, the longest completion. None: whoever completes the settings decides (`complete`)."""
+    eos_id: int | tuple[int, ...] | None = field(default=None, metadata={"static": True})
+    """The token, or tokens, that end a completion; -1 for none. None: the tokenizer's, put in by `complete`."""
+    pad_id: int = field(default=0, metadata={"static": True})
+    """Fills the columns after the end; nothing is read from it."""
     copies: int = field(default=1, metadata={"static": True})
     """Completions of each prompt."""
     temperature: ScalarLike | None = 1.0
@@ -125,18 +125,7 @@ def choose(logits: Array, uniform: Array, history: History, sampling: Sampling) 
     temperature = sampling.temperature
     if isinstance(temperature, float | int):
         _check_temperature(temperature)
-    shape = logits.shape
-    for penalty in sampling.penalties:
-        logits = penalty(logits, history)
-    if temperature is not None:
-        check_broadcastable("temperature", np.shape(temperature), shape)
-        logits = logits / temperature
-    for truncation in sampling.truncations:
-        logits = truncation(logits)
-    if logits.shape != shape:
-        raise ValueError(
-            f"a penalty or truncation makes logits {logits.shape} of {shape}: it must keep [B, V]"
-        )
+    logits = reshape_logits(logits, history, sampling)
     if temperature is None:
         token, normaliser = greedy(logits), jax.nn.logsumexp(logits, axis=-1)
     else:
@@ -153,13 +142,23 @@ def choose(logits: Array, uniform: Array, history: History, sampling: Sampling) 
 
 
 def reshape_logits(logits: Array, history: History, sampling: Sampling) -> Array:
-    """Logits `[B, V]` of the distribution that is drawn from: after penalties, temperature and truncations."""
+    """Logits `[B, V]` of the distribution that is drawn from: after penalties, temperature and truncations.
+
+    Raises:
+      ValueError: if the temperature is of another shape, or a penalty or truncation changes the shape.
+    """
+    shape = logits.shape
     for penalty in sampling.penalties:
         logits = penalty(logits, history)
     if sampling.temperature is not None:
+        check_broadcastable("temperature", np.shape(sampling.temperature), shape)
         logits = logits / sampling.temperature
     for truncation in sampling.truncations:
         logits = truncation(logits)
+    if logits.shape != shape:
+        raise ValueError(
+            f"a penalty or truncation makes logits {logits.shape} of {shape}: it must keep [B, V]"
+        )
     return logits
 
 

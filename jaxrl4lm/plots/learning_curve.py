@@ -8,27 +8,33 @@ import matplotlib.figure
 import numpy as np
 
 
-
-def draw_learning_curve(records: Sequence[Mapping[str, Any]], title: str, path: pathlib.Path) -> None:
+def draw_learning_curve(
+    records: Sequence[Mapping[str, Any]],
+    stage: str,
+    panels: Mapping[str, str],
+    title: str,
+    path: pathlib.Path,
+) -> None:
     """Draws the records of a run, as `metrics.jsonl` holds them, into a PNG.
 
     Args:
-      records: each has `phase`, `update`, and any of the metrics of `PANELS`: a number, or a list with a number for each
-        seed, of which the mean and the range are drawn.
-      title: above the picture.
-      path: where to write a PNG.
+      records: each with `stage`, `step`, and the metrics of `panels` where it has them: a number, or a list of one number a
+        seed (then the mean is drawn, over the range of the seeds); None is left out.
+      stage: whose steps are drawn. What an earlier stage reached of a metric is a dashed line.
+      panels: metrics, and their titles.
     """
-    figure = matplotlib.figure.Figure(figsize=(13, 4), layout="constrained")
-    axes = figure.subplots(1, len(PANELS))
-    supervised = [r for r in records if r["phase"] == "supervised" and "held_out" in r]
-    for ax, (name, label) in zip(axes, PANELS.items(), strict=True):
-        chosen = [r for r in records if r["phase"] == "reinforcement" and name in r]
-        _draw_curve(ax, [r["update"] for r in chosen], [r[name] for r in chosen], "C0")
-        if name == "held_out" and supervised:
-            level = float(np.mean(supervised[-1][name]))
-            ax.axhline(
-                level, color="C1", linestyle="--", label=f"held-out score after teacher forcing: {level:.2f}"
-            )
+    width = max(len(panels), 1)
+    figure = matplotlib.figure.Figure(figsize=(1 + 4 * width, 4), layout="constrained")
+    axes = figure.subplots(1, width, squeeze=False)[0]
+    records = [{name: value for name, value in r.items() if _is_drawn(value)} for r in records]
+    earlier = dict.fromkeys(r["stage"] for r in records if r["stage"] != stage)
+    for ax, (name, label) in zip(axes, panels.items(), strict=False):
+        chosen = [r for r in records if r["stage"] == stage and name in r]
+        _draw_curve(ax, [r["step"] for r in chosen], [r[name] for r in chosen], "C0")
+        for color, other in enumerate(earlier, start=1):
+            if before := [r[name] for r in records if r["stage"] == other and name in r]:
+                level = float(np.mean(before[-1]))
+                ax.axhline(level, color=f"C{color}", linestyle="--", label=f"after {other}: {level:.2f}")
         ax.set_title(label, fontsize=10)
         ax.set_xlabel(f"step ({stage})")
         ax.grid(alpha=0.25)
@@ -46,8 +52,12 @@ def draw_learning_curve(records: Sequence[Mapping[str, Any]], title: str, path: 
     temporary.replace(path)
 
 
-def _draw_curve(ax: Any, updates: Sequence[int], values: Sequence[Any], color: str) -> None:
-    if not updates:
+def _is_drawn(value: Any) -> bool:
+    return value is not None and not (isinstance(value, list) and None in value)
+
+
+def _draw_curve(ax: Any, steps: Sequence[int], values: Sequence[Any], color: str) -> None:
+    if not steps:
         ax.text(0.5, 0.5, "nothing yet", ha="center", transform=ax.transAxes)
         return
     table = np.array([np.atleast_1d(v) for v in values], float)

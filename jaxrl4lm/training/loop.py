@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl4lm.metrics import Sink
-from jaxrl4lm.plots.learning_curve import learning_curve
+from jaxrl4lm.plots.learning_curve import draw_learning_curve
 from jaxrl4lm.training import folder as run_folder
 from jaxrl4lm.training.folder import RunFolder
 from jaxrl4lm.training.interruption import Interruption
@@ -330,7 +330,7 @@ class _Loop:
                     self.folder.write_samples({f"before {last.name}": before, "after": after})
                 if last.export is not None:
                     last.export(self.folder.path / run_folder.MODEL, params)
-            learning_curve(
+            draw_learning_curve(
                 self.records, last.name, last.panels, self.title, self.folder.path / run_folder.CURVE
             )
         return Run(

@@ -170,7 +170,7 @@ def test_a_run_that_fills_the_disk_says_how_to_go_on(cli, here, run, monkeypatch
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(loop, "learning_curve", fail)
+    monkeypatch.setattr(loop, "draw_learning_curve", fail)
     result = cli("train", "--resume", run)
     assert result.code == 2
     assert "No space left on device" in result.err

@@ -4,7 +4,9 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
-from jaxrl4lm.plots.learning_curve import PANELS, draw_learning_curve
+from jaxrl4lm.plots.learning_curve import draw_learning_curve
+
+PANELS = {"reward/mean": "mean reward", "held_out": "held-out score", "kl/ref_sequence": "KL"}
 
 
 def run(updates: int, seeds: int = 1):
@@ -36,7 +38,7 @@ def drawn(monkeypatch, tmp_path):
     )
 
     def draw(records, title="a run"):
-        draw_learning_curve(records, title, tmp_path / "curve.png")
+        draw_learning_curve(records, "reinforcement", PANELS, title, tmp_path / "curve.png")
         assert [p.name for p in tmp_path.iterdir()] == ["curve.png"]
         return figures[-1]
 
