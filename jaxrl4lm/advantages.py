@@ -7,11 +7,10 @@ Estimators per token are in `returns`; masked whitening is `whiten`.
 
 from math import comb
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl4lm.arguments import as_float, coefficients, mask_inputs
+from jaxrl4lm.arguments import as_float, coefficients, last_token, mask_inputs
 from jaxrl4lm.reduce import masked_mean, masked_variance, spread, whiten
 from jaxrl4lm.returns import discounted_returns
 from jaxrl4lm.types import Array, ScalarLike
@@ -248,10 +247,8 @@ def reinforce_plus_plus(
     """
     keep, kl = mask_inputs(mask, kl=kl)
     _check_shape("rewards", rewards, kl.shape[:-1])
-    steps = jax.lax.broadcasted_iota(jnp.int32, kl.shape, kl.ndim - 1)
-    last = keep & (steps == jnp.max(jnp.where(keep, steps, -1), axis=-1, keepdims=True))
     (kl_coef,) = coefficients(kl, kl_coef=kl_coef)
-    token_rewards = jnp.where(last, as_float(rewards)[..., None], 0) - kl_coef * kl
+    token_rewards = jnp.where(last_token(keep), as_float(rewards)[..., None], 0) - kl_coef * kl
     return whiten(discounted_returns(token_rewards, discount=discount, mask=keep, axis=-1), keep)
 
 

@@ -35,6 +35,25 @@ def as_mask(mask: ScalarLike | None, shape: tuple[int, ...], name: str = "mask")
     return jnp.broadcast_to(jnp.asarray(mask).astype(bool), shape)
 
 
+def last_token(mask: ScalarLike, *, axis: int = -1) -> Array:
+    """True at the last real token of each row, and nowhere else: gaps before it do not end a row.
+
+    Args:
+      mask: True (or non-zero) at real tokens, any shape with a time axis.
+      axis: the time axis.
+    Returns:
+      Booleans of the shape of `mask`: one True in each row that has a token, none in the others. A constant.
+    Reference: what this library calls the end of a completion; a score of a whole completion is paid there.
+
+    >>> last_token(jnp.array([[1, 1, 0, 1, 0], [0, 0, 0, 0, 0]]))
+    Array([[False, False, False,  True, False],
+           [False, False, False, False, False]], dtype=bool)
+    """
+    keep = jnp.asarray(mask).astype(bool)
+    time = jax.lax.broadcasted_iota(jnp.int32, keep.shape, axis % keep.ndim)
+    return time == jnp.max(time, axis=axis, keepdims=True, initial=-1, where=keep)
+
+
 def check_broadcastable(name: str, shape: tuple[int, ...], target: tuple[int, ...]) -> None:
     """Raise a ValueError unless `shape` is () or has the rank of `target` with each axis equal or 1."""
     fits = len(shape) == len(target) and all(n in (1, m) for n, m in zip(shape, target, strict=True))

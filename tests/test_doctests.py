@@ -8,7 +8,10 @@ import pytest
 
 import jaxrl4lm.losses
 
-MODULES = [f"jaxrl4lm.{name}" for name in ("reduce", "distributions", "returns", "advantages", "diagnostics")]
+MODULES = [
+    f"jaxrl4lm.{name}"
+    for name in ("arguments", "reduce", "distributions", "returns", "advantages", "diagnostics")
+]
 MODULES += [f"jaxrl4lm.losses.{module.name}" for module in pkgutil.iter_modules(jaxrl4lm.losses.__path__)]
 MODULES += ["jaxrl4lm.data.text_stream", "jaxrl4lm.models.partitioning"]
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxrl4lm import advantages, losses, reduce, returns
+from jaxrl4lm.arguments import last_token
 from jaxrl4lm.lm.config import ReinforcementConfig
 from jaxrl4lm.lm.rollouts import Rollout
-from jaxrl4lm.tasks.task import last_token
 from jaxrl4lm.types import Array
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from jaxrl4lm.arguments import last_token
 from jaxrl4lm.data.tokenizer import CharacterTokenizer
 from jaxrl4lm.types import Array, Key
 
@@ -51,17 +52,11 @@ def exact_match(prompts: Prompts, completions: Array, mask: Array) -> Array:
     return (same.all(-1) & (mask == prompts.answer_mask).all(-1)).astype(jnp.float32)
 
 
-def last_token(mask: Array) -> Array:
-    """True at the last real token of each row `[n, T]`."""
-    return mask & ~jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
-
-
 def token_rewards(rewards: Array, mask: Array) -> Array:
-    """Rewards for each token, `[n, T]`. Scores of completions, `[n]`, are put on the last real token."""
+    """Rewards of tokens `[n, T]`. A score of each completion `[n]` is paid once, on its last real token."""
     if rewards.ndim == mask.ndim:
         return jnp.where(mask, rewards, 0.0)
-    last = last_token(mask)
-    return jnp.where(last, rewards[:, None], 0.0)
+    return jnp.where(last_token(mask), rewards[:, None], 0.0)
 
 
 def split_by_residue(first: Array, rest_hash: Array, low: int, high: int, held_out: bool) -> Array:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import returns, tasks
+from jaxrl4lm.arguments import last_token
 from jaxrl4lm.decoding import draw, draw_row_uniforms
 from jaxrl4lm.envs.token import TokenEnvironment
 from jaxrl4lm.lm.rollouts import rollout
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
-from jaxrl4lm.tasks.task import last_token
 
 ROWS, TEMPERATURE = 12, 0.9
 

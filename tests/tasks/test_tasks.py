@@ -86,7 +86,7 @@ def test_a_dense_reward_depends_on_nothing_later():
 
 
 def test_token_rewards_puts_a_score_on_the_last_real_token():
-    mask = jnp.array([[1, 1, 0], [1, 1, 1]], bool)
+    mask = jnp.array([[1, 1, 0], [1, 0, 1]], bool)
     np.testing.assert_array_equal(tasks.token_rewards(jnp.array([2.0, 3.0]), mask), [[0, 2, 0], [0, 0, 3]])
 
 
