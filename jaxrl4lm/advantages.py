@@ -2,7 +2,7 @@
 
 Rewards come as [groups, n], n completions of the same prompt in a row (leading axes are free; the group is
 the last axis). Results have the same shape, are constants to every loss, and are float32 or wider.
-Estimators per token are in `returns`; masked whitening is `whiten`.
+Estimators per token are in `returns`; masked whitening is `reduce.whiten`.
 """
 
 from math import comb
@@ -27,7 +27,6 @@ __all__ = [
     "reinforce_plus_plus",
     "reinforce_plus_plus_baseline",
     "remax",
-    "whiten",
 ]
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl4lm import advantages
+from jaxrl4lm import advantages, reduce
 
 rng = np.random.default_rng(0)
 REWARDS = rng.normal(size=(3, 5)).astype(np.float32)
@@ -75,7 +75,7 @@ def test_a_group_without_information_gets_exactly_zero(reward, n):
         advantages.leave_one_out,
         lambda r: advantages.opo(r, np.arange(1, n + 1)[None]),
         lambda r: advantages.pass_at_k(r, k=n - 1),
-        lambda r: advantages.whiten(r, eps=1e-30),
+        lambda r: reduce.whiten(r, eps=1e-30),
         lambda r: advantages.gdpo(jnp.stack([r, r]), jnp.ones(2)),
         lambda r: advantages.reinforce_plus_plus_baseline(r, np.ones((1, n, 2))),
     ):
@@ -107,7 +107,7 @@ def test_a_reward_that_is_not_finite_is_seen(broken):
         result = np.asarray(estimate(rewards))
         assert not np.isfinite(result[0]).all()
         np.testing.assert_array_equal(result[1], estimate(rewards[1:])[0])
-    assert not np.isfinite(advantages.whiten(rewards)).all()
+    assert not np.isfinite(reduce.whiten(rewards)).all()
 
 
 def test_leading_axes_are_free():
@@ -131,7 +131,7 @@ def test_leading_axes_are_free():
 TUNED = {
     "group_normalized": lambda x: advantages.group_normalized(REWARDS, eps=x),
     "gdpo": lambda x: advantages.gdpo(np.stack([REWARDS, 2 * REWARDS]), np.ones(2), eps=x),
-    "whiten": lambda x: advantages.whiten(REWARDS, eps=x),
+    "whiten": lambda x: reduce.whiten(REWARDS, eps=x),
     "reinforce_plus_plus kl_coef": lambda x: advantages.reinforce_plus_plus(
         REWARDS[:, 0], REWARDS, np.ones((3, 5)), kl_coef=x
     ),

@@ -19,19 +19,24 @@ def test_imports_are_light():
     assert result.stdout.strip() == "[]"
 
 
-def test_every_public_function_is_at_the_top():
-    """What a user would call in a sub-module of `losses` is also `losses.<name>`, and in its `__all__`."""
-    shared_between_modules = {"clip_range", "clipped_surrogate", "log1mexp"}
-    returned_not_called = {"Controller", "StepInfo"}
-    found = set()
-    for info in pkgutil.iter_modules(jaxrl4lm.losses.__path__):
+def test_every_public_name_has_one_path():
+    """It is `losses.<name>`, `losses.kl.<name>` or `losses.trpo.<name>`: in one `__all__`, under one name."""
+    losses = jaxrl4lm.losses
+    paths = {}
+    for room in (losses, losses.kl, losses.trpo):
+        for name in room.__all__:
+            paths.setdefault(getattr(room, name), []).append(f"{room.__name__}.{name}")
+    assert not {path: others for path, *others in paths.values() if others}
+    namespaces = {info.name for info in pkgutil.iter_modules(losses.__path__)} & set(losses.__all__)
+    assert namespaces == {"kl", "trpo"}
+    for info in pkgutil.iter_modules(losses.__path__):
         module = importlib.import_module(f"jaxrl4lm.losses.{info.name}")
-        assert getattr(jaxrl4lm.losses, info.name) is module
+        room = module if info.name in namespaces else losses
         for name, member in vars(module).items():
-            defined_here = getattr(member, "__module__", None) == module.__name__
-            if defined_here and not name.startswith("_"):
-                found.add(name)
-                if name not in shared_between_modules | returned_not_called:
-                    assert getattr(jaxrl4lm.losses, name) is member
-                    assert name in jaxrl4lm.losses.__all__
-    assert len(found) > 60
+            public = not name.startswith("_")
+            if public and getattr(member, "__module__", None) == module.__name__:
+                assert paths[member] == [f"{room.__name__}.{name}"]
+                assert room is losses or not hasattr(losses, name)
+            if public and name.isupper():
+                assert getattr(losses, name) is member
+    assert len(paths) > 60

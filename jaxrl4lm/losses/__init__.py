@@ -1,5 +1,8 @@
 """Losses on log-probabilities, values and advantages: one value per element, averaged by `jaxrl4lm.reduce`.
 
+A loss is `losses.ppo_clip`, `losses.dpo`, ...; two subjects have namespaces of their own: `losses.kl` (estimators
+of a divergence, and rules for its coefficient) and `losses.trpo` (parts of a trust-region step).
+
 Nothing here knows a model, a config or a trainer. Every loss is a pure function with these properties:
 
 - unreduced: the shape of its first argument, in float32 (float64 for float64 input); the other arguments
@@ -13,39 +16,13 @@ Nothing here knows a model, a config or a trainer. Every loss is a pure function
 - a token id or an action that counts but does not exist gives nan, also a negative one.
 """
 
-from jaxrl4lm.losses import (
-    chunked,
-    importance,
-    kl,
-    language_model,
-    policy_gradient,
-    ppo,
-    preference,
-    sequence_ratio,
-    trpo,
-    unpaired,
-    value,
-)
+from jaxrl4lm.losses import kl, trpo
 from jaxrl4lm.losses.chunked import chunked_token_log_probs
 from jaxrl4lm.losses.importance import (
     MAX_LOG_RATIO,
     masked_importance_weights,
     probability_ratio,
     truncated_importance_weights,
-)
-from jaxrl4lm.losses.kl import (
-    Controller,
-    adaptive_controller,
-    doubling_controller,
-    exact,
-    fixed_controller,
-    k1,
-    k2,
-    k3,
-    k3_value_k2_gradient,
-    sequence_k2,
-    sequence_ratio_k1,
-    sequence_ratio_k3,
 )
 from jaxrl4lm.losses.language_model import (
     cross_entropy,
@@ -74,14 +51,6 @@ from jaxrl4lm.losses.preference import (
     sppo,
 )
 from jaxrl4lm.losses.sequence_ratio import gmpo, gspo, gspo_token
-from jaxrl4lm.losses.trpo import (
-    StepInfo,
-    conjugate_gradient,
-    fisher_vector_product,
-    line_search,
-    step,
-    surrogate,
-)
 from jaxrl4lm.losses.unpaired import kto, kto_reference_kl
 from jaxrl4lm.losses.value import (
     clipped_value,
@@ -96,31 +65,22 @@ from jaxrl4lm.losses.value import (
 
 __all__ = [
     "MAX_LOG_RATIO",
-    "Controller",
-    "StepInfo",
     "a2c",
-    "adaptive_controller",
     "apo_down",
     "apo_zero",
     "bradley_terry",
-    "chunked",
     "chunked_token_log_probs",
     "cispo",
     "clip_range",
     "clipped_surrogate",
     "clipped_value",
-    "conjugate_gradient",
     "cpo",
     "cross_entropy",
     "double_q_learning_error",
-    "doubling_controller",
     "dpo",
     "entropy",
-    "exact",
     "exo",
     "expected_sarsa_error",
-    "fisher_vector_product",
-    "fixed_controller",
     "forward_distillation",
     "generalized_jsd",
     "gmpo",
@@ -129,27 +89,17 @@ __all__ = [
     "gspo_token",
     "hinge",
     "huber_value",
-    "importance",
     "ipo",
-    "k1",
-    "k2",
-    "k3",
-    "k3_value_k2_gradient",
     "kl",
     "kto",
     "kto_reference_kl",
-    "language_model",
-    "line_search",
     "log1mexp",
     "masked_importance_weights",
     "nca",
     "next_token_cross_entropy",
     "orpo",
-    "policy_gradient",
-    "ppo",
     "ppo_clip",
     "ppo_kl_penalty",
-    "preference",
     "probability_ratio",
     "q_learning_error",
     "reinforce",
@@ -157,19 +107,11 @@ __all__ = [
     "robust_dpo",
     "sapo",
     "sarsa_error",
-    "sequence_k2",
-    "sequence_ratio",
-    "sequence_ratio_k1",
-    "sequence_ratio_k3",
     "simpo",
     "sppo",
     "squared_value",
-    "step",
-    "surrogate",
     "td_error",
     "trpo",
     "truncated_importance_weights",
-    "unpaired",
-    "value",
     "z_loss",
 ]

@@ -31,6 +31,21 @@ from jaxrl4lm.distributions import categorical_kl
 from jaxrl4lm.losses.importance import MAX_LOG_RATIO
 from jaxrl4lm.types import Array, ScalarLike
 
+__all__ = [
+    "Controller",
+    "adaptive_controller",
+    "doubling_controller",
+    "exact",
+    "fixed_controller",
+    "k1",
+    "k2",
+    "k3",
+    "k3_value_k2_gradient",
+    "sequence_k2",
+    "sequence_ratio_k1",
+    "sequence_ratio_k3",
+]
+
 
 class Controller(NamedTuple):
     """A rule for the coefficient of a KL term, as two pure functions; its state is the coefficient."""

@@ -9,18 +9,7 @@ import numpy as np
 
 from jaxrl4lm.arguments import as_float, as_mask, check_rows, coefficients
 from jaxrl4lm.distributions import categorical_kl, categorical_log_prob
-from jaxrl4lm.losses.chunked import chunked_token_log_probs
 from jaxrl4lm.types import Array, ScalarLike
-
-__all__ = [
-    "chunked_token_log_probs",
-    "cross_entropy",
-    "forward_distillation",
-    "generalized_jsd",
-    "next_token_cross_entropy",
-    "reverse_distillation",
-    "z_loss",
-]
 
 
 def _check_aligned(name: str, ids: Array, logits: Array, least: int = 0) -> None:

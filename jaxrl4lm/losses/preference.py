@@ -12,27 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.arguments import as_float, coefficients, mask_inputs
-from jaxrl4lm.losses.unpaired import kto, kto_reference_kl
 from jaxrl4lm.types import Array, ScalarLike
-
-__all__ = [
-    "apo_down",
-    "apo_zero",
-    "bradley_terry",
-    "cpo",
-    "dpo",
-    "exo",
-    "hinge",
-    "ipo",
-    "kto",
-    "kto_reference_kl",
-    "log1mexp",
-    "nca",
-    "orpo",
-    "robust_dpo",
-    "simpo",
-    "sppo",
-]
 
 log_sigmoid = jax.nn.log_sigmoid
 sigmoid = jax.nn.sigmoid

@@ -19,6 +19,15 @@ from jaxrl4lm.arguments import check_broadcastable, mask_inputs
 from jaxrl4lm.losses.importance import probability_ratio
 from jaxrl4lm.types import Array, Params, ScalarLike
 
+__all__ = [
+    "StepInfo",
+    "conjugate_gradient",
+    "fisher_vector_product",
+    "line_search",
+    "step",
+    "surrogate",
+]
+
 
 class StepInfo(NamedTuple):
     """What a step did; all scalars."""

@@ -174,7 +174,7 @@ TABLE = [
         ),
         {"temperature": 1.0, "negative_temperature": 1.05},
     ),
-    Row("surrogate", losses.surrogate, POLICY, lambda lp, old, a: -np.exp(lp - old) * a),
+    Row("surrogate", losses.trpo.surrogate, POLICY, lambda lp, old, a: -np.exp(lp - old) * a),
     Row(
         "gspo",
         losses.gspo,
