@@ -115,6 +115,20 @@ def mask_inputs(mask: ScalarLike | None, **arrays: ScalarLike) -> tuple[Array, .
     return keep, *(jnp.where(keep, array, 0) for array in selected)
 
 
+def ratio_inputs(
+    log_probs: Array, old_log_probs: Array, advantages: Array, mask: Array | None
+) -> tuple[Array, Array, Array]:
+    """(mask, log π − log π_old, A) of a policy loss: 0 where masked; gradients flow through `log_probs` only.
+
+    Raises:
+      ValueError: if an array or the mask does not broadcast to the shape of `log_probs`.
+    """
+    keep, log_probs, old_log_probs, advantages = mask_inputs(
+        mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
+    )
+    return keep, log_probs - jax.lax.stop_gradient(old_log_probs), jax.lax.stop_gradient(advantages)
+
+
 def known_index(indices: Array, size: int) -> tuple[Array, Array]:
     """(is 0 ≤ i < size, the index, 0 where it is not): JAX alone would wrap a negative index around.
 

@@ -7,7 +7,7 @@ ratio is held within ±20 (`losses.importance`).
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.arguments import coefficients, mask_inputs
+from jaxrl4lm.arguments import coefficients, mask_inputs, ratio_inputs
 from jaxrl4lm.losses.importance import MAX_LOG_RATIO, probability_ratio
 from jaxrl4lm.types import Array, ScalarLike
 
@@ -88,14 +88,11 @@ def ppo_clip(
     >>> ppo_clip(jnp.array([-1.0, -0.5]), jnp.array([-1.0, -1.0]), jnp.array([2.0, 1.0]))
     Array([-2. , -1.2], dtype=float32)
     """
-    keep, log_probs, old_log_probs, advantages = mask_inputs(
-        mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
-    )
-    old_log_probs, advantages = jax.lax.stop_gradient((old_log_probs, advantages))
-    ratios = probability_ratio(log_probs - old_log_probs)
+    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
+    ratios = probability_ratio(log_ratios)
     loss = clipped_surrogate(ratios, advantages, clip_eps, clip_eps_high)
     if dual_clip is not None:
-        (dual_clip,) = coefficients(log_probs, dual_clip=dual_clip)
+        (dual_clip,) = coefficients(loss, dual_clip=dual_clip)
         loss = jnp.where(advantages < 0, jnp.minimum(loss, -dual_clip * advantages), loss)
     return jnp.where(keep, loss, 0)
 
@@ -124,17 +121,14 @@ def ppo_kl_penalty(
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
     Reference: Schulman et al. 2017, arXiv:1707.06347, eq. 8.
     """
-    keep, log_probs, old_log_probs, advantages = mask_inputs(
-        mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
-    )
-    (beta,) = coefficients(log_probs, beta=beta)
-    log_ratios = log_probs - jax.lax.stop_gradient(old_log_probs)
+    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
+    (beta,) = coefficients(log_ratios, beta=beta)
     if kl is None:
         bounded = jnp.clip(log_ratios, -MAX_LOG_RATIO, MAX_LOG_RATIO)
         divergence = jnp.expm1(bounded) - log_ratios
     else:
-        divergence = mask_inputs(keep, log_probs=log_probs, kl=kl)[2]
-    surrogate = -probability_ratio(log_ratios) * jax.lax.stop_gradient(advantages)
+        divergence = mask_inputs(keep, log_probs=log_ratios, kl=kl)[2]
+    surrogate = -probability_ratio(log_ratios) * advantages
     return jnp.where(keep, surrogate + beta * divergence, 0)
 
 
@@ -160,11 +154,8 @@ def sapo(
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
     Reference: Gao et al. 2025, arXiv:2511.20347, eq. 5 and 6.
     """
-    keep, log_probs, old_log_probs, advantages = mask_inputs(
-        mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
-    )
-    old_log_probs, advantages = jax.lax.stop_gradient((old_log_probs, advantages))
-    ratios = probability_ratio(log_probs - old_log_probs)
-    above, below = coefficients(log_probs, temperature=temperature, negative_temperature=negative_temperature)
+    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
+    ratios = probability_ratio(log_ratios)
+    above, below = coefficients(ratios, temperature=temperature, negative_temperature=negative_temperature)
     tau = jnp.where(advantages > 0, above, below)
     return jnp.where(keep, -advantages * (4 / tau) * jax.nn.sigmoid(tau * (ratios - 1)), 0)

@@ -1,12 +1,13 @@
 """Losses on preferences: reward models, DPO and its family. One value per pair (KTO: per completion).
 
 A log-prob here is that of a whole completion, the *sum* over its tokens in nats, unless an argument says
-`mean`. The reference's log-probs are constants. In the formulas d = log π − log π_ref and
-Δ = d_chosen − d_rejected. Gradients flow through the policy's log-probs only. `mask` marks the pairs that
-count: exactly 0 value and gradient elsewhere.
+`mean`. In the formulas c is the chosen and r the rejected completion of a pair, d = log π − log π_ref of one of
+them, and Δ = d_c − d_r. The reference's log-probs are constants: gradients flow through the policy's only.
+`mask` marks the pairs that count: exactly 0 value and gradient elsewhere.
 """
 
 import math
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -53,25 +54,21 @@ def bradley_terry(
     return jnp.where(keep, loss + center_coef * (chosen_rewards + rejected_rewards) ** 2, 0)
 
 
-def _log_ratios(
-    chosen_log_probs: Array,
-    rejected_log_probs: Array,
-    ref_chosen_log_probs: Array,
-    ref_rejected_log_probs: Array,
-    mask: Array | None,
-    **hyper: ScalarLike,
-) -> tuple[Array, ...]:
-    """(mask, d_chosen, d_rejected, *hyper-parameters), the differences 0 where masked."""
-    keep, chosen, rejected, ref_chosen, ref_rejected = mask_inputs(
-        mask,
-        chosen_log_probs=chosen_log_probs,
-        rejected_log_probs=rejected_log_probs,
-        ref_chosen_log_probs=ref_chosen_log_probs,
-        ref_rejected_log_probs=ref_rejected_log_probs,
-    )
-    stop = jax.lax.stop_gradient
-    hyper_parameters = coefficients(chosen, **hyper)
-    return keep, chosen - stop(ref_chosen), rejected - stop(ref_rejected), *hyper_parameters
+_Pairs: TypeAlias = tuple[Array, Array, Array, Array]
+"""Log-probs of the chosen and the rejected, then the reference's of both: the arguments of `dpo`, in its order."""
+
+
+def _log_ratios(pairs: _Pairs, mask: Array | None, **hyper: ScalarLike) -> tuple[Array, ...]:
+    """(mask, d_c, d_r, *hyper-parameters), the differences 0 where masked; the reference is a constant."""
+    names = ("chosen_log_probs", "rejected_log_probs", "ref_chosen_log_probs", "ref_rejected_log_probs")
+    keep, chosen, rejected, *reference = mask_inputs(mask, **dict(zip(names, pairs, strict=True)))
+    ref_chosen, ref_rejected = jax.lax.stop_gradient(reference)
+    return keep, chosen - ref_chosen, rejected - ref_rejected, *coefficients(chosen, **hyper)
+
+
+def _smoothed(logits: Array, epsilon: Array) -> Array:
+    """−log σ of a label that is wrong with probability ε."""
+    return -(1 - epsilon) * log_sigmoid(logits) - epsilon * log_sigmoid(-logits)
 
 
 def dpo(
@@ -104,20 +101,9 @@ def dpo(
     >>> dpo(jnp.array([-2.0]), jnp.array([-3.0]), jnp.array([-2.0]), jnp.array([-3.0]))  # no change: log 2
     Array([0.6931472], dtype=float32)
     """
-    keep, chosen, rejected, beta, label_smoothing = _log_ratios(
-        chosen_log_probs,
-        rejected_log_probs,
-        ref_chosen_log_probs,
-        ref_rejected_log_probs,
-        mask,
-        beta=beta,
-        label_smoothing=label_smoothing,
-    )
-    return jnp.where(keep, _smoothed(beta * (chosen - rejected), label_smoothing), 0)
-
-
-def _smoothed(logits: Array, label_smoothing: ScalarLike) -> Array:
-    return -(1 - label_smoothing) * log_sigmoid(logits) - label_smoothing * log_sigmoid(-logits)
+    pairs = (chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
+    keep, d_c, d_r, beta, epsilon = _log_ratios(pairs, mask, beta=beta, label_smoothing=label_smoothing)
+    return jnp.where(keep, _smoothed(beta * (d_c - d_r), epsilon), 0)
 
 
 def robust_dpo(
@@ -136,18 +122,10 @@ def robust_dpo(
 
     Reference: Chowdhury et al. 2024, arXiv:2403.00409, the rDPO loss.
     """
-    keep, chosen, rejected, beta, label_smoothing = _log_ratios(
-        chosen_log_probs,
-        rejected_log_probs,
-        ref_chosen_log_probs,
-        ref_rejected_log_probs,
-        mask,
-        beta=beta,
-        label_smoothing=label_smoothing,
-    )
-    logits, epsilon = beta * (chosen - rejected), label_smoothing
-    loss = (-(1 - epsilon) * log_sigmoid(logits) + epsilon * log_sigmoid(-logits)) / (1 - 2 * epsilon)
-    return jnp.where(keep, loss, 0)
+    pairs = (chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
+    keep, d_c, d_r, beta, epsilon = _log_ratios(pairs, mask, beta=beta, label_smoothing=label_smoothing)
+    # The same two terms as in `dpo`, with a smoothing below 0: their weights are (1−ε)/(1−2ε) and −ε/(1−2ε).
+    return jnp.where(keep, _smoothed(beta * (d_c - d_r), -epsilon / (1 - 2 * epsilon)), 0)
 
 
 def ipo(
@@ -175,16 +153,13 @@ def ipo(
     """
     if (chosen_lengths is None) != (rejected_lengths is None):
         raise ValueError("give both chosen_lengths and rejected_lengths (means per token) or neither (sums).")
-    keep, chosen, rejected, beta = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask, beta=beta
-    )
+    pairs = (chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
+    keep, d_c, d_r, beta = _log_ratios(pairs, mask, beta=beta)
     if chosen_lengths is not None and rejected_lengths is not None:
-        _, _, *lengths = mask_inputs(
-            keep, chosen=chosen, chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths
-        )
-        tokens = jax.lax.stop_gradient([jnp.maximum(length, 1) for length in lengths])
-        chosen, rejected = chosen / tokens[0], rejected / tokens[1]
-    return jnp.where(keep, (chosen - rejected - 1 / (2 * beta)) ** 2, 0)
+        lengths = {"chosen_lengths": chosen_lengths, "rejected_lengths": rejected_lengths}
+        _, _, *tokens = jax.lax.stop_gradient(mask_inputs(keep, chosen=d_c, **lengths))
+        d_c, d_r = d_c / jnp.maximum(tokens[0], 1), d_r / jnp.maximum(tokens[1], 1)
+    return jnp.where(keep, (d_c - d_r - 1 / (2 * beta)) ** 2, 0)
 
 
 def hinge(
@@ -200,10 +175,9 @@ def hinge(
 
     Reference: Zhao et al. 2023, arXiv:2305.10425; Liu et al. 2023, arXiv:2309.06657.
     """
-    keep, chosen, rejected, beta = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask, beta=beta
-    )
-    return jnp.where(keep, jax.nn.relu(1 - beta * (chosen - rejected)), 0)
+    pairs = (chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
+    keep, d_c, d_r, beta = _log_ratios(pairs, mask, beta=beta)
+    return jnp.where(keep, jax.nn.relu(1 - beta * (d_c - d_r)), 0)
 
 
 def exo(
@@ -222,18 +196,11 @@ def exo(
 
     Reference: Ji et al. 2024, arXiv:2402.00856, eq. 16.
     """
-    keep, chosen, rejected, beta, label_smoothing = _log_ratios(
-        chosen_log_probs,
-        rejected_log_probs,
-        ref_chosen_log_probs,
-        ref_rejected_log_probs,
-        mask,
-        beta=beta,
-        label_smoothing=label_smoothing,
-    )
-    logits = beta * (chosen - rejected)
-    right = sigmoid(logits) * (log_sigmoid(logits) - jnp.log1p(-label_smoothing))
-    wrong = sigmoid(-logits) * (log_sigmoid(-logits) - jnp.log(label_smoothing))
+    pairs = (chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
+    keep, d_c, d_r, beta, epsilon = _log_ratios(pairs, mask, beta=beta, label_smoothing=label_smoothing)
+    logits = beta * (d_c - d_r)
+    right = sigmoid(logits) * (log_sigmoid(logits) - jnp.log1p(-epsilon))
+    wrong = sigmoid(-logits) * (log_sigmoid(-logits) - jnp.log(epsilon))
     return jnp.where(keep, right + wrong, 0)
 
 
@@ -252,13 +219,10 @@ def nca(
 
     Reference: Chen et al. 2024, arXiv:2402.05369, the NCA loss for pairs.
     """
-    keep, chosen, rejected, beta = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask, beta=beta
-    )
-    chosen, rejected = beta * chosen, beta * rejected
-    return jnp.where(
-        keep, -log_sigmoid(chosen) - 0.5 * log_sigmoid(-chosen) - 0.5 * log_sigmoid(-rejected), 0
-    )
+    pairs = (chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
+    keep, d_c, d_r, beta = _log_ratios(pairs, mask, beta=beta)
+    pushed_down = 0.5 * log_sigmoid(-beta * d_c) + 0.5 * log_sigmoid(-beta * d_r)
+    return jnp.where(keep, -log_sigmoid(beta * d_c) - pushed_down, 0)
 
 
 def sppo(
@@ -280,17 +244,10 @@ def sppo(
 
     Reference: Wu et al. 2024, arXiv:2405.00675, eq. 4.7 (β is 1/η).
     """
-    keep, chosen, rejected, beta, win_prob = _log_ratios(
-        chosen_log_probs,
-        rejected_log_probs,
-        ref_chosen_log_probs,
-        ref_rejected_log_probs,
-        mask,
-        beta=beta,
-        chosen_win_prob=chosen_win_prob,
-    )
-    target = (jax.lax.stop_gradient(jnp.where(keep, win_prob, 0.5)) - 0.5) / beta
-    return jnp.where(keep, (chosen - target) ** 2 + (rejected + target) ** 2, 0)
+    pairs = (chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
+    keep, d_c, d_r, beta, p_c = _log_ratios(pairs, mask, beta=beta, chosen_win_prob=chosen_win_prob)
+    target = (jax.lax.stop_gradient(jnp.where(keep, p_c, 0.5)) - 0.5) / beta
+    return jnp.where(keep, (d_c - target) ** 2 + (d_r + target) ** 2, 0)
 
 
 def apo_zero(
@@ -308,10 +265,9 @@ def apo_zero(
 
     Reference: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7.
     """
-    keep, chosen, rejected, beta = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask, beta=beta
-    )
-    return jnp.where(keep, sigmoid(-beta * chosen) + sigmoid(beta * rejected), 0)
+    pairs = (chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
+    keep, d_c, d_r, beta = _log_ratios(pairs, mask, beta=beta)
+    return jnp.where(keep, sigmoid(-beta * d_c) + sigmoid(beta * d_r), 0)
 
 
 def apo_down(
@@ -329,10 +285,9 @@ def apo_down(
 
     Reference: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 8.
     """
-    keep, chosen, rejected, beta = _log_ratios(
-        chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs, mask, beta=beta
-    )
-    return jnp.where(keep, sigmoid(beta * chosen) + sigmoid(-beta * (chosen - rejected)), 0)
+    pairs = (chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
+    keep, d_c, d_r, beta = _log_ratios(pairs, mask, beta=beta)
+    return jnp.where(keep, sigmoid(beta * d_c) + sigmoid(-beta * (d_c - d_r)), 0)
 
 
 def cpo(
@@ -347,17 +302,13 @@ def cpo(
 ) -> Array:
     """CPO, without a reference: −log σ(β(log π_c − log π_r)) − α·log π_c.
 
+    Other arguments and result as of `dpo`.
+
     Args:
-      chosen_log_probs: log π(y_c|x) [B]. Gradients flow.
-      rejected_log_probs: log π(y_r|x) [B]. Gradients flow.
-      beta: β.
       nll_coef: α.
-      label_smoothing: ε as in `dpo`.
       chosen_lengths: what the likelihood term is divided by [B]: 1 as in the paper, or the tokens of each
         chosen completion.
-      mask: the pairs that count.
-    Returns:
-      Loss [B]; exactly 0, with exactly 0 gradient, where masked.
+
     Reference: Xu et al. 2024, arXiv:2401.08417, eq. 3.
     """
     keep, chosen, rejected, lengths = mask_inputs(
@@ -409,13 +360,11 @@ def orpo(
 ) -> Array:
     """ORPO, without a reference: −l_c − λ·log σ(log odds(l_c) − log odds(l_r)), odds(l) = eˡ/(1 − eˡ).
 
+    Other arguments and result as of `simpo`.
+
     Args:
-      chosen_mean_log_probs: l_c, mean log-prob per token [B]. Gradients flow.
-      rejected_mean_log_probs: l_r [B]. Gradients flow.
       odds_coef: λ.
-      mask: the pairs that count.
-    Returns:
-      Loss [B]; exactly 0, with exactly 0 gradient, where masked.
+
     Reference: Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7.
     """
     keep, chosen, rejected = mask_inputs(

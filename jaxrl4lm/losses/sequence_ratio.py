@@ -7,21 +7,11 @@ Every token carries the loss of its sequence, so that the shape is that of the l
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.arguments import mask_inputs
+from jaxrl4lm.arguments import ratio_inputs
 from jaxrl4lm.losses.importance import probability_ratio
 from jaxrl4lm.losses.ppo import clip_range, clipped_surrogate
 from jaxrl4lm.reduce import masked_mean
 from jaxrl4lm.types import Array, ScalarLike
-
-
-def _log_ratios(
-    log_probs: Array, old_log_probs: Array, advantages: Array, mask: Array | None
-) -> tuple[Array, Array, Array]:
-    """(mask, log ρ, A), the last two 0 where masked."""
-    keep, log_probs, old_log_probs, advantages = mask_inputs(
-        mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
-    )
-    return keep, log_probs - jax.lax.stop_gradient(old_log_probs), jax.lax.stop_gradient(advantages)
 
 
 def _sequence_mean(values: Array, keep: Array) -> Array:
@@ -51,7 +41,7 @@ def gspo(
       where masked.
     Reference: Zheng et al. 2025, arXiv:2507.18071, eq. 5 and 7.
     """
-    keep, log_ratios, advantages = _log_ratios(log_probs, old_log_probs, advantages, mask)
+    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
     ratios = probability_ratio(_sequence_mean(log_ratios, keep))
     return jnp.where(keep, clipped_surrogate(ratios, advantages, clip_eps, clip_eps_high), 0)
 
@@ -72,7 +62,7 @@ def gspo_token(
 
     Reference: Zheng et al. 2025, arXiv:2507.18071, sec. 4.3, eq. 13.
     """
-    keep, log_ratios, advantages = _log_ratios(log_probs, old_log_probs, advantages, mask)
+    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
     mean = jax.lax.stop_gradient(_sequence_mean(log_ratios, keep))
     ratios = probability_ratio(mean + (log_ratios - jax.lax.stop_gradient(log_ratios)))
     return jnp.where(keep, clipped_surrogate(ratios, advantages, clip_eps, clip_eps_high), 0)
@@ -103,7 +93,7 @@ def gmpo(
       where masked.
     Reference: Zhao et al. 2025, arXiv:2507.20673, the GMPO objective with its clip per token.
     """
-    keep, log_ratios, advantages = _log_ratios(log_probs, old_log_probs, advantages, mask)
+    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
     low, high = clip_range(log_ratios, clip_eps, clip_eps_high)
     clipped = jnp.where(advantages < 0, jnp.maximum(log_ratios, -low), jnp.minimum(log_ratios, high))
     return jnp.where(keep, -advantages * probability_ratio(_sequence_mean(clipped, keep)), 0)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl4lm.arguments import check_broadcastable, mask_inputs
+from jaxrl4lm.arguments import check_broadcastable, ratio_inputs
 from jaxrl4lm.losses.importance import probability_ratio
 from jaxrl4lm.types import Array, Params, ScalarLike
 
@@ -55,11 +55,8 @@ def surrogate(
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
     Reference: Schulman et al. 2015, arXiv:1502.05477, eq. 14.
     """
-    keep, log_probs, old_log_probs, advantages = mask_inputs(
-        mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
-    )
-    old_log_probs, advantages = jax.lax.stop_gradient((old_log_probs, advantages))
-    return jnp.where(keep, -probability_ratio(log_probs - old_log_probs) * advantages, 0)
+    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
+    return jnp.where(keep, -probability_ratio(log_ratios) * advantages, 0)
 
 
 def _dot(a: Params, b: Params) -> Array:
