@@ -164,8 +164,7 @@ def encode_prompts(
             raise InputError(
                 f"{source}, line {row.line}: the prompt is empty, and the tokenizer has no begin token"
             )
-        # Left out of texts by the decoder, so nothing that a prompt means to say.
-        if not written_out and tokenizer.pad_id in ids and not tokenizer.decode([tokenizer.pad_id]):
+        if tokenizer.find_unknown(text) is not None:
             raise InputError(
                 f"{source}, line {row.line}: {text!r} has characters that the model's tokenizer does not know"
             )

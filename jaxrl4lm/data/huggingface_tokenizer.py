@@ -120,6 +120,15 @@ class HuggingFaceTokenizer:
         """Token ids, without special tokens put around the text."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
+    def find_unknown(self, text: str) -> str | None:
+        """The first part of the text for which there is only the unknown token; written out, that is a token as any."""
+        unknown = getattr(self.backend.model, "unk_token", None)
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        for token, (begin, end) in zip(encoding.tokens, encoding.offsets, strict=True):
+            if token == unknown and text[begin:end].strip() != unknown:
+                return text[begin:end]
+        return None
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids, special tokens left out."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -33,6 +33,10 @@ class Tokenizer(Protocol):
         """Token ids of the text, without special tokens."""
         ...
 
+    def find_unknown(self, text: str) -> str | None:
+        """The first part of the text that the tokenizer has no tokens for."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids, special tokens left out."""
         ...
@@ -66,13 +70,18 @@ class CharacterTokenizer:
         Raises:
           ValueError: if a character is not in the vocabulary.
         """
-        index = {c: SPECIAL + i for i, c in enumerate(self.characters)}
-        unknown = [c for c in text if c not in index]
-        if unknown:
+        unknown = self.find_unknown(text)
+        if unknown is not None:
             raise ValueError(
-                f"the character {unknown[0]!r} is not in the vocabulary of {len(self.characters)} characters"
+                f"the character {unknown!r} is not in the vocabulary of {len(self.characters)} characters"
             )
+        index = {c: SPECIAL + i for i, c in enumerate(self.characters)}
         return [index[c] for c in text]
+
+    def find_unknown(self, text: str) -> str | None:
+        """The first character that is not in the vocabulary."""
+        known = set(self.characters)
+        return next((c for c in text if c not in known), None)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids, special tokens left out."""
@@ -95,6 +104,10 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids."""
         return [SPECIAL + b for b in text.encode("utf-8", errors="surrogatepass")]
+
+    def find_unknown(self, text: str) -> str | None:
+        """None: every text is bytes."""
+        return None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; bytes that are not UTF-8 become the replacement character."""
