@@ -45,22 +45,22 @@ def prefixing_tokenizer() -> tokenizers.Tokenizer:
 def make_folder(
     path: Path,
     backend: tokenizers.Tokenizer,
+    config: dict | None = None,
     generation: dict | None = None,
     vocab: int | None = None,
-    **config,
 ) -> Path:
     """A model of one layer that has this tokenizer.
 
     Args:
+      config: the contents of tokenizer_config.json. None: there is no such file.
       generation: the contents of generation_config.json. None: there is no such file.
       vocab: rows of the embedding; as many as there are tokens if not given.
-      config: the contents of tokenizer_config.json. None given: there is no such file.
     """
     size = vocab or backend.get_vocab_size()
     policy = models.LanguagePolicy(models.TransformerConfig(size, layers=1, width=16, heads=2, context=64))
     models.save(path, policy, policy.init(jax.random.key(0)))
     backend.save(str(path / "tokenizer.json"))
-    if config:
+    if config is not None:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
         (path / "tokenizer_config.json").write_text(json.dumps(config))
     if generation is not None:

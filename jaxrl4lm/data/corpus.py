@@ -52,9 +52,27 @@ def read_documents(
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a prompt, after the tokenizer's begin token if it has one."""
-    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return begin + tokenizer.encode(text)
+    """Ids of a text after what the tokenizer puts before every text; what of that the text itself begins with comes once."""
+    ids, begin = tokenizer.encode(text), tokenizer.begin_ids
+    return [*begin, *ids[_count_common(begin, ids) :]]
+
+
+def encode_document(tokenizer: Tokenizer, document: Document) -> tuple[list[int], int]:
+    """Ids of a document, an end token last, and the index at which its completion begins.
+
+    Prompt and completion are one text, whose tokens may differ from those of the two apart. The completion begins with
+    the first token that the prompt alone does not have.
+    """
+    ids = encode_prompt(tokenizer, document.prompt + document.completion)
+    start = _count_common(encode_prompt(tokenizer, document.prompt), ids)
+    ended = len(ids) > start and ids[-1] in tokenizer.eos_ids
+    return (ids if ended else [*ids, tokenizer.eos_id]), start
+
+
+def _count_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two lists begin with alike."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
 def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer, longest: int) -> Corpus:
@@ -67,16 +85,11 @@ def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer, longes
         if len(ids) > 10 * longest:
             rows = np.array(ids[: len(ids) // longest * longest], np.int32).reshape(-1, longest)
             return Corpus(rows, np.ones(rows.shape, bool), np.ones(rows.shape, bool), 0)
-    encoded, starts, cut = [], [], 0
-    for document in documents:
-        prompt = encode_prompt(tokenizer, document.prompt)
-        ids = [*prompt, *tokenizer.encode(document.completion), tokenizer.eos_id]
-        cut += len(ids) > longest
-        encoded.append(ids[:longest])
-        starts.append(len(prompt))
+    pairs = [encode_document(tokenizer, document) for document in documents]
+    encoded, starts = [ids[:longest] for ids, _ in pairs], [start for _, start in pairs]
     tokens, mask = pad(encoded, max(map(len, encoded)), tokenizer.pad_id, left=False)
     target_mask = mask & (np.arange(tokens.shape[1])[None] >= np.array(starts)[:, None])
-    return Corpus(tokens, mask, target_mask, cut)
+    return Corpus(tokens, mask, target_mask, cut=sum(len(ids) > longest for ids, _ in pairs))
 
 
 def pad(

@@ -18,15 +18,15 @@ from jaxrl4lm.types import InputError
 class HuggingFaceTokenizer:
     """A `tokenizers.Tokenizer` and the ids that the library asks for.
 
-    `pad_id` differs from `eos_id`: where a tokenizer has no pad token of its own it is another id, harmless
-    because masks never come from ids. `bos_id` is None unless the tokenizer itself puts that token before a
-    text.
+    `pad_id` is no end token: where a tokenizer has no pad token of its own, or one that ends texts, it is another
+    id, harmless because masks never come from ids.
     """
 
     backend: tokenizers.Tokenizer
     pad_id: int
     eos_id: int
-    bos_id: int | None
+    begin_ids: tuple[int, ...] = ()
+    """What the tokenizer's post-processor puts before every text."""
     eos_ids: tuple[int, ...] = ()
     """Every id that ends a text, `eos_id` first (chat models have several)."""
     config: dict[str, Any] = field(default_factory=dict)
@@ -43,6 +43,9 @@ class HuggingFaceTokenizer:
             backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # that is what it raises
             raise InputError(f"{folder / 'tokenizer.json'} is no tokenizer ({error}): replace it") from None
+        # What some program asked for when it saved them: lengths are the caller's matter.
+        backend.no_truncation()
+        backend.no_padding()
         config = _json(folder / "tokenizer_config.json")
         model, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
         template = folder / "chat_template.jinja"
@@ -55,15 +58,13 @@ class HuggingFaceTokenizer:
             raise InputError(
                 f"{folder}: no end token in tokenizer_config.json or config.json: set eos_token there"
             )
-        begin = backend.encode("", add_special_tokens=True).ids
-        bos_id = _id(backend, config.get("bos_token"))
         if isinstance(chat_template, list):  # several templates, by name
             chat_template = next((t["template"] for t in chat_template if t["name"] == "default"), None)
         return cls(
             backend=backend,
             pad_id=_pad(backend, _id(backend, config.get("pad_token")), eos_ids),
             eos_id=eos_ids[0],
-            bos_id=bos_id if bos_id in begin[:1] else None,
+            begin_ids=_find_begin(backend),
             eos_ids=eos_ids,
             config=config,
             chat_template=chat_template,
@@ -105,7 +106,7 @@ class HuggingFaceTokenizer:
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         config |= dict(zip(("pad_token", "eos_token", "bos_token"), special, strict=True))
         eos = tokenizer.eos_id
-        return cls(backend, tokenizer.pad_id, eos, tokenizer.bos_id, (eos,), config)
+        return cls(backend, tokenizer.pad_id, eos, tokenizer.begin_ids, (eos,), config)
 
     @property
     def vocab_size(self) -> int:
@@ -176,6 +177,17 @@ def _content(token: str | dict | None) -> str | None:
 def _id(backend: tokenizers.Tokenizer, token: str | dict | None) -> int | None:
     text = _content(token)
     return None if text is None else backend.token_to_id(text)
+
+
+def _find_begin(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
+    """The ids that come before those of a text; the text tried is any that has tokens of its own."""
+    added = [token.content for token in backend.get_added_tokens_decoder().values()]
+    for text in ("a", *added):
+        encoding = backend.encode(text, add_special_tokens=True)
+        own = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence is not None]
+        if own:
+            return tuple(encoding.ids[: own[0]])
+    return ()
 
 
 def _pad(backend: tokenizers.Tokenizer, pad_id: int | None, eos_ids: Sequence[int]) -> int:

@@ -10,10 +10,12 @@ SPECIAL = 3
 
 
 class Tokenizer(Protocol):
-    """What the library asks of a tokenizer. `pad_id` and `eos_id` differ; a `bos_id` of None means prompts begin bare."""
+    """What the library asks of a tokenizer."""
 
     @property
-    def pad_id(self) -> int: ...
+    def pad_id(self) -> int:
+        """What fills rows up. Any id but those that end a text: masks say what is padding, never this id."""
+        ...
 
     @property
     def eos_id(self) -> int: ...
@@ -24,7 +26,9 @@ class Tokenizer(Protocol):
         ...
 
     @property
-    def bos_id(self) -> int | None: ...
+    def begin_ids(self) -> tuple[int, ...]:
+        """What stands before every text; () if texts begin bare."""
+        ...
 
     @property
     def vocab_size(self) -> int: ...
@@ -59,6 +63,10 @@ class CharacterTokenizer:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         return (self.eos_id,)
+
+    @property
+    def begin_ids(self) -> tuple[int, ...]:
+        return () if self.bos_id is None else (self.bos_id,)
 
     @property
     def vocab_size(self) -> int:
@@ -100,6 +108,10 @@ class ByteTokenizer:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         return (self.eos_id,)
+
+    @property
+    def begin_ids(self) -> tuple[int, ...]:
+        return () if self.bos_id is None else (self.bos_id,)
 
     def encode(self, text: str) -> list[int]:
         """Token ids."""

@@ -45,7 +45,7 @@ def completions(result):
 def reference(folder, text, length, begin=True):
     """The greedy completion of one prompt, by the library."""
     policy, params, tokenizer = models.load(folder)
-    ids = [tokenizer.bos_id] * begin + tokenizer.encode(text)
+    ids = [*tokenizer.begin_ids] * begin + tokenizer.encode(text)
     sampling = Sampling(length, tokenizer.eos_ids, tokenizer.pad_id, temperature=None)
     prompts = jnp.array([ids])
     out = generate(policy, params, prompts, jnp.ones(prompts.shape, bool), jax.random.key(0), sampling)

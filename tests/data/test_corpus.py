@@ -39,7 +39,7 @@ def test_documents_of_each_form(tmp_path):
 def test_rows_begin_end_and_are_masked(tokenizer):
     documents = [Document("a", "bc"), Document("", "abcabc"), Document("abcabcabc", "a")]
     corpus = encode_documents(documents, tokenizer, longest=9)
-    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    begin = tokenizer.begin_ids
     assert corpus.cut == sum(len(begin) + len(p + c) + 1 > 9 for p, c in documents)
     for row, real, target, (prompt, completion) in zip(*corpus[:3], documents, strict=True):
         whole = [*begin, *tokenizer.encode(prompt + completion), tokenizer.eos_id][:9]

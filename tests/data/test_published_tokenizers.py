@@ -1,16 +1,26 @@
 """Special tokens as published models lay them out: transformers says which ids a text has."""
 
+import numpy as np
 import pytest
 import tokenizers
 
 from jaxrl4lm.data import CharacterTokenizer
-from jaxrl4lm.data.corpus import encode_prompts
+from jaxrl4lm.data.corpus import Document, encode_documents, encode_prompt, encode_prompts
 from jaxrl4lm.data.files import Row
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.types import InputError
 from tests.model_folders import byte_tokenizer, make_folder, prefixing_tokenizer
 
 transformers = pytest.importorskip("transformers")
+
+
+def limited_tokenizer():
+    """As some programs save it: with the lengths of their batches."""
+    backend = byte_tokenizer(["<bos>", "<eos>"], "<bos>")
+    backend.enable_truncation(3)
+    backend.enable_padding(length=9)
+    return backend
+
 
 LLAMA = {"bos_token": "<bos>", "eos_token": "<eos>"}
 QWEN = {"eos_token": "<im_end>", "pad_token": "<eot>"}
@@ -26,6 +36,9 @@ FOLDERS = {
         None,
         dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<eot>"),
     ),
+    "begins with two": (lambda: byte_tokenizer(["<bos>", "<lang>", "<eos>"], "<bos> <lang>"), None, LLAMA),
+    "no configuration": (lambda: byte_tokenizer(["<bos>", "<eos>"], "<bos>"), {"eos_token_id": 257}, None),
+    "cuts and pads": (limited_tokenizer, None, LLAMA),
     "prefixed": (prefixing_tokenizer, None, {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}),
 }
 TEXTS = [
@@ -42,7 +55,7 @@ TEXTS = [
 @pytest.fixture(scope="module", params=FOLDERS)
 def folder(request, tmp_path_factory):
     make, generation, config = FOLDERS[request.param]
-    return make_folder(tmp_path_factory.mktemp("model"), make(), generation, **config)
+    return make_folder(tmp_path_factory.mktemp("model"), make(), config, generation)
 
 
 def prompts_of(tokenizer, *texts, context=60):
@@ -52,18 +65,58 @@ def prompts_of(tokenizer, *texts, context=60):
 
 def test_prompts_have_the_ids_of_transformers(folder):
     ours = HuggingFaceTokenizer.load(folder)
-    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     prompts = prompts_of(ours, *TEXTS)
     assert prompts.ids == [theirs(text).input_ids for text in TEXTS]
     tokens, mask = prompts.batch(range(len(TEXTS)), ours.pad_id)
     assert [row[real].tolist() for row, real in zip(tokens, mask, strict=True)] == prompts.ids
 
 
+def test_what_begins_a_text_comes_once(folder):
+    tokenizer = HuggingFaceTokenizer.load(folder)
+    begin = [str(tokenizer.backend.id_to_token(i)) for i in tokenizer.begin_ids]
+    for count in range(len(begin) + 1):
+        assert encode_prompt(tokenizer, "".join(begin[:count]) + "hi") == encode_prompt(tokenizer, "hi")
+
+
+def test_documents_are_one_text_and_end_once(folder):
+    tokenizer = HuggingFaceTokenizer.load(folder)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    end = str(tokenizer.backend.id_to_token(tokenizer.eos_ids[-1]))
+    documents = [
+        Document("Good mor", "ning"),
+        Document("", "Good morning"),
+        Document("Good morning", ""),
+        Document("Good mor", "ning" + end),
+        Document("Good morning" + end, ""),
+    ]
+    corpus = encode_documents(documents, tokenizer, longest=60)
+    rows = zip(*corpus[:3], documents, strict=True)
+    for tokens, mask, targets, (prompt, completion) in rows:
+        text = theirs(prompt + completion).input_ids
+        ended = completion.endswith(end)
+        assert tokens[mask].tolist() == text + [tokenizer.eos_id] * (not ended)
+        begun = theirs(prompt).input_ids
+        assert begun == text[: len(begun)]
+        assert (targets == mask & (np.arange(len(mask)) >= len(begun))).all()
+    assert tokenizer.decode(corpus.tokens[0][corpus.mask[0]].tolist()) == "Good morning"
+    assert tokenizer.eos_id in corpus.tokens[0][corpus.target_mask[0]]
+
+
+def test_a_completion_begins_with_the_token_that_it_shares_with_its_prompt():
+    backend = prefixing_tokenizer()
+    tokenizer = HuggingFaceTokenizer(backend, pad_id=0, eos_id=2, begin_ids=(1,), eos_ids=(2,))
+    corpus = encode_documents([Document("mo", "rning")], tokenizer, longest=60)
+    tokens = [backend.id_to_token(i) for i in corpus.tokens[0].tolist()]
+    assert tokens == ["<s>", "▁", "mor", "ning", "</s>"]
+    assert corpus.target_mask.tolist() == [[False, False, True, True, True]]
+
+
 def word_tokenizer():
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "</s>": 1, "a": 2}, "[UNK]"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens(["[UNK]", "</s>"])
-    return HuggingFaceTokenizer(backend, pad_id=2, eos_id=1, bos_id=None)
+    return HuggingFaceTokenizer(backend, pad_id=2, eos_id=1)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def metaspace():
     ]
     backend.decoder = tokenizers.decoders.Sequence(steps)
     backend.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return HuggingFaceTokenizer(backend, pad_id=0, eos_id=2, bos_id=1)
+    return HuggingFaceTokenizer(backend, pad_id=0, eos_id=2, begin_ids=(1,))
 
 
 TOKENIZERS = {
