@@ -11,7 +11,7 @@ import jinja2.parser
 import jinja2.sandbox
 
 
-class Generation(jinja2.ext.Extension):
+class GenerationTag(jinja2.ext.Extension):
     """{% generation %} ... {% endgeneration %} marks what an assistant said; the text is what stands inside."""
 
     tags = {"generation"}  # noqa: RUF012 (jinja2's form)
@@ -23,18 +23,18 @@ class Generation(jinja2.ext.Extension):
 
 
 @lru_cache(maxsize=8)
-def compiled(template: str) -> jinja2.Template:
-    """The template, ready to render; it can reach nothing but what it is given."""
+def compile_template(template: str) -> jinja2.Template:
+    """Makes a template ready to render; it can reach nothing but what it is given."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = _json  # Jinja's own escapes HTML
+    environment.filters["tojson"] = _write_json  # Jinja's own escapes HTML
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment.from_string(template)
 
 
-def _json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+def _write_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 

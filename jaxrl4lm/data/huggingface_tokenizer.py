@@ -32,6 +32,8 @@ class HuggingFaceTokenizer:
     config: dict[str, Any] = field(default_factory=dict)
     """`tokenizer_config.json`."""
     chat_template: str | None = None
+    generation: dict[str, Any] | None = None
+    """`generation_config.json`, which `models.save` writes as it was. None: there was none."""
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "HuggingFaceTokenizer":
@@ -46,14 +48,12 @@ class HuggingFaceTokenizer:
         # What some program asked for when it saved them: lengths are the caller's matter.
         backend.no_truncation()
         backend.no_padding()
-        config = _json(folder / "tokenizer_config.json")
-        model, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
+        config = _read_config(folder)
+        model, generation = _read(folder / "config.json"), _read(folder / "generation_config.json")
         template = folder / "chat_template.jinja"
         chat_template = template.read_text() if template.exists() else config.get("chat_template")
-        named = [_id(backend, config.get("eos_token"))]
-        listed = generation.get("eos_token_id", model.get("eos_token_id"))
-        listed = listed if isinstance(listed, list) else [listed]
-        eos_ids = tuple(dict.fromkeys(i for i in [*named, *listed] if i is not None))
+        says = generation if generation.get("eos_token_id") is not None else model
+        eos_ids = _list_ends(backend, config, says)
         if not eos_ids:
             raise InputError(
                 f"{folder}: no end token in tokenizer_config.json or config.json: set eos_token there"
@@ -62,12 +62,13 @@ class HuggingFaceTokenizer:
             chat_template = next((t["template"] for t in chat_template if t["name"] == "default"), None)
         return cls(
             backend=backend,
-            pad_id=_pad(backend, _id(backend, config.get("pad_token")), eos_ids),
+            pad_id=_choose_pad(backend, _find_id(backend, config.get("pad_token")), eos_ids),
             eos_id=eos_ids[0],
             begin_ids=_find_begin(backend),
             eos_ids=eos_ids,
             config=config,
             chat_template=chat_template,
+            generation=generation if (folder / "generation_config.json").exists() else None,
         )
 
     @classmethod
@@ -88,7 +89,7 @@ class HuggingFaceTokenizer:
             before = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
             after = tokenizers.decoders.Fuse()
         elif isinstance(tokenizer, ByteTokenizer):
-            model = tokenizers.models.BPE({p: i for i, p in enumerate(special + _byte_characters())}, [])
+            model = tokenizers.models.BPE({p: i for i, p in enumerate(special + _list_byte_characters())}, [])
             before = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
             after = tokenizers.decoders.ByteLevel()
         else:
@@ -115,7 +116,17 @@ class HuggingFaceTokenizer:
 
     def special_id(self, name: str) -> int | None:
         """Id of the token that the configuration calls so ("bos_token"), None where it names none."""
-        return _id(self.backend, self.config.get(name))
+        return _find_id(self.backend, self.config.get(name))
+
+    def write_generation(self) -> dict[str, Any]:
+        """What `generation_config.json` should say: all that it said, and the end tokens where they have changed."""
+        ends = list(self.eos_ids) if len(self.eos_ids) > 1 else self.eos_id
+        if self.generation is None:
+            ids = {"bos_token_id": self.special_id("bos_token"), "eos_token_id": ends}
+            ids["pad_token_id"] = self.special_id("pad_token")
+            return {name: value for name, value in ids.items() if value is not None}
+        same = _list_ends(self.backend, self.config, self.generation) == self.eos_ids
+        return self.generation if same else {**self.generation, "eos_token_id": ends}
 
     def encode(self, text: str) -> list[int]:
         """Token ids, without special tokens put around the text."""
@@ -134,12 +145,21 @@ class HuggingFaceTokenizer:
         """Text of the ids, special tokens left out."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def chat(self, messages: Sequence[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """The text of a conversation under the model's template.
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[dict[str, Any]] | None = None,
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation under the model's template, with what begins a text.
 
         Args:
           messages: each with a `role` (system, user, assistant) and its `content`.
           add_generation_prompt: end where the assistant is to speak.
+          tools: schemas of functions that the assistant may call, where the template knows of such.
+          variables: further ones that the template reads ("enable_thinking").
         Raises:
           ValueError: if the tokenizer has no template.
         """
@@ -147,17 +167,21 @@ class HuggingFaceTokenizer:
             raise ValueError(
                 "this tokenizer has no chat template: write the prompt out, or load a chat model's folder"
             )
-        from jaxrl4lm.data.chat_template import compiled  # jinja2: only chat models need it
+        from jaxrl4lm.data.chat_template import compile_template  # jinja2: only chat models need it
 
-        special = {k: _content(v) for k, v in self.config.items() if k.endswith("_token")}
-        given = {"messages": messages, "add_generation_prompt": add_generation_prompt, **special}
-        return compiled(self.chat_template).render(tools=None, documents=None, **given)
+        special = {k: _read_token(v) for k, v in self.config.items() if k.endswith("_token")}
+        # What is not there stays undefined, which templates write as nothing and can ask about.
+        given: dict[str, Any] = {k: v for k, v in special.items() if v is not None}
+        given |= {"documents": None, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        said = [{k: v for k, v in message.items() if v is not None} for message in messages]
+        return compile_template(self.chat_template).render(**given | variables, messages=said)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which holds the chat template."""
         folder = pathlib.Path(folder)
-        # Of what was there before: it would be read first.
-        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        # Of what was there before: they would be read first.
+        for name in ("chat_template.jinja", "special_tokens_map.json"):
+            (folder / name).unlink(missing_ok=True)
         self.backend.save(str(folder / "tokenizer.json"))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.config}
         if self.chat_template is not None:
@@ -165,18 +189,36 @@ class HuggingFaceTokenizer:
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False))
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
+def _read(path: pathlib.Path) -> dict[str, Any]:
     return read_object(path) if path.exists() else {}
 
 
-def _content(token: str | dict | None) -> str | None:
-    """A special token is written as its text, or as a record that holds it."""
-    return token.get("content") if isinstance(token, dict) else token
+def _read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """`tokenizer_config.json`; older folders have the special tokens in a file of their own, which counts more."""
+    config = _read(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" in config:
+        return config
+    return config | _read(folder / "special_tokens_map.json")
 
 
-def _id(backend: tokenizers.Tokenizer, token: str | dict | None) -> int | None:
-    text = _content(token)
+def _read_token(token: Any) -> str | None:
+    """The text of a special token, which is written as it is, or as a record that holds it; None if it is neither."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _find_id(backend: tokenizers.Tokenizer, token: Any) -> int | None:
+    text = _read_token(token)
     return None if text is None else backend.token_to_id(text)
+
+
+def _list_ends(
+    backend: tokenizers.Tokenizer, config: dict[str, Any], generation: dict[str, Any]
+) -> tuple[int, ...]:
+    """The end token that the tokenizer names, then those at which generation stops."""
+    listed = generation.get("eos_token_id")
+    ids = [_find_id(backend, config.get("eos_token")), *(listed if isinstance(listed, list) else [listed])]
+    return tuple(dict.fromkeys(i for i in ids if i is not None))
 
 
 def _find_begin(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
@@ -190,14 +232,14 @@ def _find_begin(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
     return ()
 
 
-def _pad(backend: tokenizers.Tokenizer, pad_id: int | None, eos_ids: Sequence[int]) -> int:
+def _choose_pad(backend: tokenizers.Tokenizer, pad_id: int | None, eos_ids: Sequence[int]) -> int:
     """The pad token if it is not an end token; else another special token; else any id that ends nothing."""
     special = [i for i, token in sorted(backend.get_added_tokens_decoder().items()) if token.special]
     first = [] if pad_id is None else [pad_id]
     return next(i for i in [*first, *special, *range(len(eos_ids) + 1)] if i not in eos_ids)
 
 
-def _byte_characters() -> list[str]:
+def _list_byte_characters() -> list[str]:
     """The character by which byte-level tokenizers write each byte: itself where printable, else one from
     256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

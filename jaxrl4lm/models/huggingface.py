@@ -255,19 +255,21 @@ def written_tensors(policy: LanguagePolicy, params: Params) -> dict[str, Tensor]
 def write_around(folder: pathlib.Path, hf: dict, params: Params, tokenizer: Tokenizer | None) -> None:
     """What stands beside the tensors: configuration, tokenizer, value head."""
     ids: dict[str, int | list[int] | None] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    generation = None
     if tokenizer is not None:
         text = HuggingFaceTokenizer.of(tokenizer)
         text.save(folder)
+        generation = text.write_generation()
         ends = list(text.eos_ids) if len(text.eos_ids) > 1 else text.eos_id
-        ids = {
-            "bos_token_id": text.special_id("bos_token"),
-            "eos_token_id": ends,
-            "pad_token_id": text.pad_id,
-        }
-        (folder / "generation_config.json").write_text(json.dumps(ids, indent=2))
-    # A tokenizer may have more tokens than the model: transformers would refuse such an id.
-    if (ids["pad_token_id"] or 0) >= hf["vocab_size"]:
-        ids["pad_token_id"] = None
+        pad_id = text.special_id("pad_token")
+        # A tokenizer may have more tokens than the model: transformers would refuse such an id.
+        pad_id = None if (pad_id or 0) >= hf["vocab_size"] else pad_id
+        ids = {"bos_token_id": text.special_id("bos_token"), "eos_token_id": ends, "pad_token_id": pad_id}
+    path = folder / "generation_config.json"
+    if generation is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.write_text(json.dumps(generation, indent=2))
     # Both spellings: transformers 4 reads torch_dtype, 5 reads dtype.
     name = np.dtype(params["embedding"].dtype).name
     (folder / "config.json").write_text(

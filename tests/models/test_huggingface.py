@@ -1,7 +1,6 @@
 """Hugging Face folders: parity with transformers on random weights, round trips, errors that name the
 trouble."""
 
-import dataclasses
 import json
 
 import jax
@@ -430,8 +429,9 @@ def test_a_copy_of_the_embedding_may_stand_in_a_tied_model(llama, tmp_path):
 
 def test_a_padding_id_beyond_the_vocabulary_stays_out_of_the_configuration(llama, tmp_path):
     policy, params, _ = models.load(llama)
-    vocab = policy.config.vocab_size
-    tokenizer = dataclasses.replace(HuggingFaceTokenizer.of(CharacterTokenizer("ab")), pad_id=vocab)
+    letters = "".join(chr(256 + i) for i in range(policy.config.vocab_size))
+    tokenizer = HuggingFaceTokenizer.of(CharacterTokenizer(letters))
+    tokenizer.config["pad_token"] = letters[-1]
     models.save(tmp_path, policy, params, tokenizer)
     assert json.loads((tmp_path / "config.json").read_text())["pad_token_id"] is None
 
