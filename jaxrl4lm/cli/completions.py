@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from jaxrl4lm.data.corpus import bucket, pad
+from jaxrl4lm.data.chats import render_messages
+from jaxrl4lm.data.corpus import PromptSet, bucket, check_ids, pad
+from jaxrl4lm.data.files import Message
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.data.text_stream import TextStream
 from jaxrl4lm.decoding import Sampling, stream
@@ -18,7 +20,6 @@ from jaxrl4lm.types import InputError, Key, Params
 AT_ONCE = 32
 CHUNK = 4
 """Tokens between two looks at what has come."""
-Message = dict[str, str]
 
 
 class Report:
@@ -79,16 +80,8 @@ class Completer:
           prompts: ids; the rows are the copies of the first, of the second ...
           size: prompts of a batch; fewer are filled up, to keep the shape.
           first: number of the first prompt, on which the draws depend.
-        Raises:
-          InputError: if a token is not one of the model's.
         """
         self.report.resume()
-        known = self.policy.config.vocab_size
-        foreign = [i for ids in prompts for i in ids if i >= known]
-        if foreign:
-            raise InputError(
-                f"the model has {known} tokens, its tokenizer gave number {foreign[0]}: tokenizer.json is not this model's"
-            )
         filled = [*prompts, *[prompts[-1]] * (size - len(prompts))]
         width = min(bucket(max(map(len, filled))), self.longest)
         tokens, mask = map(jnp.asarray, pad(filled, width, self.tokenizer.pad_id, left=True))
@@ -120,60 +113,41 @@ class Completer:
             yield row, texts[row].push(last=True), True
 
 
-def print_completions(
-    completer: Completer, prompts: Sequence[list[int]], texts: Sequence[str], *, as_json: bool, echo: bool
-) -> None:
+def print_completions(completer: Completer, prompts: PromptSet, *, as_json: bool, echo: bool) -> None:
     """Prints every completion in order: the one whose turn it is as it comes, those behind it when it has ended.
 
     Args:
-      texts: of the prompts, as the user gave them.
-      as_json: one JSON object a completion, when it has ended.
-      echo: the prompt stands before its completion.
+      as_json: one JSON object a completion, when it has ended, with the prompt as it was given.
+      echo: the text of the prompt stands before its completion.
     """
-    size, copies = min(AT_ONCE, len(prompts)), completer.sampling.copies
-    for first in range(0, len(prompts), size):
-        batch = prompts[first : first + size]
+    size, copies = min(AT_ONCE, len(prompts.ids)), completer.sampling.copies
+    for first in range(0, len(prompts.ids), size):
+        batch = prompts.ids[first : first + size]
         said, ended, turn, shown = [""] * (len(batch) * copies), set(), 0, 0
         for row, text, last in completer.pieces(batch, size, first):
             said[row] += text
             ended |= {row} if last else set()
             while turn < len(said):
-                prompt = texts[first + turn // copies]
+                number = first + turn // copies
                 if not as_json:
-                    begin = prompt if echo and not shown else ""
+                    begin = prompts.texts[number] if echo and not shown else ""
                     print(f"{begin}{said[turn][max(shown - 1, 0) :]}", end="", flush=True)
                     shown = 1 + len(said[turn])
                 if turn not in ended:
                     break
-                record = {"prompt": prompt, "completion": said[turn]}
+                record = {"prompt": prompts.given[number], "completion": said[turn]}
                 print(json.dumps(record, ensure_ascii=False) if as_json else "", flush=True)
                 turn, shown = turn + 1, 0
-
-
-def render(tokenizer: HuggingFaceTokenizer, messages: Sequence[Message]) -> str:
-    """A conversation under the model's template.
-
-    Raises:
-      InputError: if there is none, or it refuses the conversation, or jinja2 is missing.
-    """
-    try:
-        return tokenizer.chat(messages)
-    except ImportError:
-        raise InputError("--chat needs the package jinja2: pip install 'jaxrl4lm[chat]'") from None
-    except Exception as error:  # templates are programs: they may fail in any way
-        reason = " ".join(str(error).split())
-        raise InputError(f"--chat: {reason}") from None
 
 
 def converse(completer: Completer, messages: list[Message]) -> None:
     """A conversation: a message a line of standard input, the answer to each on standard output.
 
     Raises:
-      InputError: if the conversation outgrows the model's context.
+      InputError: if the conversation outgrows the model's context, or has a token that the model does not.
     """
-    render(
-        completer.tokenizer, [*messages, {"role": "user", "content": "?"}]
-    )  # before the first question is asked
+    # Before the first question is asked.
+    render_messages(completer.tokenizer, [*messages, {"role": "user", "content": "?"}], "--chat")
     while True:
         if sys.stdin.isatty():
             print("> ", end="", file=sys.stderr, flush=True)
@@ -183,7 +157,8 @@ def converse(completer: Completer, messages: list[Message]) -> None:
         if not line.strip():
             continue
         messages = [*messages, {"role": "user", "content": line.strip()}]
-        ids = completer.tokenizer.encode(render(completer.tokenizer, messages))
+        ids = completer.tokenizer.encode(render_messages(completer.tokenizer, messages, "--chat"))
+        check_ids(ids, completer.policy.config.vocab_size, "--chat")
         if len(ids) > completer.longest:
             raise InputError(
                 f"the conversation has {len(ids)} tokens, of which the model's context leaves {completer.longest} "

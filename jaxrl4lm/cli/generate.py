@@ -10,11 +10,11 @@ import jax
 import tyro
 
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
-from jaxrl4lm.cli.completions import Completer, Report, converse, print_completions, render
+from jaxrl4lm.cli.completions import Completer, Report, converse, print_completions
 from jaxrl4lm.cli.load_model import load_model
 from jaxrl4lm.cli.options import LARGEST_SEED
 from jaxrl4lm.data.corpus import encode_prompts
-from jaxrl4lm.data.files import Row, read_jsonl, read_text
+from jaxrl4lm.data.files import Message, Row, read_jsonl, read_text
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.decoding import Sampling, min_p, repetition_penalty, top_k, top_p
 from jaxrl4lm.training import folder as run_folder
@@ -35,7 +35,7 @@ class GenerateArguments:
     prompt: tuple[str, ...] = ()
     """Prompts, one after another."""
     prompts: Path | None = None
-    """JSONL with a column `prompt`, or a text file with a prompt a line."""
+    """JSONL with a column `prompt` (text, or messages for the model's chat template), or a text file with a prompt a line."""
     chat: bool = False
     """Prompts are messages under the model's chat template; without any, talk: a message a line of standard input."""
     system: str | None = None
@@ -85,23 +85,23 @@ def main(arguments: list[str]) -> int:
 def _run(parsed: GenerateArguments, folder: Path, report: Report) -> None:
     policy, params, tokenizer = load_model(folder, parsed.dtype, parsed.dtype)
     rows, source = _rows(parsed)
-    texts = [row.columns["prompt"] for row in rows]
+    given = [row.columns["prompt"] for row in rows]
     system = [] if parsed.system is None else [{"role": "system", "content": parsed.system}]
     if parsed.chat:
-        messages = [[*system, {"role": "user", "content": text}] for text in texts]
         rows = [
-            Row(row.line, {"prompt": render(tokenizer, each)})
-            for row, each in zip(rows, messages, strict=True)
+            Row(row.line, {**row.columns, "prompt": _address(row.columns["prompt"], system)}) for row in rows
         ]
     context, least = policy.config.context, parsed.max_new_tokens or 1
-    prompts = encode_prompts(rows, "prompt", tokenizer, source, least, context, written_out=parsed.chat)
+    embeddings = policy.config.vocab_size
+    prompts = encode_prompts(rows, "prompt", tokenizer, source, least, context, embeddings=embeddings)
+    prompts = prompts._replace(given=given)
     longest = max(map(len, prompts.ids), default=context // 2)
     length = parsed.max_new_tokens or min(256 if parsed.chat else 64, context - longest)
     sampling = _sampling(parsed, tokenizer, length)
     key = jax.random.key(parsed.seed)
     completer = Completer(policy, params, tokenizer, sampling, parsed.stop, key, report)
     if rows:
-        print_completions(completer, prompts.ids, texts, as_json=parsed.json, echo=not parsed.chat)
+        print_completions(completer, prompts, as_json=parsed.json, echo=not parsed.chat)
     else:
         converse(completer, system)
 
@@ -151,12 +151,17 @@ def _check(parsed: GenerateArguments) -> None:
         )
 
 
+def _address(prompt: str | list[Message], system: list[Message]) -> list[Message]:
+    """A text as what a user says; before it, or before messages that are given, the system's message."""
+    return [*system, *([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)]
+
+
 def _rows(parsed: GenerateArguments) -> tuple[list[Row], str]:
     """Prompts by their number or line, and where they come from."""
     if parsed.prompts is None:
         return [Row(i, {"prompt": text}) for i, text in enumerate(parsed.prompt, start=1)], "--prompt"
     if parsed.prompts.suffix in (".jsonl", ".json"):
-        return read_jsonl(parsed.prompts, ["prompt"]), str(parsed.prompts)
+        return read_jsonl(parsed.prompts, ["prompt"], chats=True), str(parsed.prompts)
     lines = enumerate(read_text(parsed.prompts).split("\n"), start=1)
     return [Row(i, {"prompt": line}) for i, line in lines if line.strip()], str(parsed.prompts)
 

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from jaxrl4lm.data.files import Row, read_jsonl, read_text
+from jaxrl4lm.data.chats import render_messages
+from jaxrl4lm.data.files import Message, Row, read_jsonl, read_text
 from jaxrl4lm.data.tokenizer import Tokenizer
 from jaxrl4lm.types import InputError
 
@@ -75,21 +76,42 @@ def _count_common(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
-def encode_documents(documents: Sequence[Document], tokenizer: Tokenizer, longest: int) -> Corpus:
+def encode_documents(
+    documents: Sequence[Document], tokenizer: Tokenizer, longest: int, *, embeddings: int | None = None
+) -> Corpus:
     """Documents as rows of at most `longest` tokens: begin, prompt, completion, end.
 
     One document that is longer than ten rows is a stream: it is cut into rows, and nothing of it is lost.
+
+    Args:
+      embeddings: of the model that is to read them. None: as many as the tokenizer may ask for.
+    Raises:
+      InputError: if a token has no embedding.
     """
+    where = "a text to imitate"
     if len(documents) == 1:
         ids = encode_prompt(tokenizer, documents[0].prompt + documents[0].completion)
         if len(ids) > 10 * longest:
+            check_ids(ids, embeddings, where)
             rows = np.array(ids[: len(ids) // longest * longest], np.int32).reshape(-1, longest)
             return Corpus(rows, np.ones(rows.shape, bool), np.ones(rows.shape, bool), 0)
     pairs = [encode_document(tokenizer, document) for document in documents]
+    for ids, _ in pairs:
+        check_ids(ids, embeddings, where)
     encoded, starts = [ids[:longest] for ids, _ in pairs], [start for _, start in pairs]
     tokens, mask = pad(encoded, max(map(len, encoded)), tokenizer.pad_id, left=False)
     target_mask = mask & (np.arange(tokens.shape[1])[None] >= np.array(starts)[:, None])
     return Corpus(tokens, mask, target_mask, cut=sum(len(ids) > longest for ids, _ in pairs))
+
+
+def check_ids(ids: Sequence[int], embeddings: int | None, where: str) -> None:
+    """Raises InputError, which begins with `where`, if a model of so many embeddings has none for one of the ids."""
+    foreign = None if embeddings is None else next((i for i in ids if i >= embeddings), None)
+    if foreign is not None:
+        raise InputError(
+            f"{where}: the model has {embeddings} tokens, its tokenizer gave number {foreign}: "
+            "tokenizer.json is not this model's"
+        )
 
 
 def pad(
@@ -119,9 +141,12 @@ class PromptSet(NamedTuple):
 
     rows: list[Row]
     texts: list[str]
+    """What the model reads: texts as they are, messages under its template."""
     ids: list[list[int]]
     longest: int
     """The most tokens for which there is room beside a completion."""
+    given: list[str | list[Message]]
+    """As the file has them: texts or messages. What rewards are called with."""
 
     def batch(self, indices: Sequence[int], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and mask `[n, P]` of some prompts, padded on the left to a bucket."""
@@ -135,6 +160,7 @@ class PromptSet(NamedTuple):
             [self.texts[i] for i in indices],
             [self.ids[i] for i in indices],
             self.longest,
+            [self.given[i] for i in indices],
         )
 
     def columns(self, indices: Sequence[int], copies: int) -> dict[str, list]:
@@ -145,6 +171,37 @@ class PromptSet(NamedTuple):
         }
 
 
+def encode_row(row: Row, column: str, tokenizer: Tokenizer, source: str) -> tuple[str, list[int]]:
+    """The text that the model is to complete, and its ids.
+
+    Messages are rendered by the model's template, which has the columns `tools` and `chat_template_kwargs` where the
+    row has them, and writes what begins a text itself.
+
+    Args:
+      row: with text or messages in `column`.
+      source: the file's name, for messages.
+    Raises:
+      InputError: naming the line, if the prompt is empty or unknown to the tokenizer, or there is no template.
+    """
+    where, value = f"{source}, line {row.line}", row.columns[column]
+    try:
+        if isinstance(value, str):
+            text, ids = value, encode_prompt(tokenizer, value)
+        else:
+            tools, variables = row.columns.get("tools"), row.columns.get("chat_template_kwargs")
+            text = render_messages(tokenizer, value, where, tools=tools, variables=variables)
+            ids = tokenizer.encode(text)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+    if not ids:
+        raise InputError(f"{where}: the prompt is empty, and the tokenizer has no begin token")
+    if tokenizer.find_unknown(text) is not None:
+        raise InputError(f"{where}: {text!r} has characters that the model's tokenizer does not know")
+    return text, ids
+
+
 def encode_prompts(
     rows: Sequence[Row],
     column: str,
@@ -153,41 +210,32 @@ def encode_prompts(
     room: int,
     context: int,
     *,
-    written_out: bool = False,
+    embeddings: int | None = None,
 ) -> PromptSet:
     """Prompts ready to complete.
 
     Args:
-      rows: of a JSONL file, with the text in `column`.
+      rows: of a JSONL file, with text or messages in `column`.
       source: the file's name, for messages.
       room: tokens of the longest completion.
       context: tokens that prompt and completion may have together.
-      written_out: the texts hold their special tokens, as chat templates write them.
+      embeddings: of the model that is to read them. None: as many as the tokenizer may ask for.
     Raises:
-      InputError: naming the line, if a prompt is empty or unknown to the tokenizer, or leaves no room for a completion.
+      InputError: naming the line, as `encode_row`, and if a prompt leaves no room for a completion or has a token
+        without an embedding.
     """
-    texts = [row.columns[column] for row in rows]
-    encoded = []
-    for row, text in zip(rows, texts, strict=True):
-        try:
-            ids = tokenizer.encode(text) if written_out else encode_prompt(tokenizer, text)
-        except ValueError as error:
-            raise InputError(f"{source}, line {row.line}: {error}") from None
-        if not ids:
-            raise InputError(
-                f"{source}, line {row.line}: the prompt is empty, and the tokenizer has no begin token"
-            )
-        if tokenizer.find_unknown(text) is not None:
-            raise InputError(
-                f"{source}, line {row.line}: {text!r} has characters that the model's tokenizer does not know"
-            )
+    encoded = [encode_row(row, column, tokenizer, source) for row in rows]
+    for row, (_, ids) in zip(rows, encoded, strict=True):
+        check_ids(ids, embeddings, f"{source}, line {row.line}")
         if len(ids) + room > context:
             raise InputError(
                 f"{source}, line {row.line}: the prompt has {len(ids)} tokens, which with {room} new ones exceeds "
                 f"the context of {context}: shorten the prompt, lower --max-new-tokens, or use a longer context"
             )
-        encoded.append(ids)
-    return PromptSet(list(rows), texts, encoded, context - room)
+    given = [row.columns[column] for row in rows]
+    return PromptSet(
+        list(rows), [text for text, _ in encoded], [ids for _, ids in encoded], context - room, given
+    )
 
 
 def epoch_rows(seed: int, first: int, count: int, size: int) -> np.ndarray:

@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 from jaxrl4lm.types import InputError
 
+Message = dict[str, Any]
+"""`role` (system, user, assistant, tool) and `content`."""
+
 
 class Row(NamedTuple):
     """One line of a JSONL file."""
@@ -57,11 +60,12 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def read_jsonl(path: pathlib.Path, required: Sequence[str]) -> list[Row]:
+def read_jsonl(path: pathlib.Path, required: Sequence[str], *, chats: bool = False) -> list[Row]:
     """The rows of a JSONL file; blank lines are skipped.
 
     Args:
       required: columns that every row must have, with text in them.
+      chats: lists of messages will do as well as text.
     Raises:
       InputError: if the file or a line of it cannot be used.
     """
@@ -84,19 +88,45 @@ def read_jsonl(path: pathlib.Path, required: Sequence[str]) -> list[Row]:
                 '{"prompt": "..."}'
             )
         for name in required:
-            _check_text(columns, name, f"{path}, line {number}")
+            _check_text(columns, name, f"{path}, line {number}", chats)
         rows.append(Row(number, columns))
     return rows
 
 
-def _check_text(columns: dict[str, Any], name: str, where: str) -> None:
+def _check_text(columns: dict[str, Any], name: str, where: str, chats: bool) -> None:
     if name not in columns:
         found = ", ".join(map(repr, columns)) or "none"
         raise InputError(f"{where}: no column {name!r}; its columns are {found}")
     value = columns[name]
-    if not isinstance(value, str):
+    if chats and isinstance(value, list):
+        check_messages(value, f"{where}: column {name!r}")
+    elif not isinstance(value, str):
         raise InputError(f"{where}: column {name!r} holds a {type(value).__name__} where text is expected")
-    if any("\ud800" <= c <= "\udfff" for c in value):
+    elif any("\ud800" <= c <= "\udfff" for c in value):
         raise InputError(
             f"{where}: column {name!r} holds half of a surrogate pair, which is not text: mend it"
         )
+
+
+def check_messages(value: Any, where: str) -> None:
+    """Refuses what is no conversation that an assistant can answer.
+
+    Args:
+      where: begins the sentence of the error.
+    Raises:
+      InputError: if it is no list of messages, or the assistant has just spoken.
+    """
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{where} holds no text and no messages: write a text, or a list of messages")
+    for i, message in enumerate(value):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise InputError(
+                f'{where}: message {i + 1} is not of the form {{"role": "user", "content": "..."}}: mend it'
+            )
+    if value[-1]["role"] == "assistant":
+        raise InputError(f"{where} ends with the assistant's own message: end with what it is to answer")
+
+
+def find_last_text(prompt: str | Sequence[Message]) -> str:
+    """A text as it is; of a conversation, the text of its last message."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content", ""))

@@ -1,5 +1,6 @@
 """Rewards as Python functions with the signature `reward(prompts, completions, **columns) -> list[float]`."""
 
+import copy
 import importlib.util
 import inspect
 import pathlib
@@ -9,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from jaxrl4lm.data.files import Message, find_last_text
 from jaxrl4lm.types import InputError
 
 Reward = Callable[..., Any]
@@ -21,7 +23,8 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 def exact_match(prompts, completions, answer, **columns) -> list[float]:
     """1 where the completion is the column `answer`, white space around it aside."""
-    return [float(c.strip() == str(a).strip()) for c, a in zip(completions, answer, strict=True)]
+    texts = [find_last_text(c).strip() for c in completions]
+    return [float(text == str(a).strip()) for text, a in zip(texts, answer, strict=True)]
 
 
 def numeric_answer(prompts, completions, answer, **columns) -> list[float]:
@@ -31,16 +34,15 @@ def numeric_answer(prompts, completions, answer, **columns) -> list[float]:
         found = NUMBER.findall(str(text))
         return float(found[-1].replace(",", "")) if found else None
 
-    return [
-        float(last(c) is not None and last(c) == last(a)) for c, a in zip(completions, answer, strict=True)
-    ]
+    said = [last(find_last_text(c)) for c in completions]
+    return [float(number is not None and number == last(a)) for number, a in zip(said, answer, strict=True)]
 
 
 def length(target: int) -> Reward:
     """1 at `target` characters, falling linearly to 0 at none and at twice as many."""
 
     def reward(prompts, completions, **columns) -> list[float]:
-        return [max(0.0, 1 - abs(len(c) - target) / target) for c in completions]
+        return [max(0.0, 1 - abs(len(find_last_text(c)) - target) / target) for c in completions]
 
     return reward
 
@@ -53,7 +55,7 @@ def regex(pattern: str) -> Reward:
         raise InputError(f"--reward regex:{pattern}: not a regular expression ({error})") from None
 
     def reward(prompts, completions, **columns) -> list[float]:
-        return [float(compiled.search(c) is not None) for c in completions]
+        return [float(compiled.search(find_last_text(c)) is not None) for c in completions]
 
     return reward
 
@@ -98,7 +100,7 @@ def _load(path: pathlib.Path, function: str) -> Reward:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's file does wrong
-        raise InputError(f"--reward: importing {path} raised {_told(error)}: mend the file") from error
+        raise InputError(f"--reward: importing {path} raised {_describe(error)}: mend the file") from error
     finally:
         sys.dont_write_bytecode = keep
     reward = getattr(module, function, None)
@@ -128,22 +130,35 @@ def check_columns(reward: Reward, name: str, columns: Sequence[str]) -> None:
 
 
 def call(
-    reward: Reward, name: str, prompts: Sequence[str], completions: Sequence[str], columns: dict[str, list]
+    reward: Reward,
+    name: str,
+    prompts: Sequence[str | list[Message]],
+    completions: Sequence[str],
+    columns: dict[str, list],
 ) -> list[float]:
     """Scores of the completions, checked.
 
+    Args:
+      reward: is given the completion of a text as text, and that of messages as a list of one message of the assistant.
+      prompts: as the file has them (`PromptSet.given`), one for each completion.
     Raises:
       InputError: naming the reward and the prompt, if it raises, returns the wrong number of scores, or one that is not a
         finite number.
     """
+    said = [
+        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(prompts, completions, strict=True)
+    ]
     columns = {k: v for k, v in columns.items() if k not in ("prompts", "completions")}
-    first = f"first prompt of the batch: {_short(prompts[0])}"
+    first = f"first prompt of the batch: {_shorten(prompts[0])}"
     try:
-        scores = reward(prompts=list(prompts), completions=list(completions), **columns)
+        scores = reward(prompts=copy.deepcopy(list(prompts)), completions=said, **columns)
         if isinstance(scores, Iterator):  # it runs the user's code only now
             scores = list(scores)
     except (Exception, SystemExit) as error:  # whatever the user's function does wrong
-        raise InputError(f"the reward {name} raised {_told(error)} ({first}): mend the function") from error
+        raise InputError(
+            f"the reward {name} raised {_describe(error)} ({first}): mend the function"
+        ) from error
     try:
         if isinstance(scores, str | bytes | dict):
             raise TypeError
@@ -164,7 +179,7 @@ def call(
             finite = False
         if not finite:
             raise InputError(
-                f"the reward {name} returned {score!r} for the prompt {_short(prompt)}: return a finite number"
+                f"the reward {name} returned {score!r} for the prompt {_shorten(prompt)}: return a finite number"
             )
     return [float(score) for score in scores]
 
@@ -172,12 +187,13 @@ def call(
 _MACHINERY = (__file__, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 
 
-def _told(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     """An exception on one line, with the line of code that raised it."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in _MACHINERY]
     where = f" at {pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{where}: {' '.join(str(error).split()) or 'no message'}"
 
 
-def _short(text: str) -> str:
+def _shorten(prompt: str | Sequence[Message]) -> str:
+    text = find_last_text(prompt)
     return repr(text if len(text) <= 60 else text[:57] + "...")

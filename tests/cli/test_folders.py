@@ -1,6 +1,7 @@
 """`jaxrl4lm generate` on folders whose special tokens are laid out as those of published models."""
 
 import json
+import shutil
 
 import pytest
 
@@ -48,3 +49,47 @@ def test_what_a_template_has_begun_is_completed_the_same(cli, no_pad):
     options = ["--greedy", "--json", "--max-new-tokens", "9"]
     bare, begun = completions(cli("generate", no_pad, "--prompt", "hi", "<bos>hi", *options))
     assert bare == begun
+
+
+def test_messages_are_completed_under_the_template(cli, pad_ends, tmp_path):
+    """A file of them, without --chat; its rows go out as they came in."""
+    template = "{% for m in messages %}<im_start>{{ m.role }}:{{ m.content }}<im_end>{% endfor %}{{ tools }}"
+    config = json.loads((pad_ends / "tokenizer_config.json").read_text()) | {"chat_template": template}
+    model = shutil.copytree(pad_ends, tmp_path / "model")
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    rows = [{"prompt": [{"role": "user", "content": "hi"}], "tools": [{}]}, {"prompt": "hi"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--greedy", "--max-new-tokens", "9"]
+    result = cli("generate", model, "--prompts", tmp_path / "rows.jsonl", "--json", *options)
+    assert [json.loads(line)["prompt"] for line in result.out.splitlines()] == [row["prompt"] for row in rows]
+    written = "<im_start>user:hi<im_end>[{}]"
+    asked = cli("generate", model, "--prompt", written, "hi", "--json", *options)
+    assert completions(result) == completions(asked)
+    shown = cli("generate", model, "--prompts", tmp_path / "rows.jsonl", *options)
+    assert shown.out.startswith(written + completions(result)[0])
+    chat = cli(
+        "generate", model, "--chat", "--system", "s", "--prompts", tmp_path / "rows.jsonl", "--json", *options
+    )
+    said = [f"<im_start>system:s<im_end><im_start>user:hi<im_end>{tools}" for tools in ("[{}]", "None")]
+    assert completions(chat) == completions(cli("generate", model, "--prompt", *said, "--json", *options))
+    assert [json.loads(line)["prompt"] for line in chat.out.splitlines()] == [row["prompt"] for row in rows]
+
+
+def test_messages_without_a_template(cli, pad_ends, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": "hi"}]}))
+    result = cli("generate", pad_ends, "--prompts", tmp_path / "rows.jsonl")
+    assert result.code == 2
+    assert "rows.jsonl, line 1: this tokenizer has no chat template" in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_a_token_that_the_model_has_no_embedding_for(cli, tmp_path):
+    model = make_folder(
+        tmp_path / "model", byte_tokenizer(QWEN), QWEN_CONFIG | {"pad_token": None}, vocab=259
+    )
+    backend = byte_tokenizer([*QWEN, "<new>"])
+    backend.save(str(model / "tokenizer.json"))
+    result = cli("generate", model, "--prompt", "hi", "a<new>")
+    assert result.code == 2
+    assert "--prompt, line 2: the model has 259 tokens, its tokenizer gave number 259" in result.err
+    assert len(completions(cli("generate", model, "--prompt", "hi", "--json", "--max-new-tokens", "3"))) == 1

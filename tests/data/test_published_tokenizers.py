@@ -132,3 +132,12 @@ def test_the_unknown_is_what_the_unknown_token_stands_for(tokenizer, known, unkn
     for text in unknown:
         with pytest.raises(InputError, match=r"line 2: .* has characters that"):
             prompts_of(tokenizer, known[0], text)
+
+
+@pytest.mark.parametrize("longest", [60, 2], ids=["rows", "stream"])
+def test_texts_that_a_model_has_no_embeddings_for(longest):
+    tokenizer = HuggingFaceTokenizer(byte_tokenizer(["<eos>", "<new>"]), 0, 256, eos_ids=(256,))
+    documents = [Document("abc", "a<new>" + "b" * 20)]
+    assert encode_documents(documents, tokenizer, longest).tokens.max() == 257
+    with pytest.raises(InputError, match=r"a text to imitate: the model has 257 tokens.* number 257"):
+        encode_documents(documents, tokenizer, longest, embeddings=257)
