@@ -3,6 +3,8 @@
 import copy
 import logging
 import pathlib
+import sys
+from functools import cache
 from typing import Any
 
 import jax
@@ -22,7 +24,7 @@ class Checkpoints:
         Raises:
           InputError: if it cannot be opened.
         """
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        _quieten_writers()
         self.folder = folder.absolute()
         if not write and not self.folder.is_dir():
             raise self._none()
@@ -77,14 +79,19 @@ class Checkpoints:
         """The newest state.
 
         Args:
-          like: a state, or its `jax.eval_shape`, of the structure that was saved; it comes back on the first device,
-            wherever it was saved from.
+          like: a state, or the shapes of one (`jax.ShapeDtypeStruct`), of the structure that was saved. Each leaf comes
+            back with the sharding that it has here, wherever it was saved from; without one, on the first device.
         Raises:
           InputError: if it cannot be read, or is of another run.
         """
         number = self.latest()
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
+
+        def describe(x: Any) -> jax.ShapeDtypeStruct:
+            sharding = getattr(x, "sharding", None) or device
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        shapes = jax.tree.map(describe, like)
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
             return self._manager.restore(number, args=args)["state"]
@@ -97,7 +104,10 @@ class Checkpoints:
         )
 
     def _unwritable(self, error: Exception) -> InputError:
-        return InputError(f"a checkpoint in {self.folder} cannot be written ({error}): make room there")
+        # The messages of tensorstore go from the general to the particular, and end with settings in brackets.
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        reason = reason.split(" [")[0].split(": ")[-1].strip() or type(error).__name__
+        return InputError(f"a checkpoint in {self.folder} cannot be written ({reason}): make room there")
 
     def _corrupt(self, number: int | None, error: Exception) -> InputError:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
@@ -118,3 +128,20 @@ class Checkpoints:
             raise self._unwritable(error) from error
         finally:
             self._manager.close()
+
+
+@cache
+def _quieten_writers() -> None:
+    """Leaves it to `save` and `close` to say, in one sentence, that a checkpoint could not be written.
+
+    What orbax logs of an error it raises as well. And where it gives up a save, writers that are still busy find its
+    event loop closed, which Python reports with a traceback each, perhaps long after.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    report = sys.unraisablehook
+
+    def report_others(event: Any) -> None:
+        if not (isinstance(event.exc_value, RuntimeError) and str(event.exc_value) == "Event loop is closed"):
+            report(event)
+
+    sys.unraisablehook = report_others

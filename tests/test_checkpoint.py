@@ -1,6 +1,8 @@
 """Checkpoints: every leaf comes back bit for bit, whatever its type; the newest whole one counts."""
 
 import asyncio
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -132,3 +134,60 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file"):
         Checkpoints(tmp_path / "file" / "below")
+
+
+def test_shardings_are_those_that_are_asked_for(tmp_path):
+    mesh = jax.make_mesh((2,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = (jax.sharding.NamedSharding(mesh, jax.P(*axes)) for axes in (("fsdp",), ()))
+    second = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+    keys = jax.random.split(jax.random.key(0), 2)
+    saved = {
+        "rows": jax.device_put(jnp.arange(8.0).reshape(4, 2), rows),
+        "whole": jax.device_put(jnp.arange(3), whole),
+        "keys": jax.device_put(keys, rows),
+        "second": jax.device_put(jnp.float32(1), second),
+        "anywhere": jax.device_put(jnp.arange(4.0), rows),
+    }
+    checkpoints = Checkpoints(tmp_path / "saved")
+    checkpoints.save(0, saved, {})
+    checkpoints.close()
+    reader = Checkpoints(tmp_path / "saved", write=False)
+    same = reader.restore(saved)
+    assert raw(same) == raw(saved)
+    assert all(same[name].sharding.is_equivalent_to(x.sharding, x.ndim) for name, x in saved.items())
+    asked = {"rows": whole, "whole": second, "keys": whole, "second": whole, "anywhere": None}
+    like = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=asked[n]) for n, x in saved.items()}
+    other = reader.restore(like)
+    assert raw(other) == raw(saved)
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for name, x in other.items():
+        assert x.sharding.is_equivalent_to(asked[name] or first, x.ndim)
+
+
+FULL = """
+import pathlib, resource, sys
+import jax
+from jaxrl4lm.checkpoint import Checkpoints
+
+checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))
+checkpoints.save(0, {"x": 1.0 * jax.numpy.arange(10)}, {})
+checkpoints.close()
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))
+noise = {name: jax.random.normal(jax.random.key(0), (50_000,)) for name in "xyz"}
+try:
+    checkpoints.save(1, noise, {})
+    checkpoints.close()
+except ValueError as error:
+    print(error)
+print(Checkpoints(pathlib.Path(sys.argv[1]), write=False).latest())
+"""
+
+
+def test_a_disk_that_is_full_is_one_sentence(tmp_path):
+    """Files may not grow beyond a limit, which writers meet as they do a full disk."""
+    command = [sys.executable, "-c", FULL, str(tmp_path / "saved")]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    said = f"a checkpoint in {tmp_path}/saved cannot be written (File too large): make room there"
+    assert result.stdout.splitlines() == [said, "0"]
+    assert result.stderr == ""
