@@ -17,12 +17,12 @@ from jaxrl4lm.models.heads import Head
 from jaxrl4lm.models.huggingface import (
     HEADED,
     Placement,
+    list_tensors,
     place_leaves,
     read_hf_config,
     read_leaves,
     read_tokenizer,
     write_around,
-    written_tensors,
 )
 from jaxrl4lm.models.policy import LanguagePolicy
 from jaxrl4lm.models.tensor_files import CheckpointError, Tensor, read_tensors, write_tensors
@@ -66,6 +66,8 @@ def load_with_head(
         raise CheckpointError(f"{folder} has no task head ({', '.join(NAMES)}): use models.load")
     kernel = np.array(tensors.pop(f"{name}.weight"), np.float32).T
     bias = np.array(tensors.pop(f"{name}.bias", np.zeros(kernel.shape[1])), np.float32)
+    if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
+        raise CheckpointError(f"{folder}: the head {name} holds nan or an infinity: the file is damaged")
     params = place_leaves(read_leaves(folder, policy, tensors), dtype, sharding)
     return policy, params, Head(jnp.asarray(kernel), jnp.asarray(bias)), read_tokenizer(folder)
 
@@ -105,7 +107,7 @@ def save_with_head(
         "id2label": {str(i): x for i, x in enumerate(names)},
     }
     hf["label2id"] = {x: i for i, x in enumerate(names)}
-    tensors = written_tensors(policy, params)
+    tensors = list_tensors(policy, params)
     tensors = {n: t for n, t in tensors.items() if n not in ("lm_head.weight", "embed_out.weight")}
     if kind == "span" and model_type in RENAMED:
         tensors = {n.replace("model.", "transformer.", 1): t for n, t in tensors.items()}

@@ -23,6 +23,7 @@ from jaxrl4lm.models.tensor_files import (
     CheckpointError,
     Tensor,
     find_tensors_file,
+    is_finite,
     read_tensors,
     release,
     write_tensors,
@@ -65,7 +66,7 @@ def load(
         gives it. None: the default device.
     Raises:
       CheckpointError: if the `model_type` is not supported, or a tensor is missing, left over or of the
-        wrong shape, or a file is damaged.
+        wrong shape or not finite, or a file is damaged.
       InputError: if `config.json` or a file of the tokenizer is damaged.
     """
     folder = pathlib.Path(folder)
@@ -161,27 +162,36 @@ def read_leaves(folder: pathlib.Path, policy: LanguagePolicy, tensors: dict[str,
             raise CheckpointError(f"{file}: the tensor {row.name} holds {tensor.dtype}, not floats")
         widths = [shapes[leaf][-1] for leaf in row.leaves]
         for i, leaf in enumerate(row.leaves):
-            leaves[leaf] = partial(_part, row, i, tensor, widths, policy.config.channels)
+            leaves[leaf] = partial(_read_part, file, row, i, tensor, widths, policy.config.channels)
     if tensors:
         raise CheckpointError(
             f"{file}: {len(tensors)} tensors are left over, which a {policy.config.family} model "
             f"does not have; the first is {min(tensors)}"
         )
-    leaves[VALUE_HEAD] = partial(_value_head, folder / f"{VALUE_HEAD}.npy", shapes[VALUE_HEAD])
+    leaves[VALUE_HEAD] = partial(_read_value_head, folder / f"{VALUE_HEAD}.npy", shapes[VALUE_HEAD])
     return leaves
 
 
-def _part(
-    row: tensor_names.TensorRow, i: int, tensor: np.ndarray, widths: list[int], channels: int
+def _read_part(
+    file: pathlib.Path,
+    row: tensor_names.TensorRow,
+    i: int,
+    tensor: np.ndarray,
+    widths: list[int],
+    channels: int,
 ) -> np.ndarray:
     """The i-th of the leaves that a tensor holds. A copy lets go of what it was made from."""
+    if i == 0 and not is_finite(tensor):
+        raise CheckpointError(
+            f"{file}: the tensor {row.name} holds nan or an infinity: the file is damaged, or its training diverged"
+        )
     part = row.part(i, tensor, widths, channels)
     if not np.may_share_memory(part, tensor):
         release(tensor)
     return part
 
 
-def _value_head(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
+def _read_value_head(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
     if not path.exists():
         return np.zeros(shape, np.float32)
     try:
@@ -192,6 +202,8 @@ def _value_head(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
         ) from error
     if not np.issubdtype(head.dtype, np.floating):
         raise CheckpointError(f"{path} holds {head.dtype}, not floats: delete it for a value head of 0")
+    if not np.isfinite(head).all():
+        raise CheckpointError(f"{path} holds nan or an infinity: delete it for a value head of 0")
     if head.shape != shape:
         raise CheckpointError(
             f"{path} has shape {head.shape}, config.json means {shape}: it is of another model"
@@ -226,13 +238,13 @@ def save(
     """
     folder = pathlib.Path(folder)
     hf = write_config(policy.config)
-    tensors = written_tensors(policy, params)
+    tensors = list_tensors(policy, params)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, tensors, shard_bytes=shard_bytes)
     write_around(folder, hf, params, tokenizer)
 
 
-def written_tensors(policy: LanguagePolicy, params: Params) -> dict[str, Tensor]:
+def list_tensors(policy: LanguagePolicy, params: Params) -> dict[str, Tensor]:
     """The checkpoint's tensors, each made when its turn comes; raises if the parameters are not the policy's."""
     policy = LanguagePolicy(
         dataclasses.replace(policy.config, family=write_config(policy.config)["model_type"])

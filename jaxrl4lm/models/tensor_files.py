@@ -139,6 +139,16 @@ def _map(path: pathlib.Path) -> np.ndarray:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
 
+def is_finite(tensor: np.ndarray) -> bool:
+    """Whether no float of a contiguous tensor is nan or infinite; a little of it at a time, at the speed of its reading."""
+    flat = tensor.reshape(-1)
+    # Both have an exponent of ones alone: of integers that is found many times as fast as of bfloat16.
+    bits = flat.view(f"u{tensor.dtype.itemsize}")
+    ones = np.array(np.inf, tensor.dtype).view(bits.dtype)
+    step = 1 << 18
+    return not any(((bits[i : i + step] & ones) == ones).any() for i in range(0, len(bits), step))
+
+
 def release(tensor: np.ndarray) -> None:
     """Frees the memory that reading a tensor has filled. Reading it again fills it again."""
     owner = tensor

@@ -3,8 +3,10 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
+from jaxrl4lm.models.tensor_files import Tensor, read_tensors, write_tensors
 from tests.model_folders import byte_tokenizer, make_folder
 
 QWEN = ["<eot>", "<im_start>", "<im_end>"]
@@ -93,3 +95,15 @@ def test_a_token_that_the_model_has_no_embedding_for(cli, tmp_path):
     assert result.code == 2
     assert "--prompt, line 2: the model has 259 tokens, its tokenizer gave number 259" in result.err
     assert len(completions(cli("generate", model, "--prompt", "hi", "--json", "--max-new-tokens", "3"))) == 1
+
+
+def test_weights_that_are_not_numbers(cli, no_pad, tmp_path):
+    model = shutil.copytree(no_pad, tmp_path / "model")
+    tensors = {name: tensor.copy() for name, tensor in read_tensors(no_pad).items()}
+    name = next(name for name in tensors if "down_proj" in name)
+    tensors[name][3, 5] = np.nan
+    write_tensors(model, {n: Tensor(x.shape, x.dtype, lambda x=x: x) for n, x in tensors.items()})
+    result = cli("generate", model, "--prompt", "hi")
+    assert (result.code, result.out) == (2, "")
+    assert f"the tensor {name} holds nan or an infinity" in result.err
+    assert result.err.count("\n") == 1

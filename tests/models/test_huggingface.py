@@ -325,6 +325,10 @@ def damaged_value_head(folder, target):
     return path
 
 
+def last_but(value):
+    return np.append(np.ones(47, np.float32), np.float32(value))
+
+
 NORM = "model.layers.1.input_layernorm.weight"
 
 
@@ -342,6 +346,7 @@ NORM = "model.layers.1.input_layernorm.weight"
         (lambda f, t: (t / "config.json").write_text('{"model_type": "llama"}'), "key '[a-z_]+' is missing"),
         (lambda f, t: (t / "config.json").write_text('{"model_type": []}'), "model_type .* is not one of"),
         (lambda f, t: copy_without(f, t, **{NORM: np.ones(48, np.int32)}), f"{NORM} holds int32, not floats"),
+        (lambda f, t: copy_without(f, t, **{NORM: last_but(np.nan)}), f"{NORM} holds nan or an infinity"),
         (
             lambda f, t: changed(f, t, tie_word_embeddings=True),
             "model.safetensors: .*lm_head.weight is not the emb",
@@ -365,6 +370,7 @@ NORM = "model.layers.1.input_layernorm.weight"
             lambda f, t: (changed(f, t), listing(t, {"a": ""})),
             "is missing, which model.safetensors.index.json",
         ),
+        (lambda f, t: np.save(damaged_value_head(f, t), last_but(np.inf)), "value_head.npy holds nan or"),
         (lambda f, t: np.save(damaged_value_head(f, t), np.ones(3)), r"value_head.npy has shape \(3,\)"),
         (lambda f, t: (t / "config.json").write_text((f / "config.json").read_text()), "holds neither"),
     ],
