@@ -26,7 +26,10 @@ Option = tyro.conf.arg
 
 @dataclass(frozen=True)
 class GenerateArguments:
-    """Complete prompts, or chat, with the model of a run or of a Hugging Face folder; the text comes as it is made."""
+    """Complete prompts, or chat, with the model of a run or of a Hugging Face folder; the text comes as it is made.
+
+    Bytes that are no UTF-8 text become replacement characters. --json holds the same text that is shown without it.
+    """
 
     folder: Annotated[Path | None, tyro.conf.Positional, Option(metavar="MODEL")] = None
     """Folder of a run that has finished, or one with config.json, model.safetensors and tokenizer.json."""

@@ -12,7 +12,9 @@ class TextStream:
     """Turns tokens into text piece by piece.
 
     The pieces together are what the whole completion decodes to after its prompt (words keep the space that many
-    tokenizers drop at the beginning of a text), up to the first stop string.
+    tokenizers drop at the beginning of a text), up to the first stop string. Of bytes that are no UTF-8, a tokenizer
+    that falls back to bytes decodes less as a whole: one such byte makes all of its run replacement characters, those
+    before it too, which had been characters. There the stream is what is meant: what it has given out, it keeps.
 
     >>> from jaxrl4lm.data import ByteTokenizer
     >>> tokenizer = ByteTokenizer()

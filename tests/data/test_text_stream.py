@@ -63,6 +63,14 @@ def test_bytes_that_are_no_character_come_with_what_follows_or_at_the_end():
     assert stream.push(last=True) == HALF
 
 
+def test_characters_that_were_shown_stay_where_bytes_that_are_none_follow():
+    tokenizer = TOKENIZERS["byte fallback"]
+    ids = [3 + 0xC3, 3 + 0xA9, 3 + 0xFF]
+    stream = TextStream(tokenizer)
+    assert "".join(stream.push([i]) for i in ids) + stream.push(last=True) == "é" + 2 * HALF
+    assert tokenizer.decode(ids) == 3 * HALF
+
+
 @given(text=st.text(alphabet="ab\n", max_size=14), cuts=st.lists(st.integers(1, 3), max_size=14))
 @settings(max_examples=100, deadline=None)
 def test_nothing_of_a_stop_string_and_nothing_after_it_is_shown(text, cuts):
