@@ -1,18 +1,25 @@
 """Which cases of an exhaustive parametrisation run each time, and which with the slow tests."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pytest
 
 
-def mark_slow(case):
-    """The case, an element of `argvalues` of `pytest.mark.parametrize`, as one of the slow tests."""
-    values = case if isinstance(case, tuple) else (case,)
-    return pytest.param(*values, marks=pytest.mark.slow)
+def slow_but(cases: Iterable, fast: int | Collection) -> list:
+    """The cases for `pytest.mark.parametrize`, marked slow but for some.
 
-
-def spread(cases: Iterable, fast: int) -> list:
-    """The cases, all but `fast` of them marked slow: the first, and others as far from each other as they can be."""
+    Args:
+      fast: those that are not, or how many are not: then the first and others, equally far from each other.
+    """
     cases = list(cases)
-    kept = {i * len(cases) // fast for i in range(fast)}
-    return [case if i in kept else mark_slow(case) for i, case in enumerate(cases)]
+    if isinstance(fast, int):
+        kept = {i * len(cases) // fast for i in range(fast)}
+        return [case if i in kept else _mark(case) for i, case in enumerate(cases)]
+    assert all(case in cases for case in fast)
+    return [case if case in fast else _mark(case) for case in cases]
+
+
+def _mark(case):
+    if hasattr(case, "marks"):  # a `pytest.param`
+        return pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
+    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)

@@ -1,6 +1,7 @@
 """Many small MDPs in blocks: the answers of the single solver, whatever the block, and bounds that hold."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import mdp as M
+from tests.selection import slow_but
 
 KINDS = {
     "dense": lambda seed: M.garnet(jax.random.key(seed), 9, 3, 9, discount=0.5 + 0.09 * (seed % 6)),
@@ -24,8 +26,7 @@ def stacked(worlds):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *worlds)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("block", [None, 1, 3])
+@pytest.mark.parametrize("kind, block", slow_but(itertools.product(KINDS, [None, 1, 3]), 4))
 def test_each_answer_is_that_of_the_single_solver(kind, block, x64):
     worlds = [KINDS[kind](seed) for seed in range(7)]
     solution = jax.jit(functools.partial(M.solve_batch, tolerance=1e-7, block=block))(stacked(worlds))

@@ -12,8 +12,10 @@ import pytest
 
 from jaxrl4lm import mdp as M
 from jaxrl4lm.mdp import evaluation
+from tests.selection import slow_but
 
 OPTIMAL = [M.value_iteration, M.action_value_iteration, M.policy_iteration, M.modified_policy_iteration]
+OFTEN = slow_but(OPTIMAL, [M.modified_policy_iteration])
 compiled = functools.cache(lambda solver, **fixed: jax.jit(functools.partial(solver, **fixed)))
 several = hypothesis.settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -59,7 +61,7 @@ def test_russell_and_norvig_utilities(solver):
     assert "".join(M.ARROWS[a] for a in solution.policy[jnp.array([4, 5, 7, 8, 9, 10])]) == "↑↑↑←←←"
 
 
-@pytest.mark.parametrize("solver", OPTIMAL)
+@pytest.mark.parametrize("solver", OFTEN)
 def test_the_lectures_two_worlds_exactly(solver):
     one, discounted = M.lecture(1.0), M.lecture(0.9)
     values = on_grid(one, compiled(solver, tolerance=1e-4)(one.mdp).values)
@@ -70,7 +72,7 @@ def test_the_lectures_two_worlds_exactly(solver):
     np.testing.assert_allclose(values, powers, rtol=1e-6)
 
 
-@pytest.mark.parametrize("solver", OPTIMAL)
+@pytest.mark.parametrize("solver", OFTEN)
 def test_optimum_equals_the_best_of_all_policies(solver, x64):
     world = random_mdp(3, states=5)
     solution = compiled(solver, tolerance=1e-9)(world)
@@ -95,8 +97,9 @@ def test_peers_agree(solver, shape, x64):
     np.testing.assert_allclose(values, model.getValueVector(), atol=1e-8)
 
 
-@pytest.mark.parametrize("solver", OPTIMAL)
-@pytest.mark.parametrize("precision", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    "precision, solver", slow_but(itertools.product([np.float32, np.float64], OPTIMAL), 3)
+)
 @several
 @hypothesis.given(
     st.integers(0, 10_000), st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999]), st.sampled_from([1.0, 1e-3, 0.0])
@@ -169,7 +172,7 @@ def test_discount_limits(x64):
     np.testing.assert_allclose(near, M.value_iteration(episodic, tolerance=1e-7).values, atol=1e-5)
 
 
-@pytest.mark.parametrize("solver", [*OPTIMAL, M.soft_value_iteration])
+@pytest.mark.parametrize("solver", [*OFTEN, M.soft_value_iteration])
 def test_a_batch_of_mdps_and_discounts_equals_the_loop(solver, x64):
     worlds = [random_mdp(seed) for seed in range(3)]
     population = jax.tree.map(lambda *leaves: jnp.stack(leaves), *worlds)
@@ -184,7 +187,7 @@ def test_a_batch_of_mdps_and_discounts_equals_the_loop(solver, x64):
         assert together.iterations[i, j] == alone.iterations
 
 
-@pytest.mark.parametrize("precision, digits", [("float32", 6), ("float64", 10)])
+@pytest.mark.parametrize("precision, digits", slow_but([("float32", 6), ("float64", 10)], 1))
 def test_rows_that_sum_to_nearly_1_are_made_to(precision, digits):
     with jax.enable_x64(precision == "float64"):
         rows = np.full((3, 1, 3), round(1 / 3, digits), precision)
@@ -251,7 +254,7 @@ def test_the_textbooks_bound_holds_whatever_the_sign_of_the_change(rewards, x64)
         assert 0.01 < np.abs(solution.values - truth).max() <= solution.error_bound <= 0.1
 
 
-@pytest.mark.parametrize("solver", OPTIMAL)
+@pytest.mark.parametrize("solver", OFTEN)
 @pytest.mark.parametrize("leak", [0.0, 0.05])
 def test_a_limit_on_iterations_is_kept_and_the_bound_holds_there(solver, leak, x64):
     world = random_mdp(7, 0.99, states=60, actions=9, leak=leak)
@@ -336,7 +339,9 @@ def test_the_bandit_optimum_under_a_price_for_kl_is_the_tilted_reference(x64):
     np.testing.assert_allclose(policy[0], tilted / tilted.sum(), atol=1e-9)
 
 
-@pytest.mark.parametrize("solver", [M.policy_iteration, M.modified_policy_iteration, M.soft_value_iteration])
+@pytest.mark.parametrize(
+    "solver", slow_but([M.modified_policy_iteration, M.policy_iteration, M.soft_value_iteration], 1)
+)
 def test_values_are_differentiable_through_the_fixed_point(solver, x64):
     world = random_mdp(9, 0.9)
 
@@ -385,7 +390,9 @@ def test_objective_gradient_and_visits(x64):
 
 @pytest.mark.parametrize(
     "world",
-    [M.queue(300, discount=0.999), M.garnet(jax.random.key(2), 300, 3, 4, discount=0.99), M.forest(60)],
+    slow_but(
+        [M.queue(300, discount=0.999), M.garnet(jax.random.key(2), 300, 3, 4, discount=0.99), M.forest(60)], 1
+    ),
 )
 def test_krylov_evaluation_gives_what_plain_sweeps_give(world, x64):
     world = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, world)
@@ -475,7 +482,7 @@ def test_what_a_policy_says_of_terminal_states_is_not_read():
         np.testing.assert_allclose(soft(world, reference=policy).values, expected)
 
 
-@pytest.mark.parametrize("solver", OPTIMAL)
+@pytest.mark.parametrize("solver", OFTEN)
 def test_a_circle_that_pays_counts_although_an_end_is_nearer(solver, x64):
     """Every third step pays more than the two before it cost; to end at once looks best until then."""
     kernel, rewards = np.zeros((6, 2, 6)), np.zeros((6, 2))

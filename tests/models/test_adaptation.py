@@ -53,10 +53,10 @@ def plain(batch):
 @pytest.mark.parametrize(
     "config, remat, scan",
     [
-        pytest.param(VARIED, "none", True, id="varied, scanned"),
-        pytest.param(VARIED, "full", True, id="varied, scanned, all again"),
+        pytest.param(VARIED, "none", True, id="varied, scanned", marks=pytest.mark.slow),
+        pytest.param(VARIED, "full", True, id="varied, scanned, all again", marks=pytest.mark.slow),
         pytest.param(VARIED, "dots", False, id="varied, products kept"),
-        pytest.param(LLAMA, "full", False, id="alike, all again"),
+        pytest.param(LLAMA, "full", False, id="alike, all again", marks=pytest.mark.slow),
         pytest.param(LLAMA, "dots", True, id="alike, scanned, products kept"),
     ],
 )

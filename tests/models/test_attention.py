@@ -7,6 +7,7 @@ import pytest
 
 from jaxrl4lm.models.attention import EMPTY, attend
 from jaxrl4lm.models.step_attention import step_attention
+from tests.selection import slow_but
 
 
 def normal(rng, shape):
@@ -87,7 +88,7 @@ def test_a_fused_kernel_computes_the_same(length, heads, kv_heads, window):
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "slots", "window", "softcap"),
-    [(4, 4, 40, None, None), (8, 2, 64, 9, None), (6, 2, 97, None, 2.0), (34, 2, 33, 40, 0.5)],
+    slow_but([(4, 4, 40, None, None), (8, 2, 64, 9, None), (6, 2, 97, None, 2.0), (34, 2, 33, 40, 0.5)], 2),
 )
 @pytest.mark.parametrize("shared", [0, 7])
 def test_a_kernel_for_steps_computes_the_same(monkeypatch, heads, kv_heads, slots, window, softcap, shared):

@@ -11,6 +11,7 @@ import pytest
 
 from jaxrl4lm.models import CheckpointError, LanguagePolicy, Rope, TransformerConfig
 from jaxrl4lm.models.families import read_config, write_config
+from tests.selection import slow_but
 
 SIZES = {
     "vocab_size": 31,
@@ -86,7 +87,9 @@ MUTATIONS = [
 ]
 
 
-@pytest.mark.parametrize("case, change", MUTATIONS, ids=lambda x: x if isinstance(x, str) else next(iter(x)))
+@pytest.mark.parametrize(
+    "case, change", slow_but(MUTATIONS, 6), ids=lambda x: x if isinstance(x, str) else next(iter(x))
+)
 def test_every_option_changes_the_logits_by_more_than_the_parity_tests_allow(case, change):
     config = config_of(case)
     plain, changed = logits_of(config), logits_of(dataclasses.replace(config, **change))

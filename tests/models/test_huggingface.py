@@ -14,6 +14,7 @@ from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.decoding import Sampling, generate
 from jaxrl4lm.models.families import FAMILIES, read_config, write_config
 from jaxrl4lm.models.tensor_files import Tensor, read_tensors, write_tensors
+from tests.selection import slow_but
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -108,7 +109,7 @@ def relative_error(ours, theirs, mask):
     return np.abs(np.asarray(ours) - theirs)[mask].max() / np.abs(theirs[mask]).max()
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=slow_but(CASES, ["gpt2", "llama3", "gemma3", "phi3_long"]))
 def family(request, tmp_path_factory):
     """A folder that transformers wrote, and what it computes."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -176,7 +177,7 @@ HEADS = [
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case, kind", HEADS)
+@pytest.mark.parametrize("case, kind", slow_but(HEADS, 3))
 def test_task_heads_of_transformers_in_and_out(case, kind, tmp_path):
     auto = getattr(transformers, f"AutoModelFor{KINDS[kind]}")
     labels = {} if kind == "span" else {"num_labels": 3}

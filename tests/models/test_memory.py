@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import models
+from tests.selection import slow_but
 
 PROGRAM = """
 import json, pathlib, sys
 import jax
 from jaxrl4lm import models
+from tests.selection import slow_but
 
 
 def memory(name):
@@ -44,7 +46,7 @@ def write(folder, vocab, layers, width, **style):
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="reads /proc")
 # GPT-NeoX stores its queries, keys and values interleaved: each is a copy.
-@pytest.mark.parametrize("style", [{}, NEOX], ids=["llama", "gpt_neox"])
+@pytest.mark.parametrize("style", slow_but([NEOX, {}], 1), ids=["gpt_neox", "llama"])
 def test_loading_holds_the_checkpoint_and_its_largest_tensor(tmp_path, style):
     write(tmp_path / "small", 20, 1, 16, **style)
     write(tmp_path / "large", 12_000, 10 if not style else 20, 256, **style)
