@@ -22,4 +22,4 @@ def slow_but(cases: Iterable, fast: int | Collection) -> list:
 def _mark(case):
     if hasattr(case, "marks"):  # a `pytest.param`
         return pytest.param(*case.values, id=case.id, marks=pytest.mark.slow)
-    return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+    return pytest.param(*(case if type(case) is tuple else (case,)), marks=pytest.mark.slow)

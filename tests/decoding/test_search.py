@@ -14,6 +14,7 @@ from jaxrl4lm.decoding import Sampling, beam_search, best_of, few_shot, generate
 from jaxrl4lm.decoding.generation import empty_generation
 from jaxrl4lm.decoding.processors import frequency_penalty, min_new_tokens, repetition_penalty, top_k
 from jaxrl4lm.decoding.sampling import ends
+from tests.selection import slow_but
 
 EOS, PAD = 1, 0
 # Compiled once for each configuration.
@@ -30,7 +31,7 @@ def model(vocab, scale=0.6, **sizes):
     )
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("length_penalty", slow_but([0.0, 1.0, 2.0], [1.0]))
 def test_a_beam_as_wide_as_the_tree_is_exhaustive_search(length_penalty):
     vocab, length = 4, 3
     policy, params = model(vocab)

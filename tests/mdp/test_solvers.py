@@ -82,7 +82,8 @@ def test_optimum_equals_the_best_of_all_policies(solver, x64):
 
 
 @pytest.mark.parametrize(
-    "solver, shape", [(M.value_iteration, (40, 4, 3)), (M.modified_policy_iteration, (30, 2, 30))]
+    "solver, shape",
+    slow_but([(M.modified_policy_iteration, (30, 2, 30)), (M.value_iteration, (40, 4, 3))], 1),
 )
 def test_peers_agree(solver, shape, x64):
     quantecon, mdpsolver = pytest.importorskip("quantecon"), pytest.importorskip("mdpsolver")
@@ -269,7 +270,9 @@ def test_a_limit_on_iterations_is_kept_and_the_bound_holds_there(solver, leak, x
     assert np.abs(evaluation.values - M.policy_values(world, policy)).max() <= evaluation.error_bound
 
 
-@pytest.mark.parametrize("solver", [M.value_iteration, M.action_value_iteration, M.modified_policy_iteration])
+@pytest.mark.parametrize(
+    "solver", slow_but([M.modified_policy_iteration, M.action_value_iteration, M.value_iteration], 2)
+)
 def test_who_starts_at_the_answer_is_there_at_once(solver, x64):
     world = random_mdp(7, 0.99, leak=0.05)
     cold = compiled(solver, tolerance=1e-7)(world)
@@ -428,6 +431,7 @@ def test_a_birth_death_chain_is_evaluated_directly(make, x64):
 def test_action_values_are_differentiable_and_their_maximum_is_the_value(x64):
     world = random_mdp(9, 0.9)
 
+    @jax.jit
     def one(rewards):
         world_ = world._replace(rewards=rewards)
         return M.modified_policy_iteration(world_, tolerance=1e-11).action_values[2, 1]

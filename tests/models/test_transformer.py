@@ -12,6 +12,7 @@ from jaxrl4lm.decoding import score
 from jaxrl4lm.models import Carry, LanguagePolicy, Rope, TransformerConfig, parameter_count
 from jaxrl4lm.models.attention import attend
 from jaxrl4lm.models.dense import dense
+from tests.selection import slow_but
 
 V, T = 17, 9
 STYLES = {
@@ -54,7 +55,7 @@ def randomised(policy, seed=0):
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape, scale=0.2), jnp.float32), shapes)
 
 
-@pytest.fixture(scope="module", params=STYLES)
+@pytest.fixture(scope="module", params=slow_but(STYLES, ["gpt2", "everything"]))
 def model(request):
     policy = LanguagePolicy(STYLES[request.param])
     params = randomised(policy)
