@@ -1,6 +1,6 @@
 """Judging texts: their log-probabilities, the best of several, and prompts that show examples.
 
-Shapes: `B` texts, `T` tokens, `D` width, `V` vocabulary, `G` prompts.
+Shapes: `B` texts, `T` tokens, `G` prompts.
 """
 
 from collections.abc import Iterable
@@ -21,43 +21,24 @@ def score(
     mask: Array | None = None,
     *,
     temperature: ScalarLike = 1.0,
-    chunk: int = 4096,
+    chunk: int | None = None,
 ) -> Array:
     """log π(token t | tokens before t) `[B, T]`, float32; 0 for the first real token of a text and at
     padding.
-
-    The logits of the whole vocabulary are never held: they are made and summed `chunk` tokens of it at a
-    time.
 
     Args:
       tokens: int `[B, T]`.
       mask: bool `[B, T]`, False at padding, on either side. None: no padding.
       temperature: divides the logits.
-      chunk: of the vocabulary; static.
+      chunk: as of `LanguagePolicy.token_log_probs`, which never holds the logits of a large vocabulary.
     """
     mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-    hidden = policy.hidden(params, tokens, mask)
     # The state before each token: that of the column before it (real texts stand in one piece).
-    hidden, targets = hidden[:, :-1], tokens[:, 1:]
-    vocab = policy.vocab_size
-    size = min(chunk, vocab)
-
-    def add(carry: tuple[Array, Array, Array], begin: Array) -> tuple[tuple[Array, Array, Array], None]:
-        top, total, chosen = carry
-        first = jnp.minimum(begin, vocab - size)  # the last chunk overlaps the one before it
-        logits = policy.logits(params, hidden, (first, size)) / temperature
-        ids = first + jnp.arange(size)
-        logits = jnp.where((ids >= begin)[None, None], logits, -jnp.inf)
-        higher = jnp.maximum(top, logits.max(-1))
-        total = total * jnp.exp(top - higher) + jnp.exp(logits - higher[..., None]).sum(-1)
-        here = jnp.clip(targets - first, 0, size - 1)
-        found = jnp.take_along_axis(logits, here[..., None], -1)[..., 0]
-        inside = (targets >= begin) & (targets < begin + size)
-        return (higher, total, jnp.where(inside, found, chosen)), None
-
-    low = jnp.full(targets.shape, -1e30, jnp.float32)
-    (top, total, chosen), _ = jax.lax.scan(add, (low, jnp.zeros_like(low), low), jnp.arange(0, vocab, size))
-    log_probs = jnp.where(mask[:, 1:] & mask[:, :-1], chosen - top - jnp.log(total), 0.0)
+    hidden = policy.hidden(params, tokens, mask)[:, :-1]
+    known = mask[:, 1:] & mask[:, :-1]
+    log_probs, _ = policy.token_log_probs(
+        params, hidden, tokens[:, 1:], temperature=temperature, mask=known, chunk=chunk
+    )
     return jnp.pad(log_probs, ((0, 0), (1, 0)))
 
 

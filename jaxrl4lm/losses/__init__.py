@@ -17,7 +17,7 @@ Nothing here knows a model, a config or a trainer. Every loss is a pure function
 """
 
 from jaxrl4lm.losses import kl, trpo
-from jaxrl4lm.losses.chunked import chunked_token_log_probs
+from jaxrl4lm.losses.chunked import Unembedding, chunked_token_log_probs, log_probs_by_chunks
 from jaxrl4lm.losses.importance import (
     MAX_LOG_RATIO,
     masked_importance_weights,
@@ -65,6 +65,7 @@ from jaxrl4lm.losses.value import (
 
 __all__ = [
     "MAX_LOG_RATIO",
+    "Unembedding",
     "a2c",
     "apo_down",
     "apo_zero",
@@ -94,6 +95,7 @@ __all__ = [
     "kto",
     "kto_reference_kl",
     "log1mexp",
+    "log_probs_by_chunks",
     "masked_importance_weights",
     "nca",
     "next_token_cross_entropy",

@@ -1,6 +1,7 @@
 """A transformer as a policy whose actions are tokens: whole sequences for training, one step at a time for acting."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -9,13 +10,16 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl4lm import distributions
+from jaxrl4lm.losses.chunked import Unembedding, log_probs_by_chunks
 from jaxrl4lm.models.attention import EMPTY
 from jaxrl4lm.models.cache import Cache, Prefix, empty_cache, extend, remember
 from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.decoding_layout import lay_out_for_decoding
-from jaxrl4lm.models.transformer import Transformer
+from jaxrl4lm.models.transformer import Transformer, unembed
 from jaxrl4lm.types import Array, Key, Params, ScalarLike
+
+VOCABULARY_CHUNK = 2048
+"""How many ids `token_log_probs` takes at a time. A vocabulary of as many keeps its logits."""
 
 
 class Carry(NamedTuple):
@@ -194,18 +198,39 @@ class LanguagePolicy:
         rest, _ = self.encode(params, completions[:, :-1], positions, prefix, room=1)
         return jnp.concatenate([first, rest], axis=1)
 
-    def logits(self, params: Params, hidden: Array, part: tuple[Array | int, int] | None = None) -> Array:
-        """Float32 logits `[..., V]` of hidden states, or only those of a `part` (first id, how many) of the vocabulary."""
-        logits = self._call(params, hidden, part, method="logits")
-        return logits[..., : self.tokens] if part is None else logits
+    def logits(self, params: Params, hidden: Array) -> Array:
+        """Float32 logits `[..., V]` of hidden states."""
+        return self._call(params, hidden, method="logits")[..., : self.tokens]
 
     def token_log_probs(
-        self, params: Params, hidden: Array, tokens: Array, *, temperature: ScalarLike = 1.0
+        self,
+        params: Params,
+        hidden: Array,
+        tokens: Array,
+        *,
+        temperature: ScalarLike = 1.0,
+        mask: Array | None = None,
+        chunk: int | None = None,
     ) -> tuple[Array, Array]:
-        """(log π(token), entropy) `[...]` of given tokens after hidden states `[..., D]`."""
-        logits = self.logits(params, hidden) / temperature
-        log_probs = distributions.categorical_log_prob(logits, tokens)
-        return log_probs, distributions.categorical_entropy(logits)
+        """log softmax(logits / τ)[token] and the entropy of that softmax, from the hidden states before the tokens.
+
+        The logits of a large vocabulary are never held: they are made and summed a chunk at a time, and again in the
+        backward pass. Gradients flow to the parameters and the hidden states.
+
+        Args:
+          hidden: `[..., D]`.
+          tokens: int `[...]`; any value where masked. An id beyond the vocabulary has the log-prob nan.
+          temperature: τ, a number or one per token; a constant.
+          mask: bool `[...]`, the tokens that count. None: all.
+          chunk: how many ids are taken at a time; static. None: `VOCABULARY_CHUNK`.
+        Returns:
+          (log_probs, entropies), float32 `[...]`, in nats; 0, with 0 gradient, where masked.
+        """
+        c = self.config
+        size = min(chunk or VOCABULARY_CHUNK, self.vocab_size)
+        unembedding = Unembedding(partial(unembed, c), 0 if c.tied else 1, self.vocab_size, size)
+        kernel = params["embedding" if c.tied else "unembedding"]
+        return log_probs_by_chunks(unembedding, hidden, kernel, tokens, temperature=temperature, mask=mask)
 
     def values(self, params: Params, hidden: Array) -> Array:
         """Float32 values `[...]` of hidden states."""

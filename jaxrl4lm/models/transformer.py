@@ -168,6 +168,14 @@ class Block(nn.Module):
         return constrain_residual(x_BTD + h + m), kv
 
 
+def unembed(config: TransformerConfig, hidden: Array, kernel: Array) -> Array:
+    """Float32 logits `[..., V]`, by the embedding `[V, D]` where it is tied, else by the unembedding `[D, V]`;
+    or by a part of either, the logits of its ids."""
+    logits = dense(hidden, kernel, None, jnp.float32, by_output=config.tied)
+    cap = config.logit_softcap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
 class Transformer(nn.Module):
     """Tokens to hidden states, and hidden states to logits and values."""
 
@@ -290,14 +298,10 @@ class Transformer(nn.Module):
             x_BTD = x_BTD + self.position_embedding[jnp.minimum(positions_BT, c.context - 1)].astype(c.dtype)
         return constrain_residual(x_BTD)
 
-    def logits(self, hidden: Array, part: tuple[Array | int, int] | None = None) -> Array:
-        """Float32 logits `[..., V]`, or of the `part` (first id, how many) of the vocabulary."""
+    def logits(self, hidden: Array) -> Array:
+        """Float32 logits `[..., V]`."""
         c = self.config
-        kernel = self.embedding if c.tied else self.unembedding
-        if part is not None:
-            kernel = jax.lax.dynamic_slice_in_dim(kernel, *part, axis=0 if c.tied else 1)
-        logits = dense(hidden, kernel, None, jnp.float32, by_output=c.tied)
-        return logits if c.logit_softcap is None else c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
+        return unembed(c, hidden, self.embedding if c.tied else self.unembedding)
 
     def values(self, hidden: Array) -> Array:
         """Float32 state values `[...]`, 0 at initialisation."""

@@ -325,6 +325,7 @@ ELSEWHERE = {
     "kto_reference_kl": "test_details.py, a mean",
     "line_search": "test_trpo.py",
     "log1mexp": "test_details.py",
+    "log_probs_by_chunks": "tests/models/test_token_log_probs.py; what chunked_token_log_probs does",
     "next_token_cross_entropy": "test_details.py, one element shorter",
     "probability_ratio": "the ratio of every row above",
     "associative_recurrence": "tests/test_returns.py",
