@@ -14,7 +14,11 @@ GOOGLE = Config(napoleon_use_rtype=False)
 def mend_docstring(app, what, name, obj, options, lines: list[str]) -> None:
     """The handler of `autodoc-process-docstring`: changes the lines in place."""
     text = "\n".join(line for line in lines if not re.match(r"Alias for field number \d+$", line))
-    text = re.sub(r"(?m)^Reference: (.*(?:\n +\S.*)*)", lambda found: f"\n**Reference:** {' '.join(found[1].split())}", text)
+    text = re.sub(
+        r"(?m)^Reference: (.*(?:\n +\S.*)*)",
+        lambda found: f"\n**Reference:** {' '.join(found[1].split())}",
+        text,
+    )
     text = re.sub(r"(?m)^  The others: ", "  others: ", text)
     text = re.sub(r"(?m)(: [A-Za-z])\.$", r"\1\.", text)  # a letter is not the number of a list
     text = re.sub(r"\n\n(?=    \S)", "\n\n::\n\n", text)

@@ -37,7 +37,7 @@ def everything() -> Trainable:
 
 
 def matching(rule: Rule) -> Trainable:
-    """The parameters learn whose path the rule names, as `models.matching("layer_11/", "final_norm")` does."""
+    """The parameters learn whose path the rule names, as `models.match_paths("layer_11/", "final_norm")` does."""
     return Trainable(split=lambda key, params: partition(params, rule), join=combine, merge=combine)
 
 

@@ -262,7 +262,7 @@ def test_stop_sequences_end_completions_in_training():
 
 PARTS = {
     "everything": trainable.everything(),
-    "rule": trainable.matching(models.matching("final_norm", "mlp")),
+    "rule": trainable.matching(models.match_paths("final_norm", "mlp")),
     "adapters": trainable.adapters(rank=2, alpha=4.0),
 }
 
