@@ -16,6 +16,7 @@ from jaxrl4lm.lm import algorithms, reinforcement, supervised
 
 class Sizes(NamedTuple):
     digits: int = 3
+    layers: int = 2
     width: int = 32
     seeds: int = 4
     supervised_steps: int = 50
@@ -24,7 +25,7 @@ class Sizes(NamedTuple):
     completions: int = 8
 
 
-SMALL = Sizes(digits=2, width=16, seeds=2, supervised_steps=5, updates=2, prompts=4)
+SMALL = Sizes(digits=2, layers=1, width=16, seeds=2, supervised_steps=5, updates=2, prompts=4)
 LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 
 
@@ -41,7 +42,7 @@ def main(sizes: Sizes, out: str) -> jax.Array:
     task = tasks.sort(sizes.digits)
     policy = models.LanguagePolicy(
         models.TransformerConfig.gpt2(
-            task.tokenizer.vocab_size, layers=2, width=sizes.width, heads=4, context=16
+            task.tokenizer.vocab_size, layers=sizes.layers, width=sizes.width, heads=4, context=16
         )
     )
     params = jax.jit(partial(teach, policy=policy, task=task, steps=sizes.supervised_steps))(

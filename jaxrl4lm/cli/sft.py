@@ -159,7 +159,7 @@ def _split(documents: list[Document], held_out: int | None) -> tuple[list[Docume
 def _make_samples(arguments: SftArguments, learner: Learner, held_out: list[Document], room: int):
     """A function that completes a few held-out prompts; None where a prompt would be empty."""
     tokenizer = learner.tokenizer
-    if tokenizer.bos_id is None and not all(document.prompt for document in held_out[:SHOWN]):
+    if not tokenizer.begin_ids and not all(document.prompt for document in held_out[:SHOWN]):
         return None
     room = min(room, learner.context // 2)
     sampling = arguments.sampling.make(tokenizer, room)
