@@ -188,24 +188,21 @@ def test_every_room_is_in_the_reference():
 def functions_of_the_table():
     """`module.name`, and names after it of the same module; `name(arguments)` and `name(_suffix)` as well."""
     table = PAGES["docs/losses.md"].split("## Which function is which paper", 1)[1].split("\n## ", 1)[0]
-    rooms = {"losses": losses, "advantages": advantages, "reduce": reduce, "returns": returns}
+    rooms = {"losses": losses, "losses.kl": losses.kl, "losses.trpo": losses.trpo}
+    rooms |= {"advantages": advantages, "reduce": reduce, "returns": returns}
     for cell in re.findall(r"(?m)^\| (`[^|]*`) \|", table):
-        for name in re.findall(r"`([\w.]+)(?:\(([^`]*)\))?`", cell):
-            first, *rest = name[0].split(".")
-            if first in rooms:
-                room = rooms[first]
-            else:
-                rest = [first, *rest]
-            for suffix in ["", name[1]] if name[1].startswith("_") else [""]:
-                member = room
-                for part in rest:
-                    member = getattr(member, part + suffix if part is rest[-1] else part)
-                yield member
+        for path, suffix in re.findall(r"`([\w.]+)(?:\(([^`]*)\))?`", cell):
+            *namespaces, name = path.split(".")
+            if namespaces:
+                room = rooms[".".join(namespaces)]
+            for end in ["", suffix] if suffix.startswith("_") else [""]:
+                assert name + end in vars(room), path
+                yield getattr(room, name + end)
 
 
 def test_the_table_names_every_function_and_no_other():
     named = set(functions_of_the_table())
-    public = {getattr(losses, name) for name in losses.__all__}
+    public = {getattr(room, name) for room in (losses, losses.kl, losses.trpo) for name in room.__all__}
     for module in (advantages, reduce, returns):
         public |= {f for name, f in vars(module).items() if not name.startswith("_")}
     ours = {f for f in public if inspect.isfunction(f) and f.__module__.startswith("jaxrl4lm.")}
