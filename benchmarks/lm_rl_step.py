@@ -33,7 +33,7 @@ def worker(layers: int, width: int, batch: int, tokens: int, chunks: int = 6, gr
     import jax
     import jax.numpy as jnp
 
-    from jaxrl4lm import losses, tasks
+    from jaxrl4lm import decoding, tasks
     from jaxrl4lm.lm import ReinforcementConfig, algorithms, reinforcement
     from jaxrl4lm.models import LanguagePolicy, TransformerConfig, parameter_count
 
@@ -46,10 +46,13 @@ def worker(layers: int, width: int, batch: int, tokens: int, chunks: int = 6, gr
     policy = LanguagePolicy(
         TransformerConfig.gpt2(task.tokenizer.vocab_size, layers=layers, width=width, heads=4, context=64)
     )
-    algorithm = algorithms.GRPO._replace(kl=algorithms.KL(loss=losses.kl.k3))
-    learner = reinforcement.Learner(policy, algorithm, tokens, eos_id=1, pad_id=0)
+    learner = reinforcement.Learner(policy, algorithms.GRPO)
     config = ReinforcementConfig(
-        learning_rate=1e-4, kl_coef=0.04, prompts=batch // group, completions=group, epochs=1, minibatches=1
+        learning_rate=1e-4,
+        kl_coef=0.04,
+        prompts_per_update=batch // group,
+        completions=group,
+        sampling=decoding.Sampling(tokens, eos_id=1, pad_id=0),
     )
     params = policy.init(jax.random.key(0))
     state = reinforcement.init(jax.random.key(1), config, learner, params)
