@@ -118,7 +118,7 @@ class HuggingFaceTokenizer:
         """Id of the token that the configuration calls so ("bos_token"), None where it names none."""
         return _find_id(self.backend, self.config.get(name))
 
-    def write_generation(self) -> dict[str, Any]:
+    def describe_generation(self) -> dict[str, Any]:
         """What `generation_config.json` should say: all that it said, and the end tokens where they have changed."""
         ends = list(self.eos_ids) if len(self.eos_ids) > 1 else self.eos_id
         if self.generation is None:

@@ -271,7 +271,7 @@ def write_around(folder: pathlib.Path, hf: dict, params: Params, tokenizer: Toke
     if tokenizer is not None:
         text = HuggingFaceTokenizer.of(tokenizer)
         text.save(folder)
-        generation = text.write_generation()
+        generation = text.describe_generation()
         ends = list(text.eos_ids) if len(text.eos_ids) > 1 else text.eos_id
         pad_id = text.special_id("pad_token")
         # A tokenizer may have more tokens than the model: transformers would refuse such an id.

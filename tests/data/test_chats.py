@@ -70,7 +70,7 @@ def test_older_special_tokens_are_kept_when_saved(folder, tmp_path):
     target.mkdir()
     (target / "special_tokens_map.json").write_text('{"eos_token": "a"}')  # of another model
     first.save(target)
-    (target / "generation_config.json").write_text(json.dumps(first.write_generation()))
+    (target / "generation_config.json").write_text(json.dumps(first.describe_generation()))
     again = HuggingFaceTokenizer.load(target)
     assert again.eos_ids == first.eos_ids == (257,)
     assert again.chat([USER]) == first.chat([USER])
