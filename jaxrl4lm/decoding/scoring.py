@@ -23,8 +23,7 @@ def score(
     temperature: ScalarLike = 1.0,
     chunk: int | None = None,
 ) -> Array:
-    """log π(token t | tokens before t) `[B, T]`, float32; 0 for the first real token of a text and at
-    padding.
+    """log π(token t | tokens before t) `[B, T]`, float32; 0 for the first real token of a text and at padding.
 
     Args:
       tokens: int `[B, T]`.
@@ -36,10 +35,10 @@ def score(
     # The state before each token: that of the column before it (real texts stand in one piece).
     hidden = policy.hidden(params, tokens, mask)[:, :-1]
     known = mask[:, 1:] & mask[:, :-1]
-    log_probs, _ = policy.token_log_probs(
+    said = policy.token_log_probs(
         params, hidden, tokens[:, 1:], temperature=temperature, mask=known, chunk=chunk
     )
-    return jnp.pad(log_probs, ((0, 0), (1, 0)))
+    return jnp.pad(said.log_probs, ((0, 0), (1, 0)))
 
 
 def best_of(generation: Generation, scores: Array, copies: int) -> Generation:

@@ -82,8 +82,8 @@ def score(policy: LanguagePolicy, params: Params, rollout: Rollout, sampling: Sa
     if sampling.reshapes:
         return Scores(*_score_reshaped(policy, params, hidden, rollout, sampling), values)
     temperature = 1.0 if sampling.temperature is None else sampling.temperature
-    log_probs, entropy = policy.token_log_probs(params, hidden, rollout.completions, temperature=temperature)
-    return Scores(log_probs, entropy, values)
+    said = policy.token_log_probs(params, hidden, rollout.completions, temperature=temperature)
+    return Scores(said.log_probs, said.entropies, values)
 
 
 def _score_reshaped(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl4lm import losses, reduce
+from jaxrl4lm import reduce
 from jaxrl4lm.lm.config import SupervisedConfig
 from jaxrl4lm.lm.optimizer import Optimizer, adam, step_if_finite
 from jaxrl4lm.lm.trainable import ADAPTERS, Trainable, everything
@@ -46,12 +46,23 @@ class SupervisedState(NamedTuple):
     """int32: steps not applied because the gradient was not finite."""
 
 
+TokenLoss = Callable[[Array], Array]
+"""log π(token) `[B, T]` → its loss, of the same shape."""
+
+
+def negate(log_probs: Array) -> Array:
+    """The cross-entropy: −log π."""
+    return -log_probs
+
+
 class Teacher(NamedTuple):
     """What is trained and how: the parts of the program that are functions."""
 
     policy: LanguagePolicy
     optimizer: Optimizer = adam
     trainable: Trainable = everything()
+    loss: TokenLoss = negate
+    """Of each target token; the mean over those of the step is descended."""
 
 
 def init(key: Key, config: SupervisedConfig, teacher: Teacher, params: Params) -> SupervisedState:
@@ -72,14 +83,15 @@ def merge_params(state: SupervisedState, teacher: Teacher) -> Params:
     return teacher.trainable.merge(state.params, state.frozen)
 
 
-def measure(params: Params, texts: Texts, policy: LanguagePolicy) -> tuple[reduce.Fraction, reduce.Fraction]:
-    """Cross-entropy (nats) and accuracy of the target tokens, as (sum, count) pairs."""
+def measure(
+    params: Params, texts: Texts, policy: LanguagePolicy, loss: TokenLoss = negate
+) -> tuple[reduce.Fraction, reduce.Fraction]:
+    """Loss (nats) and accuracy of the target tokens, as (sum, count) pairs. No logits of a large vocabulary are held."""
     hidden = policy.hidden(params, texts.tokens, texts.mask)[:, :-1]
     mask, targets = texts.target_mask[:, 1:], texts.tokens[:, 1:]
-    logits = policy.logits(params, hidden)
-    each = losses.cross_entropy(logits, targets, mask=mask)
-    right = (logits.argmax(-1) == targets) & mask
-    return reduce.token_fraction(each, mask), reduce.token_fraction(right, mask)
+    said = policy.token_log_probs(params, hidden, targets, mask=mask)
+    right = (said.log_probs >= said.largest_log_probs) & mask
+    return reduce.token_fraction(loss(said.log_probs), mask), reduce.token_fraction(right, mask)
 
 
 def update(
@@ -89,7 +101,7 @@ def update(
 
     def loss(params: Params) -> tuple[Array, Array]:
         whole = teacher.trainable.join(params, state.frozen)
-        nats, right = measure(whole, batch, teacher.policy)
+        nats, right = measure(whole, batch, teacher.policy, teacher.loss)
         return reduce.divide(nats), reduce.divide(right)
 
     (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(state.params)

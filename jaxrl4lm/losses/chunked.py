@@ -36,6 +36,17 @@ class Unembedding:
     """C: how many ids are taken at a time."""
 
 
+class TokenStatistics(NamedTuple):
+    """Of a softmax over a vocabulary, for each token [...], in nats."""
+
+    log_probs: Array
+    """Of the token."""
+    entropies: Array
+    """Of the softmax."""
+    largest_log_probs: Array
+    """Of the most likely id; a constant to gradients."""
+
+
 def chunked_token_log_probs(
     hidden: Array,
     unembedding: Array,
@@ -70,7 +81,8 @@ def chunked_token_log_probs(
             "have the shape of tokens and then the first axis of unembedding."
         )
     plain = Unembedding(_matmul, axis=1, vocabulary=kernel.shape[1], chunk=chunk_size)
-    return log_probs_by_chunks(plain, hidden, kernel, tokens, temperature=temperature, mask=mask)
+    statistics = log_probs_by_chunks(plain, hidden, kernel, tokens, temperature=temperature, mask=mask)
+    return statistics.log_probs, statistics.entropies
 
 
 def log_probs_by_chunks(
@@ -81,7 +93,7 @@ def log_probs_by_chunks(
     *,
     temperature: ScalarLike = 1.0,
     mask: Array | None = None,
-) -> tuple[Array, Array]:
+) -> TokenStatistics:
     """The same of any unembedding: stored by column or by row, padded, its logits capped.
 
     Arguments as of `chunked_token_log_probs`, and:
@@ -90,7 +102,7 @@ def log_probs_by_chunks(
       unembedding: how logits follow from states, static.
       kernel: what it reads, with the ids along its axis. Gradients flow.
     Returns:
-      (log_probs, entropies), each [...], in nats; exactly 0, with exactly 0 gradient, where masked.
+      Statistics, each [...], in nats; exactly 0, with exactly 0 gradient, where masked.
     Raises:
       ValueError: if the mask or the temperature does not fit the tokens, or a chunk has no id.
     Reference: as `chunked_token_log_probs`.
@@ -106,9 +118,9 @@ def log_probs_by_chunks(
     if temperature.ndim:
         temperature = jnp.broadcast_to(temperature, shape).reshape(-1, 1)
     measure = _whole_statistics if unembedding.chunk >= unembedding.vocabulary else _token_statistics
-    outputs: tuple[Array, Array] = measure(unembedding, states, kernel, index.reshape(-1), 1 / temperature)
-    log_probs, entropies = (jnp.where(keep, x.reshape(shape), 0) for x in outputs)
-    return jnp.where(known, log_probs, jnp.nan), entropies
+    outputs: TokenStatistics = measure(unembedding, states, kernel, index.reshape(-1), 1 / temperature)
+    statistics = TokenStatistics(*(jnp.where(keep, x.reshape(shape), 0) for x in outputs))
+    return statistics._replace(log_probs=jnp.where(known, statistics.log_probs, jnp.nan))
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -155,20 +167,20 @@ def _include(state: tuple[Array, ...], logits: Array, place: Array) -> tuple[Arr
     return new_largest, total, weighted, jnp.where(place >= 0, own, chosen)
 
 
-def _summary(state: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """((log-probs, entropies), (log-sum-exps, entropies)) of the statistics of all logits."""
+def _summarize(state: tuple[Array, ...]) -> tuple[TokenStatistics, tuple[Array, Array]]:
+    """(what is asked for, (log-sum-exps, entropies)) of the running statistics of all logits."""
     largest, total, weighted, chosen = state
     log_total = jnp.log(total)
     log_normalizer = largest + log_total
     entropies = log_total - weighted / total
-    return (chosen - log_normalizer, entropies), (log_normalizer, entropies)
+    return TokenStatistics(chosen - log_normalizer, entropies, -log_total), (log_normalizer, entropies)
 
 
 def _logit_gradient(
-    logits: Array, place: Array, summary: tuple[Array, Array], cotangents: tuple[Array, Array]
+    logits: Array, place: Array, summary: tuple[Array, Array], cotangents: TokenStatistics
 ) -> Array:
     """∂log p/∂z = 1[token] − p; ∂H/∂z = −p·(log p + H)."""
-    (log_normalizer, entropies), (from_log_probs, from_entropies) = summary, cotangents
+    (log_normalizer, entropies), (from_log_probs, from_entropies, _) = summary, cotangents
     log_p = logits - log_normalizer[:, None]
     weight = from_log_probs[:, None] + from_entropies[:, None] * (log_p + entropies[:, None])
     own = jnp.arange(logits.shape[1])[None] == place[:, None]
@@ -177,7 +189,7 @@ def _logit_gradient(
 
 def _whole_statistics(
     unembedding: Unembedding, hidden: Array, kernel: Array, tokens: Array, scale: Array
-) -> tuple[Array, Array]:
+) -> TokenStatistics:
     """All logits at once, kept for the backward pass."""
     logits = unembedding.logits(hidden, kernel)[:, : unembedding.vocabulary]
     return _row_statistics(logits * scale.astype(logits.dtype), tokens)
@@ -185,12 +197,12 @@ def _whole_statistics(
 
 # Autodiff would take the exponentials of all logits three times: once for each result, and once for their gradient.
 @jax.custom_vjp
-def _row_statistics(logits: Array, tokens: Array) -> tuple[Array, Array]:
+def _row_statistics(logits: Array, tokens: Array) -> TokenStatistics:
     return _row_forward(logits, tokens)[0]
 
 
 def _row_forward(logits, tokens):
-    outputs, summary = _summary(_include(_empty(tokens, logits.dtype), logits, tokens))
+    outputs, summary = _summarize(_include(_empty(tokens, logits.dtype), logits, tokens))
     return outputs, (logits, tokens, summary)
 
 
@@ -223,7 +235,7 @@ def _part(unembedding: Unembedding, tokens: Array, i: Array) -> _Part:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _token_statistics(
     unembedding: Unembedding, hidden: Array, kernel: Array, tokens: Array, scale: Array
-) -> tuple[Array, Array]:
+) -> TokenStatistics:
     """The same, of chunks that are computed again in the backward pass."""
     return _forward(unembedding, hidden, kernel, tokens, scale)[0]
 
@@ -239,11 +251,11 @@ def _forward(unembedding: Unembedding, hidden: Array, kernel: Array, tokens: Arr
         return _include(state, jnp.where(part.new[None], logits, -jnp.inf), part.place)
 
     count = -(-unembedding.vocabulary // unembedding.chunk)
-    outputs, summary = _summary(jax.lax.fori_loop(0, count, include, _empty(tokens, precise)))
+    outputs, summary = _summarize(jax.lax.fori_loop(0, count, include, _empty(tokens, precise)))
     return outputs, (hidden, kernel, tokens, scale, summary)
 
 
-def _backward(unembedding: Unembedding, saved, cotangents: tuple[Array, Array]):
+def _backward(unembedding: Unembedding, saved, cotangents: TokenStatistics):
     hidden, kernel, tokens, scale, summary = saved
     axis, precise = unembedding.axis, precise_dtype(hidden.dtype)
 

@@ -10,7 +10,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl4lm.losses.chunked import Unembedding, log_probs_by_chunks
+from jaxrl4lm.losses.chunked import TokenStatistics, Unembedding, log_probs_by_chunks
 from jaxrl4lm.models.attention import EMPTY
 from jaxrl4lm.models.cache import Cache, Prefix, empty_cache, extend, remember
 from jaxrl4lm.models.config import TransformerConfig
@@ -211,7 +211,7 @@ class LanguagePolicy:
         temperature: ScalarLike = 1.0,
         mask: Array | None = None,
         chunk: int | None = None,
-    ) -> tuple[Array, Array]:
+    ) -> TokenStatistics:
         """log softmax(logits / τ)[token] and the entropy of that softmax, from the hidden states before the tokens.
 
         The logits of a large vocabulary are never held: they are made and summed a chunk at a time, and again in the
@@ -224,7 +224,8 @@ class LanguagePolicy:
           mask: bool `[...]`, the tokens that count. None: all.
           chunk: how many ids are taken at a time; static. None: `VOCABULARY_CHUNK`.
         Returns:
-          (log_probs, entropies), float32 `[...]`, in nats; 0, with 0 gradient, where masked.
+          Log-probabilities, entropies and the largest log-probability, float32 `[...]`, in nats; 0, with 0 gradient, where
+          masked.
         """
         c = self.config
         size = min(chunk or VOCABULARY_CHUNK, self.vocab_size)

@@ -39,6 +39,7 @@ def supervised(
     until: Callable[[Numbers], bool] | None = None,
     optimizer: Optimizer = adam,
     trainable: Trainable | None = None,
+    loss: update_rule.TokenLoss = update_rule.negate,
     seed: int = 0,
     seeds: int = 1,
     evaluate_every: int | None = None,
@@ -53,6 +54,7 @@ def supervised(
       until: whether an evaluation is good enough to end before `config.steps`.
       optimizer: (learning rate, config) → an optax transformation.
       trainable: what learns (`lm.trainable`); everything if None.
+      loss: of log π of each target token; the cross-entropy by default.
       seed: decides everything.
       seeds: so many runs as one program, on a task; parameters have a leading axis then.
       evaluate_every: steps between evaluations; 10 on a task and 50 on texts if None.
@@ -60,7 +62,7 @@ def supervised(
       InputError: where sizes do not fit.
     """
     check_config(config)
-    teacher = update_rule.Teacher(policy, optimizer, trainable or everything())
+    teacher = update_rule.Teacher(policy, optimizer, trainable or everything(), loss)
     keys = choose_keys(seed, seeds, "supervised")
 
     def init(params: Params) -> update_rule.SupervisedState:
@@ -103,6 +105,7 @@ def supervised(
             "config": describe(config),
             "dataset": part.description,
             "optimizer": describe(optimizer),
+            "loss": describe(loss),
         },
         panels={
             "loss": "training loss (nats a token)",

@@ -51,6 +51,28 @@ def test_loss_is_the_cross_entropy_of_the_completion_alone():
     np.testing.assert_allclose(step(padded), step(batch), rtol=1e-5)
 
 
+def test_a_loss_of_ones_own_is_what_is_descended():
+    """The gradient of 2 · cross-entropy is twice as long; the accuracy is not the loss's."""
+    batch = supervised.task_source(TASK, 4)(jax.random.key(2), None)
+    twice = TEACHER._replace(loss=lambda log_probs: -2 * log_probs)
+    state = supervised.init(jax.random.key(0), CONFIG, TEACHER, INIT(jax.random.key(1)))
+    step = jax.jit(supervised.update, static_argnums=(2, 3))
+    (_, plain), (_, doubled) = (step(state, batch, CONFIG, teacher) for teacher in (TEACHER, twice))
+    for name, factor in (("loss", 2), ("grad_norm", 2), ("token_accuracy", 1)):
+        np.testing.assert_allclose(doubled[name], factor * plain[name], rtol=1e-5)
+
+
+def test_accuracy_is_the_share_of_most_likely_tokens():
+    batch = supervised.task_source(TASK, 16)(jax.random.key(2), None)
+    params = INIT(jax.random.key(1))
+    logits, _ = jax.jit(POLICY.apply)(params, batch.tokens)
+    right = (np.asarray(logits).argmax(-1)[:, :-1] == batch.tokens[:, 1:])[
+        np.asarray(batch.target_mask)[:, 1:]
+    ]
+    _, accuracy = jax.jit(lambda p: supervised.measure(p, batch, POLICY))(params)
+    np.testing.assert_allclose(accuracy.total / accuracy.denominator, right.mean(), rtol=1e-6)
+
+
 def test_rows_of_a_corpus():
     corpus = supervised.Texts(jnp.arange(6).reshape(3, 2), jnp.ones((3, 2), bool), jnp.ones((3, 2), bool))
     batch = supervised.row_source(corpus)(jax.random.key(0), jnp.array([2, 0]))

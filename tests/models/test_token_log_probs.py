@@ -14,7 +14,7 @@ V, D = 23, 8
 rng = np.random.default_rng(0)
 HIDDEN = rng.normal(size=(2, 5, D)).astype(np.float32)
 TOKENS = rng.integers(0, V - 3, (2, 5))
-WEIGHTS = rng.normal(size=(2, 2, 5)).astype(np.float32)
+WEIGHTS = rng.normal(size=(3, 2, 5)).astype(np.float32)
 
 
 def model(vocabulary, tokens=None, **style):
@@ -26,7 +26,12 @@ def model(vocabulary, tokens=None, **style):
 
 def of_logits(policy, params, hidden, tokens, temperature):
     logits = policy.logits(params, hidden) / temperature
-    return distributions.categorical_log_prob(logits, tokens), distributions.categorical_entropy(logits)
+    largest = jax.lax.stop_gradient(jax.nn.log_softmax(logits).max(-1))
+    return (
+        distributions.categorical_log_prob(logits, tokens),
+        distributions.categorical_entropy(logits),
+        largest,
+    )
 
 
 @pytest.mark.parametrize("chunk", [5, 7, None])
@@ -53,7 +58,10 @@ def test_they_are_the_softmax_of_the_logits(style, chunk):
         jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True), static_argnums=2)(params, HIDDEN, f)
         for f in (ours, theirs)
     ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), *results)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5),
+        *((jax.tree.leaves(value), gradient) for value, gradient in results),
+    )
 
 
 @pytest.mark.parametrize("chunk", [5, None])
@@ -68,11 +76,11 @@ def test_what_is_masked_is_not_read_and_an_unknown_id_is_nan(chunk):
         outputs = policy.token_log_probs(params, hidden, tokens, mask=mask, chunk=chunk)
         return outputs[1].sum(), outputs
 
-    gradient, (log_probs, entropies) = jax.jit(jax.grad(total, has_aux=True))(hidden)
+    gradient, (log_probs, *others) = jax.jit(jax.grad(total, has_aux=True))(hidden)
     expected = of_logits(policy, params, HIDDEN, TOKENS, 1.0)
     assert np.isnan(log_probs[0, 0])
     log_probs = log_probs.at[0, 0].set(expected[0][0, 0])
-    for ours, theirs in zip((log_probs, entropies), expected, strict=True):
+    for ours, theirs in zip((log_probs, *others), expected, strict=True):
         np.testing.assert_allclose(ours, np.where(mask, theirs, 0), atol=2e-5)
     assert not np.asarray(gradient)[~mask].any()
     assert np.isfinite(gradient).all()
