@@ -10,6 +10,7 @@ import pytest
 from jaxrl4lm import mdp as M
 from jaxrl4lm.agents import tabular
 from jaxrl4lm.envs.finite_mdp import as_environment
+from tests.selection import slow_but
 
 WORLD = M.grid_world(".  .  +1\n.  #  -1\n.  .  .", discount=0.8, slip=0.1, living_reward=-0.04).mdp
 EPSILON = 0.3
@@ -74,7 +75,7 @@ def trained(name, num_steps=60_000):
     return run(jax.random.split(jax.random.key(1), SEEDS))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(CASES, ["q-learning", "3-step sarsa", "monte-carlo prediction"]))
 def test_reaches_the_exact_answer(name):
     _, answer, tolerance = CASES[name]
     state, metrics = trained(name)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import bandits as B
+from tests.selection import slow_but
 
 RUNS, STEPS = 2000, 1000
 
@@ -36,7 +37,7 @@ TESTBED = {
 }
 
 
-@pytest.mark.parametrize("name", TESTBED)
+@pytest.mark.parametrize("name", slow_but(TESTBED, 4))
 def test_the_testbed_of_sutton_and_barto(name):
     *_, reward, optimal, known = TESTBED[name]
     ((mean, error), (share, share_error)), _ = curves(name)
@@ -55,7 +56,7 @@ BETTER = {
 }
 
 
-@pytest.mark.parametrize("name", BETTER)
+@pytest.mark.parametrize("name", slow_but(BETTER, 3))
 def test_regret_is_far_below_that_of_choosing_at_random(name):
     problem, algorithm, bound = BETTER[name]
     run = jax.jit(lambda key: B.run(key, problem, algorithm, STEPS, 200).regrets.sum(axis=0).mean())
@@ -312,7 +313,7 @@ HYPERPARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", HYPERPARAMETERS)
+@pytest.mark.parametrize("name", slow_but(HYPERPARAMETERS, 6))
 def test_every_hyperparameter_may_be_traced(name, key):
     """One `vmap` equals a loop over Python numbers, and the two values make different runs."""
     problem, algorithm, values = HYPERPARAMETERS[name]

@@ -3,6 +3,7 @@
 import functools
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -238,7 +239,7 @@ def test_chunks_of_any_size_agree(chunk_size):
         jax.value_and_grad(functools.partial(total, f), argnums=(0, 1))(hidden, unembedding)
         for f in (chunked, naive)
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_second_derivatives_of_chunks_are_those_of_the_naive_form():

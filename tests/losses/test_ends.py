@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,12 +134,10 @@ def test_values_are_finite_and_derivatives_one_sided(case, x64):
 
     run = jax.jit(jax.vmap(jax.value_and_grad(total, has_aux=True)))
     (totals, outputs), slopes = run(jnp.concatenate([ends, ends + inward]))
-    for out in outputs:
-        assert np.isfinite(out).all()
+    chex.assert_tree_all_finite((outputs, slopes))
     at, inside = jnp.split(totals, 2)
     constant = (case.name, case.hyper) in CONSTANT
     expected = np.zeros(len(ends)) if constant else (inside - at) / inward
-    assert np.isfinite(slopes).all()
     if (case.name, case.hyper) not in MEETING:
         np.testing.assert_allclose(slopes[: len(ends)], expected, rtol=1e-3, atol=1e-5)
 

@@ -4,6 +4,7 @@ computation."""
 import dataclasses
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,7 +63,7 @@ def plain(batch):
 )
 def test_rematerialised_and_scanned_layers_compute_the_same(config, remat, scan, batch, plain):
     ours = loss_and_gradient(dataclasses.replace(config, remat=remat, scan=scan), randomised(config), batch)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), ours, plain[config])
+    chex.assert_trees_all_close(ours, plain[config], atol=1e-6)
 
 
 def test_full_rematerialisation_holds_less(batch):
@@ -120,7 +121,7 @@ def test_only_adapters_receive_a_gradient(adapted, batch):
     frozen, attached = jax.jit(jax.grad(lambda p, a: loss(p, a, lora.attach), (0, 1)))(params, moved)
     merged = jax.jit(jax.grad(lambda a: loss(params, a, lora.merge)))(moved)
     assert not any(g.any() for g in jax.tree.leaves(frozen))
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), attached, merged)
+    chex.assert_trees_all_close(attached, merged, atol=1e-6)
 
 
 def test_only_the_targets_are_adapted(adapted):
@@ -193,7 +194,7 @@ def test_adapters_of_kernels_that_share_a_tensor_go_out_and_in(family, tmp_path)
     loaded, scale = lora.load(tmp_path, policy)
     assert scale == 3.0
     expected, ours = lora.merge(params, adapters, 3.0), lora.merge(params, loaded, scale)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), ours, expected)
+    chex.assert_trees_all_close(ours, expected, atol=1e-4)
     some = lora.init(jax.random.key(0), params, 2, models.match_paths("attention/query/kernel"))
     with pytest.raises(models.CheckpointError, match="only some are adapted"):
         lora.save(tmp_path, policy, some, 4.0)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,7 +129,7 @@ def test_a_shared_prompt_is_the_prompt_repeated(model):
 
     (ours, logits), (plain, expected) = both(params)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), ours, plain)
+    chex.assert_trees_all_close(ours, plain, atol=2e-6)
 
 
 def test_longrope_takes_the_factors_of_the_length_that_a_text_may_reach():
@@ -220,7 +221,7 @@ def test_the_written_backward_of_dense_is_the_derivative(by_output, rows):
         return jnp.sin(x @ kernel + bias[None, None]).sum()
 
     ours, plain = (jax.jit(jax.grad(f, (0, 1, 2)))(x, kernel, bias) for f in (run, plainly))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, plain)
+    chex.assert_trees_all_close(ours, plain, atol=1e-4)
 
 
 @pytest.mark.parametrize(
