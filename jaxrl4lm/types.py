@@ -1,7 +1,7 @@
-"""Names for the arrays that pass between floors. Shapes: `B` sequences, `T` steps."""
+"""Names for what passes between floors: arrays, keys, parameters, metrics, and errors of the user."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 
@@ -13,21 +13,8 @@ Params: TypeAlias = Any
 ScalarLike: TypeAlias = float | jax.Array
 """A Python number or a traced scalar; every hyper-parameter takes either."""
 Metrics: TypeAlias = Mapping[str, Array]
-
-
-class Transition(NamedTuple):
-    """One step of many environments; stacked over time each leaf gains a leading axis."""
-
-    observation: Array
-    action: Array
-    reward: Array
-    terminated: Array
-    truncated: Array
-    final_observation: Array
-    """The observation before any reset: what bootstrapping reads."""
-    log_prob: Array
-    value: Array
+"""What an update reports: a name and an array each, scalars or stacked over steps."""
 
 
 class InputError(ValueError):
-    """Something that a user gave is wrong; the message is one sentence that names it, its value and the fix."""
+    """The user gave something wrong. The message is one sentence: what it is, its value, and the fix."""
