@@ -1,4 +1,4 @@
-"""Sequence-level advantages: what a completion was worth beside its peers.
+"""Advantages of whole completions: how much better each was than the others of its prompt.
 
 Rewards come as [groups, n], n completions of the same prompt in a row (leading axes are free; the group is
 the last axis). Results have the same shape, are constants to every loss, and are float32 or wider.
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl4lm.arguments import as_float, coefficients, last_token, mask_inputs
-from jaxrl4lm.reduce import masked_mean, masked_variance, spread, whiten
+from jaxrl4lm.reduce import differ, masked_mean, masked_variance, whiten
 from jaxrl4lm.returns import discounted_returns
 from jaxrl4lm.types import Array, ScalarLike
 
@@ -48,8 +48,8 @@ def _check_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
 def group_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
     """GRPO: A_i = (R_i − mean_g) / (std_g + ε), with the sample standard deviation (n − 1).
 
-    A group whose rewards are equal up to rounding carries no information and gets exactly 0; ε alone does not
-    see to that (eight float32 rewards of 0.7 have a computed deviation of 6e-8).
+    A group whose rewards are equal up to rounding carries no information and gets exactly 0. ε alone would not do
+    that: the computed deviation of eight float32 rewards of 0.7 is 6e-8, not 0.
 
     Args:
       rewards: [..., groups, n].
@@ -65,7 +65,7 @@ def group_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
            [ 0.,  0.,  0.]], dtype=float32)
     """
     rewards = _check_group(rewards)
-    informative = spread(rewards, axis=-1)
+    informative = differ(rewards, axis=-1)
     variance = masked_variance(rewards, axis=-1, ddof=1)[..., None]
     std = jnp.sqrt(jnp.where(informative, variance, 1))  # the root has no derivative at 0
     (eps,) = coefficients(std, eps=eps)
@@ -76,7 +76,8 @@ def group_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
 def centered(rewards: Array) -> Array:
     """Dr.GRPO: A_i = R_i − mean_g, and exactly 0 for a group of equal rewards.
 
-    Its own reward in the mean scales the expected gradient by (n−1)/n; `leave_one_out` does not.
+    The mean contains the completion's own reward, which scales the expected gradient by (n−1)/n; `leave_one_out`
+    has no such factor.
 
     Args:
       rewards: [..., groups, n].
@@ -87,7 +88,7 @@ def centered(rewards: Array) -> Array:
     Reference: Liu et al. 2025, arXiv:2503.20783, sec. 3.2.
     """
     rewards = _check_group(rewards)
-    return jnp.where(spread(rewards, axis=-1), rewards - masked_mean(rewards, axis=-1)[..., None], 0)
+    return jnp.where(differ(rewards, axis=-1), rewards - masked_mean(rewards, axis=-1)[..., None], 0)
 
 
 def leave_one_out(rewards: Array) -> Array:
@@ -119,7 +120,7 @@ def informative_fraction(rewards: Array) -> Array:
       A scalar in [0, 1]; 0 without groups.
     Reference: Chu et al. 2025, arXiv:2504.02546, the gradient correction for groups without information.
     """
-    return masked_mean(spread(_check_group(rewards), axis=-1))
+    return masked_mean(differ(_check_group(rewards), axis=-1))
 
 
 def remax(rewards: Array, greedy_rewards: Array) -> Array:
@@ -139,7 +140,7 @@ def remax(rewards: Array, greedy_rewards: Array) -> Array:
 
 
 def opo(rewards: Array, lengths: Array) -> Array:
-    """OPO: A_i = R_i − Σ_j len_j·R_j / Σ_j len_j: the baseline of least variance if scores grow with length.
+    """OPO: A_i = R_i − Σ_j len_j·R_j / Σ_j len_j: of least variance if |∇log π|² grows with length.
 
     Args:
       rewards: [..., groups, n].
@@ -154,7 +155,7 @@ def opo(rewards: Array, lengths: Array) -> Array:
     _check_shape("lengths", lengths, rewards.shape)
     lengths = as_float(lengths)
     baseline = (lengths * rewards).sum(-1, keepdims=True) / jnp.maximum(lengths.sum(-1, keepdims=True), 1)
-    return jnp.where(spread(rewards, axis=-1), rewards - baseline, 0)
+    return jnp.where(differ(rewards, axis=-1), rewards - baseline, 0)
 
 
 def pass_at_k(rewards: Array, *, k: int) -> Array:
@@ -190,8 +191,13 @@ def pass_at_k(rewards: Array, *, k: int) -> Array:
 def _subset_maximum_weights(n: int, k: int) -> np.ndarray:
     """W [n, n] with (W·R)_i = A_i of `pass_at_k`, for R in ascending order.
 
-    R_j is the maximum of C(j, k−1) subsets of size k in total; of those with i < j it is C(j−1, k−2); and
-    it has j, or for i < j only j − 1, smaller elements in the set without i.
+    Count the k-subsets of which R_j, with j smaller elements, is the maximum:
+
+    1. i = j: C(j, k−1) contain i;
+    2. i < j: C(j−1, k−2) contain i, and C(j−1, k−1) do not;
+    3. i > j: none contains i, and C(j, k−1) do not.
+
+    Of all k-subsets C(n−1, k−1) contain i, and C(n−1, k) do not.
     """
     weights = np.zeros((n, n))
     for i in range(n):

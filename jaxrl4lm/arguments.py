@@ -1,8 +1,8 @@
 """What every function of the ground floor does to its arguments: dtype, shape, mask, range, before any formula.
 
 Masks are True (or non-zero) where an element counts. A masked element is never read: nan and inf there change
-neither a value nor a gradient. Arithmetic is in float32, or float64 for float64 input. Everything broadcasts
-axis by axis, with equal rank or from a scalar: [B] beside [B, T] is refused, for NumPy would align it with T.
+neither a value nor a gradient. Arithmetic is in float32, or float64 for float64 input. Arrays broadcast axis by
+axis: they have equal rank, or one is a scalar. [B] beside [B, T] is refused, because NumPy would align B with T.
 """
 
 import jax
@@ -19,7 +19,7 @@ def as_float(values: ScalarLike) -> Array:
 
 
 def precise_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """float64 for float64, float32 for all else; unlike a promotion it is allowed under strict promotion."""
+    """float64 for float64, else float32. No promotion of two types: it works under strict promotion as well."""
     return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
@@ -77,10 +77,10 @@ def check_rows(name: str, shape: tuple[int, ...], target: tuple[int, ...]) -> No
 
 
 def coefficients(like: Array | jax.ShapeDtypeStruct, **values: ScalarLike) -> tuple[Array, ...]:
-    """Hyper-parameters of a result of the shape and dtype of `like`: numbers, or arrays that broadcast to it.
+    """Hyper-parameters as arrays of the dtype of `like`, so that none of them widens the result.
 
-    They take its dtype, so that none of them widens the result. Unlike data they are read also where a mask is
-    False: an array of them is to be finite throughout.
+    Each is a number, or an array that broadcasts to the shape of `like`. Hyper-parameters are read also where a mask
+    is False, unlike data: an array of them must be finite everywhere.
 
     Raises:
       ValueError: if one does not broadcast to the shape of `like` (equal rank, or a scalar).
@@ -93,8 +93,8 @@ def coefficients(like: Array | jax.ShapeDtypeStruct, **values: ScalarLike) -> tu
 def mask_inputs(mask: ScalarLike | None, **arrays: ScalarLike) -> tuple[Array, ...]:
     """(mask, *arrays): all of the shape of the first array, in float32 or wider, 0 where masked.
 
-    Masking what enters a logarithm or an exponential, not only what leaves it, is what keeps a nan in a
-    masked slot out of the gradient (0 · inf = nan). The other half is `jnp.where(mask, loss, 0)`.
+    A loss is masked twice. Here, before a logarithm or an exponential: otherwise inf in a masked slot reaches the
+    gradient (0 · inf = nan). And at its end, by `jnp.where(mask, loss, 0)`.
 
     Raises:
       ValueError: if a later array does not broadcast to the shape of the first (equal rank, or a scalar).
@@ -115,7 +115,7 @@ def mask_inputs(mask: ScalarLike | None, **arrays: ScalarLike) -> tuple[Array, .
     return keep, *(jnp.where(keep, array, 0) for array in selected)
 
 
-def ratio_inputs(
+def as_log_ratios(
     log_probs: Array, old_log_probs: Array, advantages: Array, mask: Array | None
 ) -> tuple[Array, Array, Array]:
     """(mask, log π − log π_old, A) of a policy loss: 0 where masked; gradients flow through `log_probs` only.
@@ -130,12 +130,13 @@ def ratio_inputs(
 
 
 def known_index(indices: Array, size: int) -> tuple[Array, Array]:
-    """(is 0 ≤ i < size, the index, 0 where it is not): JAX alone would wrap a negative index around.
+    """(0 ≤ i < size, i or 0 where that is False). JAX alone would count a negative index from the end.
 
-    Losses give nan where an index that counts is outside: −100, the label that others ignore, is to be masked.
+    Losses give nan for an index outside that is not masked. So −100, which elsewhere marks labels to ignore, must be
+    masked.
     """
     indices = jnp.asarray(indices)
     if indices.dtype.itemsize < 4 and not jnp.issubdtype(indices.dtype, jnp.floating):
-        indices = indices.astype(jnp.int32)  # as a uint8 a size of 256 is 0, and no byte would be known
+        indices = indices.astype(jnp.int32)  # 256 as a uint8 is 0: no byte would be below it
     known = (indices >= 0) & (indices < size)
     return known, jnp.where(known, indices, 0)

@@ -1,10 +1,14 @@
-"""What experts look at, computed once from arrays: dicts of `reduce.Fraction` (and `Maximum`), not of means.
+"""Metrics of a training step: ratios, clipping, divergences, rewards, lengths, by name.
 
-Inside `jit` each function gives (total, denominator) pairs, which `combine` adds over micro-batches (and
-`jax.lax.psum` over devices) and `finish` divides, once. A masked slot is never read. Nothing here has a gradient.
+1. `policy`, `value`, `reference_kl`, `rewards` and `completions` give the metrics of a micro-batch, inside `jit`: dicts
+   of `reduce.Fraction` (total, denominator) and `Maximum`.
+2. `combine` adds them over micro-batches; over devices `jax.lax.psum` and `pmax` do.
+3. `to_numbers` divides, once.
+
+A masked slot is never read. Nothing here has a gradient.
 
     metrics = diagnostics.combine(*[diagnostics.policy(...) for micro_batch in ...])
-    row = diagnostics.finish(metrics)
+    row = diagnostics.to_numbers(metrics)
 
 | here | TRL | verl |
 |---|---|---|
@@ -33,31 +37,31 @@ from jaxrl4lm.losses.value import squared_value
 from jaxrl4lm.reduce import (
     Fraction,
     add,
+    differ,
     divide,
     masked_variance,
     sequence_sum_fraction,
-    spread,
     token_fraction,
 )
 from jaxrl4lm.types import Array, ScalarLike
 
 
 class Maximum(NamedTuple):
-    """The largest of something: combined by a maximum (over devices: `jax.lax.pmax`)."""
+    """The largest of something. Micro-batches are combined by their maximum, devices by `jax.lax.pmax`."""
 
     value: Array
 
 
 ROUNDING = 1e-6
-"""Of float32 log-probabilities: targets that deviate by less tell nothing."""
+"""Targets with a smaller standard deviation differ only by the rounding of float32 log-probabilities in rewards."""
 Diagnostics: TypeAlias = dict[str, Fraction | Maximum]
 
 
 def combine(*diagnostics: Mapping[str, Fraction | Maximum]) -> Diagnostics:
-    """The diagnostics of the union of micro-batches with the same keys: fractions added, maxima compared.
+    """The diagnostics of all micro-batches together: fractions are added, of maxima the largest is kept.
 
     Args:
-      *diagnostics: one per micro-batch.
+      *diagnostics: one per micro-batch, all with the same keys.
     Returns:
       Diagnostics with the same keys, without gradient.
     Raises:
@@ -78,7 +82,7 @@ def combine(*diagnostics: Mapping[str, Fraction | Maximum]) -> Diagnostics:
     return {name: merge(*(each[name] for each in diagnostics)) for name in next(iter(diagnostics), {})}
 
 
-def finish(diagnostics: Mapping[str, Fraction | Maximum]) -> dict[str, Array]:
+def to_numbers(diagnostics: Mapping[str, Fraction | Maximum]) -> dict[str, Array]:
     """Numbers to report: each fraction divided; 0 where nothing was counted.
 
     Args:
@@ -87,7 +91,7 @@ def finish(diagnostics: Mapping[str, Fraction | Maximum]) -> dict[str, Array]:
       A scalar for each name, without gradient.
     Reference: the convention of `reduce.divide`.
 
-    >>> finish({"loss": token_fraction(jnp.array([1.0, 3.0])), "ratio": Maximum(jnp.array(1.5))})
+    >>> to_numbers({"loss": token_fraction(jnp.array([1.0, 3.0])), "ratio": Maximum(jnp.array(1.5))})
     {'loss': Array(2., dtype=float32), 'ratio': Array(1.5, dtype=float32, weak_type=True)}
     """
     return {
@@ -97,7 +101,7 @@ def finish(diagnostics: Mapping[str, Fraction | Maximum]) -> dict[str, Array]:
 
 
 def _mean_and_std(name: str, values: Array, mask: Array | None) -> Diagnostics:
-    """Over micro-batches the mean is exact, and the standard deviation the weighted mean of theirs."""
+    """Over micro-batches the mean is exact; the standard deviation is the weighted mean of those of each."""
     mean = token_fraction(values, mask)
     std = jnp.sqrt(masked_variance(values, mask))
     return {f"{name}/mean": mean, f"{name}/std": Fraction(std * mean.denominator, mean.denominator)}
@@ -167,9 +171,9 @@ def value(
       loss: the unreduced value loss; ½(V−R)² if None.
       mask: the elements that count.
     Returns:
-      Without gradient: `value/loss`, `value/mean`, and `value/explained_variance` = 1 − Var(R − V)/Var(R), as
-      (Σ(R−R̄)² − Σ(e−ē)², Σ(R−R̄)²): over micro-batches the variances are pooled. Its numerator is 0 where targets
-      deviate by less than 1e-6: that much is the rounding of log-probabilities in rewards that are all alike.
+      Without gradient: `value/loss`, `value/mean`, and `value/explained_variance` = 1 − Var(e)/Var(R), e = R − V, as
+      the fraction (Σ(R−R̄)² − Σ(e−ē)², Σ(R−R̄)²), with means within each micro-batch. It is 0 if the standard
+      deviation of the targets is below 1e-6, because then they differ only by rounding.
     Reference: `explained_variance` of OpenAI Baselines, 2017; the coefficient of determination of an unbiased
       predictor.
     """
@@ -222,7 +226,7 @@ def rewards(rewards: Array, *, success: ScalarLike = 1.0) -> Diagnostics:
     solved = rewards >= success
     return {
         **_mean_and_std("reward", rewards, None),
-        "group/frac_zero_std": token_fraction(~spread(rewards, axis=-1)),
+        "group/frac_zero_std": token_fraction(~differ(rewards, axis=-1)),
         "pass_at_1": token_fraction(solved),
         "pass_at_n": token_fraction(solved.any(-1)),
     }

@@ -1,14 +1,14 @@
 """Masked sums and means: how a loss per token becomes one number.
 
-Losses are unreduced; the choice of the average is part of an algorithm (and the largest class of silent
-errors). Time is the last axis, every other axis counts sequences. Each average exists twice: as a number,
-and as a `Fraction` (total, denominator) that is added over micro-batches and devices and divided once:
+Losses give one value per token; which average is taken of them is part of the algorithm (a wrong one raises no
+error). Time is the last axis, all other axes count sequences. Each average exists twice: as a number, and as a
+`Fraction` (total, denominator) that is added over micro-batches and devices and divided once:
 
     fractions = [reduce.token_fraction(loss, mask) for loss, mask in micro_batches]
     mean = reduce.divide(reduce.add(*fractions))
 
-A Fraction is a pytree: `jax.lax.psum(fraction, "data")` adds it over devices. The mean of micro-batch means
-is something else (it weighs tokens unequally).
+A Fraction is a pytree: `jax.lax.psum(fraction, "data")` adds it over devices. The mean of the means of
+micro-batches is another number: tokens of short micro-batches weigh more in it.
 
 Masks are True (or non-zero) where an element counts. A masked element is never read: nan and inf there change
 neither a value nor a gradient. Results are float32, or float64 for float64 input.
@@ -33,7 +33,7 @@ class Fraction(NamedTuple):
 
 
 def add(*fractions: Fraction) -> Fraction:
-    """(Σ totals, Σ denominators): the fraction of the union of micro-batches.
+    """(Σ totals, Σ denominators): the fraction of all micro-batches together.
 
     Args:
       *fractions: one per micro-batch, of equal shapes.
@@ -54,7 +54,7 @@ def divide(fraction: Fraction) -> Array:
       fraction: of any shape.
     Returns:
       The mean, of that shape. Gradients flow.
-    Reference: the convention of this module; that nothing counted gives 0 keeps an empty batch out of a sum.
+    Reference: a convention of this module, so that a batch without a counted token adds 0 and not nan.
     """
     total, denominator = fraction
     return jnp.where(denominator > 0, total / jnp.where(denominator > 0, denominator, 1), 0)
@@ -121,7 +121,7 @@ def sequence_mean(values: Array, mask: Array | None = None) -> Array:
 
 
 def sequence_sum(values: Array, mask: Array | None = None) -> Array:
-    """Mean over sequences of the sum over their tokens: mean_i Σ_t m·l: the policy gradient itself.
+    """Mean over sequences of the sum over their tokens: mean_i Σ_t m·l. (REINFORCE: no division by length).
 
     Sequences without a counted token are left out.
 
@@ -140,7 +140,7 @@ def sequence_sum(values: Array, mask: Array | None = None) -> Array:
 
 
 def constant_length(values: Array, mask: Array | None = None, *, length: ScalarLike) -> Array:
-    """Sum over tokens by a constant: Σ m·l / (B · length). (Dr.GRPO).
+    """Sum over all tokens, divided by a constant: Σ m·l / (B · length). (Dr.GRPO).
 
     Args:
       values: loss per token [..., T]. Gradients flow.
@@ -191,19 +191,20 @@ def masked_variance(values: Array, mask: Array | None = None, *, axis: Axis = No
     return divide(Fraction((deviations**2).sum(axis), keep.sum(axis, dtype=kept.dtype) - ddof))
 
 
-def spread(values: Array, mask: Array | None = None, *, axis: Axis = None) -> Array:
-    """Boolean along `axis` (kept, size 1): do the counted elements differ by more than rounding?
+def differ(values: Array, mask: Array | None = None, *, axis: Axis = None) -> Array:
+    """Do the counted elements along `axis` differ by more than rounding?
 
-    Equal float32 rewards have a computed standard deviation of about 1e-8, and dividing by it would make a
-    full-size gradient out of nothing. So ask for the spread, relative to the largest magnitude, not for the
-    standard deviation.
+    Ask this before dividing by a standard deviation. That of equal float32 rewards is computed as about 1e-8, not 0,
+    and dividing by it makes advantages of full size out of rounding. Elements differ if their maximum exceeds their
+    minimum by more than 4 ε times the largest magnitude, ε the machine precision of the type.
 
     Args:
       values: any shape; a boolean has no gradient.
       mask: the elements that count.
       axis: along which they are compared; None for everything.
     Returns:
-      Booleans; False where at most one element counts.
+      Booleans of the shape of `values` with size 1 along `axis`; False where at most one element counts, True where
+      one that counts is not finite.
     Reference: this library's own test, for the standard deviation that GRPO divides by (Shao et al. 2024,
       arXiv:2402.03300, sec. 4.1.2).
     """
@@ -211,22 +212,25 @@ def spread(values: Array, mask: Array | None = None, *, axis: Axis = None) -> Ar
     largest = jnp.max(kept, axis, keepdims=True, initial=-jnp.inf, where=keep)
     smallest = jnp.min(kept, axis, keepdims=True, initial=jnp.inf, where=keep)
     magnitude = jnp.max(jnp.abs(kept), axis, keepdims=True, initial=0)
-    # What is not finite is no rounding: it is to be seen as a nan, not taken for a group of equal rewards.
+    # inf and nan compare as "no difference"; taken for equal rewards they would vanish from the result unseen.
     return (largest - smallest > 4 * jnp.finfo(kept.dtype).eps * magnitude) | ~jnp.isfinite(magnitude)
 
 
 def whiten(
     values: Array, mask: Array | None = None, *, shift_mean: bool = True, eps: ScalarLike = 1e-8
 ) -> Array:
-    """Zero mean and unit variance over all counted elements: (x − x̄) · rsqrt(var + ε).
+    """Zero mean and unit variance over all counted elements: (x − x̄) / √(var + ε).
+
+    The variance is that of the population: it divides by the number n of counted elements. TRL and verl divide by
+    n − 1, so their result is smaller by the factor √((n−1)/n), which is 0.9995 for 1,000 tokens.
 
     Args:
       values: advantages or rewards, any shape.
       mask: the elements that count.
-      shift_mean: False puts the mean back afterwards (for rewards, whose sign has a meaning).
-      eps: added to the population variance.
+      shift_mean: False adds the mean again afterwards (for rewards, whose sign has a meaning).
+      eps: ε, added to the variance.
     Returns:
-      The same shape; 0 where masked. Elements that are all equal (or only one) become exactly 0 (with
+      The same shape; 0 where masked. If all elements are equal, or there is only one, they become exactly 0 (with
       `shift_mean=False`: their mean). Gradients flow.
     Reference: advantages: Huang et al. 2022, "The 37 implementation details", no. 7; rewards, with
       `shift_mean=False`: the code of Ziegler et al. 2019, arXiv:1909.08593.
@@ -237,7 +241,7 @@ def whiten(
     keep, kept = mask_inputs(mask, values=values)
     (eps,) = coefficients(kept, eps=eps)
     mean = masked_mean(kept, keep)
-    informative = spread(kept, keep)
+    informative = differ(kept, keep)
     variance = jnp.where(informative, masked_variance(kept, keep), 1)  # the root has no derivative at 0
     whitened = jnp.where(informative, (kept - mean) * jax.lax.rsqrt(variance + eps), 0)
     return jnp.where(keep, whitened if shift_mean else whitened + mean, 0)

@@ -50,7 +50,7 @@ def sequential_recurrence(x: Array, decay: Array) -> Array:
 
 
 def associative_recurrence(x: Array, decay: Array) -> Array:
-    """y_t = x_t + decay_t · y_{t+1} by `lax.associative_scan`: log T steps of twice the work.
+    """y_t = x_t + decay_t · y_{t+1} by `lax.associative_scan`: log T parallel steps, twice the work.
 
     Arguments as of `sequential_recurrence`.
 
@@ -77,7 +77,7 @@ class _Steps(NamedTuple):
     keep: Array
 
 
-def _steps(
+def _clean_steps(
     rewards: Array,
     values: ScalarLike,
     next_values: ScalarLike,
@@ -106,28 +106,28 @@ def _steps(
     else:
         rewards, values, next_values = (jnp.where(keep, x, 0) for x in (rewards, values, next_values))
         first_from = jax.lax.cummin(jnp.where(keep, time, length), axis % len(shape), reverse=True)
-        following = jnp.where(time == length - 1, length, _shifted(first_from, axis))
+        following = jnp.where(time == length - 1, length, _shift(first_from, axis))
         last = cut | (following == length)
         across_gap = ~last & (following > time + 1)
-        next_values = jnp.where(across_gap, _at_following(values, following, axis), next_values)
+        next_values = jnp.where(across_gap, _take_following(values, following, axis), next_values)
     return _Steps(rewards, values, jnp.where(ended, 0, next_values), following, last, keep)
 
 
-def _shifted(array: Array, axis: int) -> Array:
+def _shift(array: Array, axis: int) -> Array:
     """array[t + 1]; at the end the last element again."""
     length = array.shape[axis]
     later = jax.lax.slice_in_dim(array, min(1, length), length, axis=axis)
     return jnp.concatenate([later, jax.lax.slice_in_dim(array, max(length - 1, 0), length, axis=axis)], axis)
 
 
-def _at_following(array: Array, following: Array | None, axis: int) -> Array:
+def _take_following(array: Array, following: Array | None, axis: int) -> Array:
     """array[next unmasked step]; unspecified where there is none."""
     if following is None:
-        return _shifted(array, axis)
+        return _shift(array, axis)
     return jnp.take_along_axis(array, jnp.minimum(following, array.shape[axis] - 1), axis)
 
 
-def _per_step(steps: _Steps, **values: ScalarLike) -> tuple[Array, ...]:
+def _mask_coefficients(steps: _Steps, **values: ScalarLike) -> tuple[Array, ...]:
     """Hyper-parameters, and what else varies by step, in the dtype of the rewards; masked slots are not read."""
     return tuple(jnp.where(steps.keep, x, 0) if x.ndim else x for x in coefficients(steps.rewards, **values))
 
@@ -161,7 +161,7 @@ def discounted_returns(
       rewards: [..., T, ...]. Gradients flow through every floating argument.
       terminated: nothing follows these steps.
       truncated: the return is cut after these steps, and at the end of the array.
-      next_values: V(s_{t+1}), read only where cut; the default counts what lies beyond a cut as nothing.
+      next_values: V(s_{t+1}), read only at cuts; with the default of 0 nothing is earned beyond a cut.
       discount: γ.
       mask: the steps that exist.
       axis: the time axis.
@@ -173,8 +173,8 @@ def discounted_returns(
     >>> discounted_returns(jnp.array([1.0, 0.0, 4.0]), discount=0.5)
     Array([2., 2., 4.], dtype=float32)
     """
-    steps = _steps(rewards, 0.0, next_values, terminated, truncated, mask, axis)
-    (discount,) = _per_step(steps, discount=discount)
+    steps = _clean_steps(rewards, 0.0, next_values, terminated, truncated, mask, axis)
+    (discount,) = _mask_coefficients(steps, discount=discount)
     bootstrap = jnp.where(steps.last, steps.next_values, 0)
     returns = _solve(recurrence, steps, steps.rewards + discount * bootstrap, discount, axis)
     return jnp.where(steps.keep, returns, 0)
@@ -212,8 +212,8 @@ def lambda_returns(
       G of the shape of `rewards`, 0 where masked.
     Reference: Sutton & Barto 2018, eq. 12.2; in recursive form, eq. 12.18.
     """
-    steps = _steps(rewards, values, next_values, terminated, truncated, mask, axis)
-    discount, lambda_ = _per_step(steps, discount=discount, lambda_=lambda_)
+    steps = _clean_steps(rewards, values, next_values, terminated, truncated, mask, axis)
+    discount, lambda_ = _mask_coefficients(steps, discount=discount, lambda_=lambda_)
     bootstrap = jnp.where(steps.last, 1, 1 - lambda_) * steps.next_values
     returns = _solve(recurrence, steps, steps.rewards + discount * bootstrap, discount * lambda_, axis)
     return jnp.where(steps.keep, returns, 0)
@@ -231,7 +231,7 @@ def n_step_returns(
     mask: Array | None = None,
     axis: int = 0,
 ) -> Array:
-    """n-step returns: G_t = r_t + γ·r_{t+1} + ... + γ^{n−1}·r_{t+n−1} + γⁿ·V(s_{t+n}), less at a cut.
+    """n-step returns: G_t = r_t + γ·r_{t+1} + ... + γ^{n−1}·r_{t+n−1} + γⁿ·V(s_{t+n}); fewer terms at a cut.
 
     n=1 is the one-step target, n ≥ T `discounted_returns`.
 
@@ -256,11 +256,11 @@ def n_step_returns(
     """
     if n < 1:
         raise ValueError(f"n is {n}: an n-step return needs at least one reward, n >= 1.")
-    steps = _steps(rewards, values, next_values, terminated, truncated, mask, axis)
-    (discount,) = _per_step(steps, discount=discount)
+    steps = _clean_steps(rewards, values, next_values, terminated, truncated, mask, axis)
+    (discount,) = _mask_coefficients(steps, discount=discount)
 
     def one_more(_: int, returns: Array) -> Array:
-        following = jnp.where(steps.last, steps.next_values, _at_following(returns, steps.following, axis))
+        following = jnp.where(steps.last, steps.next_values, _take_following(returns, steps.following, axis))
         return steps.rewards + discount * following
 
     shortest = steps.rewards + discount * steps.next_values
@@ -307,8 +307,8 @@ def generalized_advantage_estimation(
     >>> advantages, targets
     (Array([0.5, 0.5], dtype=float32), Array([1., 1.], dtype=float32))
     """
-    steps = _steps(rewards, values, next_values, terminated, truncated, mask, axis)
-    discount, gae_lambda = _per_step(steps, discount=discount, gae_lambda=gae_lambda)
+    steps = _clean_steps(rewards, values, next_values, terminated, truncated, mask, axis)
+    discount, gae_lambda = _mask_coefficients(steps, discount=discount, gae_lambda=gae_lambda)
     errors = steps.rewards + discount * steps.next_values - steps.values
     advantages = _solve(recurrence, steps, errors, discount * gae_lambda, axis)
     return jnp.where(steps.keep, advantages, 0), jnp.where(steps.keep, advantages + steps.values, 0)
@@ -344,8 +344,9 @@ def vtrace(
       log_ratios: log π(a_t|s_t) − log μ(a_t|s_t) of the learner and the behaviour policy.
       discount: γ.
       lambda_: λ.
-      clip_rho: ρ̄, which fixes the policy whose value is the fixed point.
-      clip_c: c̄, which trades variance for speed.
+      clip_rho: ρ̄. It decides whose values the targets converge to: those of π for ∞, those of a policy between π
+        and μ for less.
+      clip_c: c̄. Smaller values have less variance and converge more slowly; they do not change the limit.
       mask: the steps that exist.
       axis: the time axis.
       recurrence: `sequential_recurrence` or `associative_recurrence`.
@@ -354,8 +355,8 @@ def vtrace(
       returns.
     Reference: Espeholt et al. 2018, arXiv:1802.01561, eq. 1; λ as in its remark 2.
     """
-    steps = _steps(rewards, values, next_values, terminated, truncated, mask, axis)
-    discount, lambda_, clip_rho, clip_c, log_ratios = _per_step(
+    steps = _clean_steps(rewards, values, next_values, terminated, truncated, mask, axis)
+    discount, lambda_, clip_rho, clip_c, log_ratios = _mask_coefficients(
         steps, discount=discount, lambda_=lambda_, clip_rho=clip_rho, clip_c=clip_c, log_ratios=log_ratios
     )
     # A bound on the logarithm keeps the gradient of the clipped ratio finite; both clips are far below it.
@@ -364,7 +365,7 @@ def vtrace(
     errors = clipped * (steps.rewards + discount * steps.next_values - steps.values)
     decay = discount * lambda_ * jnp.minimum(ratios, clip_c)
     targets = steps.values + _solve(recurrence, steps, errors, decay, axis)
-    mixed = lambda_ * _at_following(targets, steps.following, axis) + (1 - lambda_) * steps.next_values
+    mixed = lambda_ * _take_following(targets, steps.following, axis) + (1 - lambda_) * steps.next_values
     following = jnp.where(steps.last, steps.next_values, mixed)
     advantages = clipped * (steps.rewards + discount * following - steps.values)
     return jnp.where(steps.keep, advantages, 0), jnp.where(steps.keep, targets, 0)

@@ -45,7 +45,7 @@ EXPECTED = {
 
 
 def test_policy():
-    result = diagnostics.finish(jax.jit(lambda: policy(slice(None)))())
+    result = diagnostics.to_numbers(jax.jit(lambda: policy(slice(None)))())
     assert result.keys() == EXPECTED.keys()
     for name, expected in EXPECTED.items():
         np.testing.assert_allclose(result[name], expected, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -53,14 +53,14 @@ def test_policy():
 
 def test_micro_batches_add_up():
     parts = [policy(slice(i, i + 2)) for i in range(0, 6, 2)]
-    result = diagnostics.finish(diagnostics.combine(*parts))
+    result = diagnostics.to_numbers(diagnostics.combine(*parts))
     for name, expected in EXPECTED.items():
         if name != "advantage/std":  # by its documentation a mean of deviations
             np.testing.assert_allclose(result[name], expected, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_value():
-    result = diagnostics.finish(diagnostics.value(planted(VALUES), planted(TARGETS), mask=MASK))
+    result = diagnostics.to_numbers(diagnostics.value(planted(VALUES), planted(TARGETS), mask=MASK))
     v, r = VALUES[MASK], TARGETS[MASK]
     np.testing.assert_allclose(result["value/loss"], ((v - r) ** 2 / 2).mean(), rtol=1e-5)
     np.testing.assert_allclose(result["value/mean"], v.mean(), rtol=1e-5)
@@ -69,12 +69,12 @@ def test_value():
 
 @pytest.mark.parametrize("values, explained", [(TARGETS, 1), (TARGETS + 3, 1), (0 * TARGETS, 0)])
 def test_explained_variance_at_its_ends(values, explained):
-    result = diagnostics.finish(diagnostics.value(values, TARGETS))
+    result = diagnostics.to_numbers(diagnostics.value(values, TARGETS))
     np.testing.assert_allclose(result["value/explained_variance"], explained, atol=1e-5)
 
 
 def test_reference_kl():
-    result = diagnostics.finish(diagnostics.reference_kl(planted(LOG_PROBS), planted(OLD), mask=MASK))
+    result = diagnostics.to_numbers(diagnostics.reference_kl(planted(LOG_PROBS), planted(OLD), mask=MASK))
     x = np.log(RATIO)
     np.testing.assert_allclose(result["kl/ref"], (np.exp(-x) - 1 + x).mean(), rtol=1e-4)
     np.testing.assert_allclose(result["kl/ref_sequence"], x.sum() / MASK.any(1).sum(), rtol=1e-4)
@@ -82,7 +82,7 @@ def test_reference_kl():
 
 def test_rewards():
     rewards = np.array([[0, 1, 1, 0], [0.7, 0.7, 0.7, 0.7], [0, 0, 0, 1]], np.float32)
-    result = diagnostics.finish(diagnostics.rewards(rewards))
+    result = diagnostics.to_numbers(diagnostics.rewards(rewards))
     expected = {
         "reward/mean": rewards.mean(),
         "reward/std": rewards.std(),
@@ -97,7 +97,7 @@ def test_rewards():
 
 def test_completions():
     mask = np.array([[1, 1, 0], [1, 1, 1], [1, 0, 0]])
-    result = diagnostics.finish(diagnostics.completions(mask, np.array([True, False, True])))
+    result = diagnostics.to_numbers(diagnostics.completions(mask, np.array([True, False, True])))
     expected = {"completion/length_mean": 2, "completion/eos_frac": 2 / 3, "completion/truncated_frac": 1 / 3}
     assert result.keys() == expected.keys()
     for name, value in expected.items():
@@ -107,7 +107,7 @@ def test_completions():
 def test_diagnostics_have_no_gradient():
     def total(x):
         entries = diagnostics.policy(x, OLD, ADVANTAGES) | diagnostics.value(x, TARGETS)
-        return sum(diagnostics.finish(entries).values())
+        return sum(diagnostics.to_numbers(entries).values())
 
     assert (jax.grad(total)(LOG_PROBS.astype(np.float32)) == 0).all()
 
@@ -123,7 +123,7 @@ def test_a_wrong_shape_is_named(name):
 
 def test_nothing_at_all():
     empty = np.zeros((0, 4), np.float32)
-    row = diagnostics.finish(diagnostics.policy(empty, empty, empty))
+    row = diagnostics.to_numbers(diagnostics.policy(empty, empty, empty))
     assert all(value == 0 for value in row.values())
 
 
@@ -140,5 +140,5 @@ def test_micro_batches_with_other_names_are_refused():
 def test_explained_variance_of_targets_that_differ_by_rounding_is_zero(deviation, expected):
     targets = deviation * np.array([1.0, -1.0, 1.0, -1.0])
     values = targets if expected else 1e-7 * np.array([1.0, 1.0, -1.0, -1.0])
-    explained = diagnostics.finish(diagnostics.value(values, targets))["value/explained_variance"]
+    explained = diagnostics.to_numbers(diagnostics.value(values, targets))["value/explained_variance"]
     np.testing.assert_allclose(explained, expected, atol=1e-6)

@@ -121,23 +121,23 @@ def test_zeros_and_ones_are_a_mask():
 
 
 @pytest.mark.parametrize("level", [0.0, 0.7, -1e6, 1e-30])
-def test_spread_is_more_than_rounding(level):
-    """Eight equal values have none, whatever their computed deviation; a visible difference has."""
+def test_values_differ_by_more_than_rounding(level):
+    """Eight equal values do not differ, whatever their computed deviation; a visible difference counts."""
     equal = jnp.full((2, 8), level, jnp.float32)
-    assert not reduce.spread(equal, axis=-1).any()
-    assert reduce.spread(equal, axis=-1).shape == (2, 1)
+    assert not reduce.differ(equal, axis=-1).any()
+    assert reduce.differ(equal, axis=-1).shape == (2, 1)
     rounded = equal.at[0, 3].multiply(1 + 2e-7)
-    assert not reduce.spread(rounded, axis=-1).any()
+    assert not reduce.differ(rounded, axis=-1).any()
     different = equal.at[0, 3].add(max(abs(level), 1e-3) * 1e-5)
-    np.testing.assert_array_equal(reduce.spread(different, axis=-1), [[True], [False]])
-    assert reduce.spread(different).shape == (1, 1)
+    np.testing.assert_array_equal(reduce.differ(different, axis=-1), [[True], [False]])
+    assert reduce.differ(different).shape == (1, 1)
 
 
-def test_spread_of_what_counts():
+def test_what_counts_differs():
     values = jnp.array([[1.0, 1.0, jnp.nan], [1.0, 2.0, 3.0]])
     mask = jnp.array([[1, 1, 0], [0, 1, 0]])
-    assert not reduce.spread(values, mask, axis=-1).any()
-    assert reduce.spread(values, axis=-1).all()
+    assert not reduce.differ(values, mask, axis=-1).any()
+    assert reduce.differ(values, axis=-1).all()
 
 
 def test_strict_promotion_is_respected():

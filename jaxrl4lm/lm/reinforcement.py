@@ -174,7 +174,7 @@ def learn(
     keys = jax.random.split(_split_keys(state)[2], config.epochs)
     (params, opt_state), (seen, norms, applied) = jax.lax.scan(epoch, (state.params, state.opt_state), keys)
     seen = _pool(seen) | _diagnose_rollout(trajectories, rewards, ref)
-    metrics = diagnostics.finish(seen)
+    metrics = diagnostics.to_numbers(seen)
     state = state._replace(
         params=params,
         opt_state=opt_state,

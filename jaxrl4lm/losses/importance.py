@@ -49,7 +49,7 @@ def truncated_importance_weights(
     per_sequence: bool = False,
     mask: Array | None = None,
 ) -> Array:
-    """min(π_train/π_sampler, C): weights of a loss per token whose sampling engine is not the trainer.
+    """min(π_train/π_sampler, C): weights of tokens that one engine has sampled and another one learns from.
 
     Args:
       log_probs: of the sampled tokens by the training engine at sampling time [..., T], in nats.

@@ -17,7 +17,7 @@ For completions of several tokens the divergence of interest is that of whole se
 token-level exact and ratio-times-k3 miss how a token changes later states; token-level k3 has another
 target altogether.
 
-Gradients flow through `log_probs` only; the reference is a constant. Values are in nats.
+Gradients flow through `log_probs` only; the reference is a constant. Values are in nats. sg is `stop_gradient`.
 """
 
 from collections.abc import Callable
@@ -141,11 +141,6 @@ def exact(logits: Array, ref_logits: Array, *, mask: Array | None = None) -> Arr
     return jnp.where(keep, categorical_kl(logits, ref_logits), 0)
 
 
-def _per_sequence(keep: Array, values: Array) -> Array:
-    """One value per sequence [..., 1] on each of its tokens."""
-    return jnp.where(keep, values, 0)
-
-
 def sequence_k2(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = None) -> Array:
     """½(Σ_t x)² of the sequence: as a loss its expected gradient is exactly that of the sequence KL(π‖ref).
 
@@ -156,7 +151,7 @@ def sequence_k2(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = 
       per-token forms miss: Tang & Munos 2025, arXiv:2506.09477. Proven here by enumeration.
     """
     keep, log_ratios = _log_ratios(log_probs, ref_log_probs, mask)
-    return _per_sequence(keep, 0.5 * log_ratios.sum(-1, keepdims=True) ** 2)
+    return jnp.where(keep, 0.5 * log_ratios.sum(-1, keepdims=True) ** 2, 0)
 
 
 def _sequence_ratio(log_probs: Array, keep: Array) -> Array:
@@ -175,7 +170,7 @@ def sequence_ratio_k1(log_probs: Array, ref_log_probs: Array, *, mask: Array | N
       arXiv:1506.05254, theorem 1. Proven here by enumeration.
     """
     keep, log_ratios = _log_ratios(log_probs, ref_log_probs, mask)
-    return _per_sequence(keep, _sequence_ratio(log_probs, keep) * log_ratios.sum(-1, keepdims=True))
+    return jnp.where(keep, _sequence_ratio(log_probs, keep) * log_ratios.sum(-1, keepdims=True), 0)
 
 
 def sequence_ratio_k3(log_probs: Array, ref_log_probs: Array, *, mask: Array | None = None) -> Array:
@@ -186,7 +181,7 @@ def sequence_ratio_k3(log_probs: Array, ref_log_probs: Array, *, mask: Array | N
     Reference: as of `sequence_ratio_k1`, of Σ k3. Proven here by enumeration.
     """
     keep, log_ratios = _log_ratios(log_probs, ref_log_probs, mask)
-    return _per_sequence(keep, _sequence_ratio(log_probs, keep) * _k3(log_ratios).sum(-1, keepdims=True))
+    return jnp.where(keep, _sequence_ratio(log_probs, keep) * _k3(log_ratios).sum(-1, keepdims=True), 0)
 
 
 def fixed_controller(coef: ScalarLike) -> Controller:
@@ -204,7 +199,7 @@ def fixed_controller(coef: ScalarLike) -> Controller:
 def adaptive_controller(
     coef: ScalarLike = 0.15, *, target: ScalarLike = 6.0, horizon: ScalarLike = 10_000.0
 ) -> Controller:
-    """coef ·= 1 + clip(KL/target − 1, ±0.2)·n/horizon: proportional control of the logarithm.
+    """β grows by the factor 1 + clip(KL/target − 1, ±0.2)·n/horizon: a step towards a wanted KL.
 
     Args:
       coef: the first coefficient, a scalar.

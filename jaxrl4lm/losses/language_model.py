@@ -1,6 +1,6 @@
 """Supervised losses of language models, per token. Shapes: T tokens, V vocabulary; leading axes are free.
 
-`chunked_token_log_probs` is what large vocabularies want in place of logits; see `losses.chunked`.
+For large vocabularies take `losses.chunked_token_log_probs`, which never holds the logits.
 """
 
 import jax
@@ -28,7 +28,7 @@ def cross_entropy(
     Args:
       logits: [..., T, V]. Gradients flow through this argument.
       targets: token ids [..., T]; any value where masked. An id that counts and is not in 0 … V−1 has the
-        loss nan: labels in which −100 means "ignore" want `mask=targets != -100`.
+        loss nan. If −100 marks labels to ignore, give `mask=targets != -100`.
       label_smoothing: ε.
       mask: the targets that count [..., T].
     Returns:
@@ -155,9 +155,9 @@ def generalized_jsd(
 ) -> Array:
     """Generalised Jensen–Shannon: β·KL(teacher‖m) + (1−β)·KL(student‖m), m = β·teacher + (1−β)·student.
 
-    Near its ends it is β and (1−β) times a plain KL, and 0 *at* β = 0 and 1, where its derivative in β is
-    that KL; TRL returns the plain KL there. Use `forward_distillation` (its β = 0) and
-    `reverse_distillation` (β = 1) for those. Other arguments as of `forward_distillation`.
+    Close to β = 0 it is β·KL(teacher‖student), close to β = 1 it is (1−β)·KL(student‖teacher); so at 0 and at 1 it
+    is 0. TRL returns the plain divergence at these two values: take `forward_distillation` for its β = 0, and
+    `reverse_distillation` for its β = 1. Other arguments as of `forward_distillation`.
 
     Args:
       beta: β, a number or one per token [...].

@@ -35,8 +35,8 @@ def reinforce(log_probs: Array, returns: Array, *, mask: Array | None = None) ->
 def entropy(logits: Array, *, mask: Array | None = None) -> Array:
     """Exact entropy of each row of logits, H = logsumexp(z) − Σ softmax(z)·z: [..., A] → [...], in nats.
 
-    Subtract it from a loss, times a coefficient, to keep a policy exploring. −Σ log π of the sampled
-    actions is an estimate of it, and has another gradient; this is the real one.
+    Subtract it from a loss, times a coefficient, to keep a policy exploring. The mean of −log π over sampled
+    actions estimates its value, but the gradient of that mean is not the gradient of the entropy.
 
     Args:
       logits: [..., A]. Gradients flow through this argument.
@@ -100,10 +100,10 @@ def cispo(
     clip_eps: ScalarLike = 1.0,
     mask: Array | None = None,
 ) -> Array:
-    """CISPO: −sg(clip(ρ, 1−ε, 1+ε_high))·A·log π: the weight is clipped, the gradient of a token never lost.
+    """CISPO: −sg(clip(ρ, 1−ε, 1+ε_high))·A·log π: clips the weight of a token, never its gradient.
 
-    Both bounds are relative to 1. (TRL's `epsilon_high` is the cap itself: its 5.0 is `clip_eps_high=4.0`
-    here.)
+    sg is `stop_gradient`. Both bounds are relative to 1. (TRL's `epsilon_high` is the cap itself: its 5.0 is
+    `clip_eps_high=4.0` here.)
 
     Args:
       log_probs: log π_θ(a_t|s_t), any shape, in nats. Gradients flow through this argument only.

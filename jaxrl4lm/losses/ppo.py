@@ -7,7 +7,7 @@ ratio is held within ±20 (`losses.importance`).
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.arguments import coefficients, mask_inputs, ratio_inputs
+from jaxrl4lm.arguments import as_log_ratios, coefficients, mask_inputs
 from jaxrl4lm.losses.importance import MAX_LOG_RATIO, probability_ratio
 from jaxrl4lm.types import Array, ScalarLike
 
@@ -37,7 +37,7 @@ def clip_range(like: Array, clip_eps: ScalarLike, clip_eps_high: ScalarLike | No
 def clipped_surrogate(
     ratios: Array, advantages: Array, clip_eps: ScalarLike, clip_eps_high: ScalarLike | None
 ) -> Array:
-    """max(−ρA, −clip(ρ, 1−ε, 1+ε_high)·A): what `ppo_clip` and `sequence_ratio.gspo` do with their ratios.
+    """max(−ρA, −clip(ρ, 1−ε, 1+ε_high)·A): what `ppo_clip` and `gspo` do with their ratios.
 
     Args:
       ratios: ρ, any shape. Gradients flow through every argument.
@@ -88,7 +88,7 @@ def ppo_clip(
     >>> ppo_clip(jnp.array([-1.0, -0.5]), jnp.array([-1.0, -1.0]), jnp.array([2.0, 1.0]))
     Array([-2. , -1.2], dtype=float32)
     """
-    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
+    keep, log_ratios, advantages = as_log_ratios(log_probs, old_log_probs, advantages, mask)
     ratios = probability_ratio(log_ratios)
     loss = clipped_surrogate(ratios, advantages, clip_eps, clip_eps_high)
     if dual_clip is not None:
@@ -121,7 +121,7 @@ def ppo_kl_penalty(
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
     Reference: Schulman et al. 2017, arXiv:1707.06347, eq. 8.
     """
-    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
+    keep, log_ratios, advantages = as_log_ratios(log_probs, old_log_probs, advantages, mask)
     (beta,) = coefficients(log_ratios, beta=beta)
     if kl is None:
         bounded = jnp.clip(log_ratios, -MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -154,7 +154,7 @@ def sapo(
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
     Reference: Gao et al. 2025, arXiv:2511.20347, eq. 5 and 6.
     """
-    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
+    keep, log_ratios, advantages = as_log_ratios(log_probs, old_log_probs, advantages, mask)
     ratios = probability_ratio(log_ratios)
     above, below = coefficients(ratios, temperature=temperature, negative_temperature=negative_temperature)
     tau = jnp.where(advantages > 0, above, below)

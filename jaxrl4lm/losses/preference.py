@@ -376,7 +376,9 @@ def orpo(
 
 
 def log1mexp(x: Array) -> Array:
-    """log(1 − eˣ) for x ≤ 0, accurate at both ends; x is held below −ε of its type, where the result ends.
+    """log(1 − eˣ) for x ≤ 0, accurate near 0 and far from it.
+
+    Above −ε, ε the machine precision of the type, x is taken to be −ε: the result stays finite.
 
     Args:
       x: any shape. Gradients flow.

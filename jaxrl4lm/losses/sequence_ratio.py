@@ -1,13 +1,13 @@
 """Policy losses whose ratio belongs to the whole sequence: GSPO, GSPO-token, GMPO. Time is the last axis.
 
 Every token carries the loss of its sequence, so that the shape is that of the log-probs and
-`reduce.sequence_mean` is the mean over sequences. Gradients flow through `log_probs` only.
+`reduce.sequence_mean` is the mean over sequences. Gradients flow through `log_probs` only. sg is `stop_gradient`.
 """
 
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.arguments import ratio_inputs
+from jaxrl4lm.arguments import as_log_ratios
 from jaxrl4lm.losses.importance import probability_ratio
 from jaxrl4lm.losses.ppo import clip_range, clipped_surrogate
 from jaxrl4lm.reduce import masked_mean
@@ -41,7 +41,7 @@ def gspo(
       where masked.
     Reference: Zheng et al. 2025, arXiv:2507.18071, eq. 5 and 7.
     """
-    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
+    keep, log_ratios, advantages = as_log_ratios(log_probs, old_log_probs, advantages, mask)
     ratios = probability_ratio(_sequence_mean(log_ratios, keep))
     return jnp.where(keep, clipped_surrogate(ratios, advantages, clip_eps, clip_eps_high), 0)
 
@@ -62,7 +62,7 @@ def gspo_token(
 
     Reference: Zheng et al. 2025, arXiv:2507.18071, sec. 4.3, eq. 13.
     """
-    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
+    keep, log_ratios, advantages = as_log_ratios(log_probs, old_log_probs, advantages, mask)
     mean = jax.lax.stop_gradient(_sequence_mean(log_ratios, keep))
     ratios = probability_ratio(mean + (log_ratios - jax.lax.stop_gradient(log_ratios)))
     return jnp.where(keep, clipped_surrogate(ratios, advantages, clip_eps, clip_eps_high), 0)
@@ -93,7 +93,7 @@ def gmpo(
       where masked.
     Reference: Zhao et al. 2025, arXiv:2507.20673, the GMPO objective with its clip per token.
     """
-    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
+    keep, log_ratios, advantages = as_log_ratios(log_probs, old_log_probs, advantages, mask)
     low, high = clip_range(log_ratios, clip_eps, clip_eps_high)
     clipped = jnp.where(advantages < 0, jnp.maximum(log_ratios, -low), jnp.minimum(log_ratios, high))
     return jnp.where(keep, -advantages * probability_ratio(_sequence_mean(clipped, keep)), 0)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl4lm.arguments import check_broadcastable, ratio_inputs
+from jaxrl4lm.arguments import as_log_ratios, check_broadcastable
 from jaxrl4lm.losses.importance import probability_ratio
 from jaxrl4lm.types import Array, Params, ScalarLike
 
@@ -55,7 +55,7 @@ def surrogate(
       Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked.
     Reference: Schulman et al. 2015, arXiv:1502.05477, eq. 14.
     """
-    keep, log_ratios, advantages = ratio_inputs(log_probs, old_log_probs, advantages, mask)
+    keep, log_ratios, advantages = as_log_ratios(log_probs, old_log_probs, advantages, mask)
     return jnp.where(keep, -probability_ratio(log_ratios) * advantages, 0)
 
 

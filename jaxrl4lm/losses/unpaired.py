@@ -1,4 +1,4 @@
-"""Preference losses that want no pairs: KTO. One value per completion; the names are those of `preference`.
+"""Preference losses without pairs: KTO. One value per completion.
 
 A log-prob is that of a whole completion, the sum over its tokens in nats. In the formulas d = log π − log π_ref.
 """
