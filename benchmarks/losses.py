@@ -1,7 +1,7 @@
 """How light and how fast are the losses?
 
-Import time; GAE and V-trace beside rlax; chunked log-probs beside the naive form; the forward and backward
-pass of PPO beside TRL's formula in PyTorch.
+Import time; GAE and V-trace beside rlax; chunked log-probs beside the naive form, and by the size of the vocabulary;
+the forward and backward pass of PPO beside TRL's formula in PyTorch.
 
     taskset -c 0 python benchmarks/losses.py [--quick] [--only PART ...]
 
@@ -206,6 +206,55 @@ def chunked(rounds: int, tokens: int, vocabulary: int, chunk_size: int, *, every
     return results
 
 
+def by_vocabulary(rounds: int, vocabulary: int, width: int, tokens: int = 2048) -> dict:
+    """`LanguagePolicy.token_log_probs` by how many ids it takes at a time, beside the log-softmax of all logits.
+
+    Milliseconds in which the process had the core, forward and with both gradients, and temporary memory.
+    """
+    from jaxrl4lm.models import LanguagePolicy, TransformerConfig
+
+    policy = LanguagePolicy(TransformerConfig(vocabulary, layers=1, width=width, heads=1))
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"embedding": jax.random.normal(keys[0], (vocabulary, width)) * width**-0.5}
+    params["value_head"] = jnp.zeros(width)  # a module reads all parameters of its own
+    hidden = jax.random.normal(keys[1], (tokens, width))
+    targets = jax.random.randint(keys[2], (tokens,), 0, vocabulary)
+
+    def plain(params, hidden):
+        logits = policy.logits(params, hidden)
+        return (
+            distributions.categorical_log_prob(logits, targets),
+            distributions.categorical_entropy(logits),
+        )
+
+    def ours(params, hidden, chunk):
+        return policy.token_log_probs(params, hidden, targets, chunk=chunk)
+
+    sides = {"log-softmax of all logits": plain}
+    for chunk in (512, 1024, 2048, 4096, 8192, vocabulary):
+        if chunk <= vocabulary:
+            sides[f"{chunk} at a time"] = functools.partial(ours, chunk=chunk)
+    programs = {}
+    for name, function in sides.items():
+        gradients = jax.grad(lambda p, h, f=function: sum(x.sum() for x in f(p, h)), argnums=(0, 1))
+        for kind, f in (("forward", function), ("gradients", gradients)):
+            programs[name, kind] = jax.jit(f).lower(params, hidden).compile()
+    times = {key: [] for key in programs}
+    for i in range(rounds + 1):
+        for key, program in programs.items():
+            began = time.process_time()
+            jax.block_until_ready(program(params, hidden))
+            if i:
+                times[key].append(1e3 * (time.process_time() - began))
+    result: dict = {"tokens": tokens, "width": width, "vocabulary": vocabulary}
+    for (name, kind), values in times.items():
+        memory = programs[name, kind].memory_analysis().temp_size_in_bytes / 2**20
+        spread = {"min": min(values), "median": statistics.median(values), "max": max(values)}
+        entry = {k: round(x, 2) for k, x in spread.items()} | {"temporary_MiB": round(memory, 1)}
+        result.setdefault(name, {})[kind] = entry
+    return result
+
+
 def ppo_beside_torch(rounds: int) -> dict:
     """The clipped loss on [256, 512], averaged over tokens, with its gradient."""
     import torch
@@ -264,6 +313,11 @@ def main() -> None:
         "vtrace": lambda: v_trace(rounds),
         "recurrences": recurrences,
         "ppo": lambda: ppo_beside_torch(rounds),
+        **{
+            f"vocabulary {size}, width {width}": functools.partial(by_vocabulary, rounds // 3, size, width)
+            for size in (15, 1000, 4096, 32_000, 128_000)
+            for width in (64, 768)
+        },
         "chunked-32k": lambda: chunked(3, 1024, 2**15, 2048, everything=True),
         "chunked-128k": lambda: chunked(2, 8 * 512, 2**17, 2048, everything=False),
     }
@@ -273,7 +327,7 @@ def main() -> None:
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "numpy", "rlax", "torch")}
         | {"python": platform.python_version()},
     }
-    parts = options.only or [name for name in questions if not (options.quick and name == "chunked-128k")]
+    parts = options.only or [name for name in questions if not (options.quick and "128" in name)]
     report = json.loads(RESULTS.read_text()) if options.only and RESULTS.exists() else {}
     for name in parts:
         print(name, flush=True)

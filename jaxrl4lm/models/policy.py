@@ -20,6 +20,8 @@ from jaxrl4lm.types import Array, Key, Params, ScalarLike
 
 VOCABULARY_CHUNK = 2048
 """How many ids `token_log_probs` takes at a time. A vocabulary of as many keeps its logits."""
+# benchmarks/losses.py, gradients at 2,048 tokens on one core: of 1,000 ids chunks gain nothing; of 8,192 they take 0.7 of the
+# time of kept logits at width 64 and 1.1 at width 768, in a sixth of the memory; of 32,000, 0.6 at width 64.
 
 
 class Carry(NamedTuple):
