@@ -30,21 +30,24 @@ def training(layers: int, scan: bool):
     import jax
     import jax.numpy as jnp
 
-    from jaxrl4lm import losses
+    from jaxrl4lm import decoding
     from jaxrl4lm.lm import ReinforcementConfig, algorithms, reinforcement
     from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 
     sizes = {"layers": layers, "width": 768, "heads": 12, "context": 128, "scan": scan}
     policy = LanguagePolicy(TransformerConfig.gpt2(VOCABULARY, **sizes))
-    algorithm = algorithms.GRPO._replace(kl=algorithms.KL(loss=losses.kl.k3))
-    learner = reinforcement.Learner(policy, algorithm, COMPLETION, eos_id=VOCABULARY - 1, pad_id=0)
+    learner = reinforcement.Learner(policy, algorithms.GRPO)
     config = ReinforcementConfig(
-        learning_rate=1e-5, kl_coef=0.04, prompts=8, completions=4, epochs=1, minibatches=1
+        learning_rate=1e-5,
+        kl_coef=0.04,
+        prompts_per_update=8,
+        completions=4,
+        sampling=decoding.Sampling(COMPLETION, eos_id=VOCABULARY - 1, pad_id=0),
     )
 
     def update(state):
         key = jax.random.fold_in(state.key, state.update)
-        prompts = jax.random.randint(key, (config.prompts, PROMPT), 1, VOCABULARY - 1)
+        prompts = jax.random.randint(key, (config.prompts_per_update, PROMPT), 1, VOCABULARY - 1)
         trajectories = reinforcement.sample(state, prompts, jnp.ones(prompts.shape, bool), config, learner)
         rewards = trajectories.completions.sum(-1) % 7 / 7.0
         return reinforcement.learn(state, trajectories, rewards, config, learner)

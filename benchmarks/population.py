@@ -30,7 +30,7 @@ UPDATES = 5
 
 def training() -> tuple[Callable, Callable]:
     """(init(key) → state, train(state) → (state, metrics)): the one place that knows the library's calls."""
-    from jaxrl4lm import losses, tasks
+    from jaxrl4lm import decoding, tasks
     from jaxrl4lm.lm import ReinforcementConfig, algorithms, reinforcement
     from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 
@@ -38,10 +38,13 @@ def training() -> tuple[Callable, Callable]:
     policy = LanguagePolicy(
         TransformerConfig.gpt2(task.tokenizer.vocab_size, layers=LAYERS, width=WIDTH, heads=4, context=64)
     )
-    algorithm = algorithms.GRPO._replace(kl=algorithms.KL(loss=losses.kl.k3))
-    learner = reinforcement.Learner(policy, algorithm, TOKENS, eos_id=1, pad_id=0)
+    learner = reinforcement.Learner(policy, algorithms.GRPO)
     config = ReinforcementConfig(
-        learning_rate=1e-4, kl_coef=0.04, prompts=COMPLETIONS // 8, completions=8, epochs=1, minibatches=1
+        learning_rate=1e-4,
+        kl_coef=0.04,
+        prompts_per_update=COMPLETIONS // 8,
+        completions=8,
+        sampling=decoding.Sampling(TOKENS, eos_id=1, pad_id=0),
     )
 
     def init(key):

@@ -12,11 +12,11 @@ import tyro
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 from jaxrl4lm.cli.completions import Completer, Report, converse, print_completions
 from jaxrl4lm.cli.load_model import load_model
-from jaxrl4lm.cli.options import LARGEST_SEED
+from jaxrl4lm.cli.options import LARGEST_SEED, make_penalties, make_truncations
 from jaxrl4lm.data.corpus import encode_prompts
 from jaxrl4lm.data.files import Message, Row, read_jsonl, read_text
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
-from jaxrl4lm.decoding import Sampling, min_p, repetition_penalty, top_k, top_p
+from jaxrl4lm.decoding import Sampling
 from jaxrl4lm.training import folder as run_folder
 from jaxrl4lm.types import InputError
 
@@ -170,16 +170,14 @@ def _rows(parsed: GenerateArguments) -> tuple[list[Row], str]:
 
 
 def _sampling(parsed: GenerateArguments, tokenizer: HuggingFaceTokenizer, length: int) -> Sampling:
-    penalties = [] if parsed.repetition_penalty is None else [repetition_penalty(parsed.repetition_penalty)]
-    given = {top_k: parsed.top_k, top_p: parsed.top_p, min_p: parsed.min_p}
     return Sampling(
         length,
         tokenizer.eos_ids,
         tokenizer.pad_id,
         copies=parsed.n,
         temperature=None if parsed.greedy else parsed.temperature or None,
-        penalties=tuple(penalties),
-        truncations=tuple(make(setting) for make, setting in given.items() if setting is not None),
+        penalties=make_penalties(parsed),
+        truncations=make_truncations(parsed),
     )
 
 

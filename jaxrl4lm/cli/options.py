@@ -16,6 +16,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Str
 
 from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.decoding import Sampling, min_new_tokens, min_p, repetition_penalty, top_k, top_p
+from jaxrl4lm.decoding.processors import Penalty, Truncation
 from jaxrl4lm.lm import ReinforcementConfig
 from jaxrl4lm.lm.config import find_out_of_range, number, size
 from jaxrl4lm.types import InputError, ScalarLike
@@ -103,19 +104,30 @@ class SamplingOptions:
         Raises:
           InputError: if a stop text is empty, or unknown to the tokenizer.
         """
-        penalties = [] if self.repetition_penalty is None else [repetition_penalty(self.repetition_penalty)]
+        penalties = make_penalties(self)
         if self.min_new_tokens:
-            penalties.append(min_new_tokens(self.min_new_tokens, tokenizer.eos_ids))
-        given = {top_k: self.top_k, top_p: self.top_p, min_p: self.min_p}
+            penalties = (*penalties, min_new_tokens(self.min_new_tokens, tokenizer.eos_ids))
         return Sampling(
             self.max_new_tokens or max_new_tokens,
             tokenizer.eos_ids,
             tokenizer.pad_id,
             temperature=self.temperature,
-            penalties=tuple(penalties),
-            truncations=tuple(make(setting) for make, setting in given.items() if setting is not None),
+            penalties=penalties,
+            truncations=make_truncations(self),
             stop_sequences=_encode_stops(self.stop, tokenizer),
         )
+
+
+def make_penalties(options: Any) -> tuple[Penalty, ...]:
+    """Of options with `repetition_penalty`."""
+    penalty = options.repetition_penalty
+    return () if penalty is None else (repetition_penalty(penalty),)
+
+
+def make_truncations(options: Any) -> tuple[Truncation, ...]:
+    """Of options with `top_k`, `top_p` and `min_p`."""
+    given = {top_k: options.top_k, top_p: options.top_p, min_p: options.min_p}
+    return tuple(make(setting) for make, setting in given.items() if setting is not None)
 
 
 def _encode_stops(stops: tuple[str, ...], tokenizer: Tokenizer) -> Any:

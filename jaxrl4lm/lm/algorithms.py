@@ -92,7 +92,7 @@ def actor_critic_credit(
         mask=mask,
         axis=1,
     )
-    return Credit(advantages.whiten(raw, mask), targets)
+    return Credit(reduce.whiten(raw, mask), targets)
 
 
 def return_to_go_credit(
@@ -101,7 +101,7 @@ def return_to_go_credit(
     """Returns-to-go, whitened over all tokens of the update: their mean is the baseline."""
     net = rewards - kl_costs
     going = returns.discounted_returns(net, discount=config.discount, mask=rollout.mask, axis=1)
-    return Credit(advantages.whiten(going, rollout.mask), jnp.zeros_like(rewards))
+    return Credit(reduce.whiten(going, rollout.mask), jnp.zeros_like(rewards))
 
 
 def group_credit(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.arguments import last_token
 from jaxrl4lm.types import Array, Key
 
 
@@ -43,7 +44,7 @@ def sequence_outputs(head: Head, hidden: Array, mask: Array | None = None) -> Ar
       mask: bool `[B, T]`, False at padding, on either side. None: no padding.
     """
     B, T, _ = hidden.shape
-    last = jnp.full((B,), T - 1) if mask is None else (jnp.arange(1, T + 1)[None] * mask).argmax(-1)
+    last = jnp.full((B,), T - 1) if mask is None else last_token(mask).argmax(-1)
     return token_outputs(head, jnp.take_along_axis(hidden, last[:, None, None], axis=1))[:, 0]
 
 
