@@ -17,7 +17,7 @@ Nothing here knows a model, a config or a trainer. Every loss is a pure function
 """
 
 from jaxrl4lm.losses import kl, trpo
-from jaxrl4lm.losses.chunked import Unembedding, chunked_token_log_probs, log_probs_by_chunks
+from jaxrl4lm.losses.chunked import TokenStatistics, Unembedding, chunked_token_log_probs, log_probs_by_chunks
 from jaxrl4lm.losses.importance import (
     MAX_LOG_RATIO,
     masked_importance_weights,
@@ -65,6 +65,7 @@ from jaxrl4lm.losses.value import (
 
 __all__ = [
     "MAX_LOG_RATIO",
+    "TokenStatistics",
     "Unembedding",
     "a2c",
     "apo_down",

@@ -80,7 +80,7 @@ def texts():
     return ["a bab", "the cat — é", "ab ba ab"]
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module", params=["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def pretrained(request, tmp_path_factory):
     """A random model of transformers, with a byte-pair tokenizer.json of its own."""
     transformers = pytest.importorskip("transformers")

@@ -89,6 +89,7 @@ def test_a_seed_decides_everything(cli, task_run, task_options, tmp_path):
     assert bits(tmp_path / "other") != bits(task_run)
 
 
+@pytest.mark.slow
 def test_a_member_of_many_seeds_is_that_seed_alone(cli, task_options, tmp_path):
     # A dense reward and enough prompts: where rewards hardly differ, whitened advantages are rounding, and runs follow it
     # apart.
@@ -194,11 +195,29 @@ def test_rewards_see_the_columns_of_their_rows(cli, prompt_options, tmp_path, fi
     [
         # Built-in rewards; names that look like markup or mathematics in titles; documents of other forms.
         ["--reward", "regex:[/b]$a$", "--algorithm", "rloo", "--kl-controller", "adaptive"],
-        ["--reward", "length:3", "--text-unit", "file", "--tokenizer", "byte", "--evaluate-by", "sampling"],
-        ["--reward", "exact_match", "--style", "llama", "--algorithm", "grpo", "--micro-batches", "2"],
-        ["--reward", "numeric_answer", "--pretrain.steps", "0", "--held-out", "0", "--dtype", "bfloat16"],
+        pytest.param(
+            [
+                "--reward",
+                "length:3",
+                "--text-unit",
+                "file",
+                "--tokenizer",
+                "byte",
+                "--evaluate-by",
+                "sampling",
+            ],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--reward", "exact_match", "--style", "llama", "--algorithm", "grpo", "--micro-batches", "2"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["--reward", "numeric_answer", "--pretrain.steps", "0", "--held-out", "0", "--dtype", "bfloat16"],
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=lambda options: options[1],
+    ids=["regex", "length", "exact_match", "numeric_answer"],
 )
 def test_options_of_prompt_runs(cli, prompt_options, tmp_path, options):
     rows = [{"prompt": "2+2 — " * i + "ü", "answer": str(i), "completion": f" {i}."} for i in range(1, 11)]

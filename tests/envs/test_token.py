@@ -7,7 +7,7 @@ import pytest
 
 from jaxrl4lm import returns, tasks
 from jaxrl4lm.arguments import last_token
-from jaxrl4lm.decoding import draw, draw_row_uniforms
+from jaxrl4lm.decoding import Sampling, draw, draw_row_uniforms
 from jaxrl4lm.envs.token import TokenEnvironment
 from jaxrl4lm.lm.rollouts import rollout
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
@@ -33,11 +33,7 @@ def both(request):
             problems.tokens,
             problems.mask,
             key,
-            completions=1,
-            length=task.completion_length,
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-            temperature=TEMPERATURE,
+            Sampling(task.completion_length, tokenizer.eos_id, tokenizer.pad_id, temperature=TEMPERATURE),
         )
     )()
     environment = TokenEnvironment(task)
