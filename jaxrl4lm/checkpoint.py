@@ -1,5 +1,7 @@
 """Whole training states on disk through orbax: atomic, restored bit for bit."""
 
+import asyncio
+import contextlib
 import copy
 import logging
 import pathlib
@@ -11,6 +13,28 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxrl4lm.types import InputError
+
+
+class _PatientLoop(asyncio.SelectorEventLoop):
+    """An event loop that closes only when all its tasks have ended."""
+
+    def close(self) -> None:
+        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        super().close()
+
+
+@contextlib.contextmanager
+def _all_reads_end():
+    """Orbax closes its event loop at the first error, while other reads are under way. These would then write to a closed
+    loop from their threads, and tell of their own errors whenever they are collected: after ours, on standard error.
+    """
+    original = asyncio.new_event_loop
+    asyncio.new_event_loop = _PatientLoop
+    try:
+        yield
+    finally:
+        asyncio.new_event_loop = original
 
 
 class Checkpoints:
@@ -68,7 +92,8 @@ class Checkpoints:
             raise self._none()
         try:
             args = ocp.args.Composite(notes=ocp.args.JsonRestore())
-            notes = self._manager.restore(number, args=args)["notes"]
+            with _all_reads_end():
+                notes = self._manager.restore(number, args=args)["notes"]
         except Exception as error:  # orbax raises many kinds
             raise self._corrupt(number, error) from None
         if not isinstance(notes, dict):
@@ -94,7 +119,8 @@ class Checkpoints:
         shapes = jax.tree.map(describe, like)
         try:
             args = ocp.args.Composite(state=ocp.args.StandardRestore(shapes))
-            return self._manager.restore(number, args=args)["state"]
+            with _all_reads_end():
+                return self._manager.restore(number, args=args)["state"]
         except Exception as error:  # orbax and tensorstore raise many kinds
             raise self._corrupt(number, error) from None
 

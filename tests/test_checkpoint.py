@@ -1,6 +1,7 @@
 """Checkpoints: every leaf comes back bit for bit, whatever its type; the newest whole one counts."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 
@@ -110,9 +111,6 @@ def test_reading_makes_nothing(tmp_path):
         Checkpoints(tmp_path / "empty", write=False).notes()
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # orbax leaves a coroutine behind
 @pytest.mark.parametrize(
     "like",
     [
@@ -191,3 +189,21 @@ def test_a_disk_that_is_full_is_one_sentence(tmp_path):
     said = f"a checkpoint in {tmp_path}/saved cannot be written (File too large): make room there"
     assert result.stdout.splitlines() == [said, "0"]
     assert result.stderr == ""
+
+
+def test_a_read_that_fails_leaves_nothing_under_way(tmp_path, caplog, monkeypatch):
+    """Where one read fails others are under way: what became of them must not be told later."""
+    checkpoints = Checkpoints(tmp_path / "saved")
+    many = {f"{i}": jnp.arange(100.0) for i in range(30)}
+    checkpoints.save(0, many, {})
+    checkpoints.close()
+    for path in (tmp_path / "saved" / "0" / "state").rglob("d/*"):
+        path.unlink()
+    told = []
+    monkeypatch.setattr("sys.unraisablehook", told.append)
+    for _ in range(10):
+        with pytest.raises(InputError, match="damaged"):
+            Checkpoints(tmp_path / "saved", write=False).restore(many)
+        gc.collect()
+    assert not told
+    assert not caplog.records

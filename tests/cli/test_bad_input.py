@@ -296,6 +296,7 @@ def of_another_size(run):
     (run / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 def test_a_run_whose_prompts_have_changed(cli, here, prompt_options):
     rows = here / "prompts.jsonl"
     rows.write_text("".join(f'{{"prompt": "{w}", "letter": "a"}}\n' for w in ("ab", "b", "abba", "bb", "a")))
@@ -311,6 +312,7 @@ def test_a_run_whose_prompts_have_changed(cli, here, prompt_options):
     assert cli("train", "--resume", "run").code == 0
 
 
+@pytest.mark.slow
 def test_a_terminal_that_cannot_show_a_name(spawn, task_options, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     process = spawn("train", *task_options, "--pretrain.steps", 0, "--updates", 0, "--out", tmp_path / "ünï")
@@ -328,9 +330,6 @@ def test_a_refusal_leaves_no_empty_folder_of_runs(cli, here, prompt_options):
     assert not (here / "runs").exists()
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # orbax leaves coroutines behind
 @pytest.mark.parametrize("damage", [truncate_state, remove_data, remove_notes, damage_notes, of_another_size])
 @pytest.mark.parametrize("command", [["train", "--resume"], ["evaluate"]], ids=["resume", "evaluate"])
 def test_checkpoints_that_are_damaged(cli, here, run, command, damage):

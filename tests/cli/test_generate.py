@@ -83,6 +83,7 @@ def test_text_is_prompts_and_completions_and_nothing_else(cli, folder):
     assert "tokens/s" in shown.err
 
 
+@pytest.mark.slow
 def test_schemes_that_leave_one_token_are_greedy(cli, folder):
     base = ["generate", folder, "--prompt", "ab", "--json", "--max-new-tokens", "12"]
     expected = [reference(folder, "ab", 12)]
@@ -98,6 +99,7 @@ def test_schemes_that_leave_one_token_are_greedy(cli, folder):
     assert completions(cli(*base, "--greedy", "--dtype", "bfloat16"))
 
 
+@pytest.mark.slow
 def test_a_file_of_more_prompts_than_a_batch(cli, folder, tmp_path):
     lines = [f"{i} " + "ab" * (i % 5) for i in range(35)]
     lines[7] += "\fab"  # only a line feed ends a line
@@ -119,6 +121,7 @@ def test_stop_texts_end_a_completion_and_are_not_shown(cli, folder):
     assert completions(cli(*base, "--stop", stop, "never")) == [text[: text.index(stop)]]
 
 
+@pytest.mark.slow
 def test_training_ends_at_every_end_token_and_takes_no_padding_for_a_token(cli, folder, tmp_path):
     policy, params, tokenizer = models.load(folder)
     # One of "a" and "%", which ends, is nearly always chosen; of the whole table it would be padding.

@@ -13,6 +13,7 @@ from jaxrl4lm import decoding, losses, models, tasks
 from jaxrl4lm.lm import ReinforcementConfig, algorithms, reinforcement, trainable
 from jaxrl4lm.lm.rollouts import score
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
+from tests.selection import slow_but
 
 # Anybody can learn to say "7" twice and stop.
 SEVEN = 10
@@ -37,12 +38,6 @@ ALGORITHMS = {
     "grpo": algorithms.GRPO,
     "rloo": algorithms.RLOO,
 }
-
-
-def some_slow(cases, fast):
-    """The cases as parameters; those after the first few are marked slow."""
-    marks = {True: [pytest.mark.slow], False: []}
-    return [pytest.param(case, marks=marks[i >= fast]) for i, case in enumerate(cases)]
 
 
 def learner_of(algorithm):
@@ -207,8 +202,8 @@ def test_groups_without_information_give_no_gradient():
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
 
 
-@pytest.mark.parametrize("name", some_slow(reversed(ALGORITHMS), 2))
-@pytest.mark.parametrize("kl_coef", some_slow([0.02, 1.0], 1))
+@pytest.mark.parametrize("name", slow_but(ALGORITHMS, ["grpo", "rloo"]))
+@pytest.mark.parametrize("kl_coef", slow_but([0.02, 1.0], 1))
 def test_equal_rewards_teach_a_group_nothing_whatever_the_price(name, kl_coef):
     """From the rounding of log-probabilities no group algorithm makes a step: the KL is not part of what is scaled."""
     learner = learner_of(ALGORITHMS[name])
@@ -234,7 +229,7 @@ SHAPED = {
 }
 
 
-@pytest.mark.parametrize("shape", some_slow(SHAPED, 2))
+@pytest.mark.parametrize("shape", slow_but(SHAPED, ["top_p", "repetition"]))
 def test_what_is_learned_from_is_the_distribution_that_was_drawn_from(shape):
     """The ratio is 1 before the first step, and the parameters stay finite after many."""
     sampling = dataclasses.replace(SAMPLING, **SHAPED[shape])
@@ -361,7 +356,7 @@ KLS = {
 }
 
 
-@pytest.mark.parametrize("kl", some_slow(KLS, 1))
+@pytest.mark.parametrize("kl", slow_but(KLS, 1))
 def test_training_finds_the_known_optimum(kl):
     """On an enumerable model: π* ∝ π_ref·e^{R/β}, the optimum under KL regularisation."""
     vocab, length, beta = 4, 2, 0.5
