@@ -13,9 +13,12 @@ import numpy as np
 
 from jaxrl4lm import models
 from jaxrl4lm.data import Tokenizer
+from jaxrl4lm.lm.population import map_population
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.types import Array, InputError, Params
 
+SEEDS_AT_ONCE = 16
+"""The best block of `benchmarks/population.py` on a CPU."""
 PURPOSES = ("params", "supervised", "reinforcement")
 """A key of its own for each: a stage draws the same numbers whether others run before it or not."""
 
@@ -35,8 +38,10 @@ def init_params(policy: LanguagePolicy, seed: int = 0, seeds: int = 1) -> Params
 
 
 def map_over_seeds(function: Callable, seeds: int) -> Callable:
-    """The function, over a leading axis of seeds where there are several."""
-    return jax.vmap(function) if seeds > 1 else function
+    """The function, over a leading axis of seeds where there are several; on a CPU in blocks that its cache holds."""
+    if seeds == 1:
+        return function
+    return map_population(function, SEEDS_AT_ONCE if jax.default_backend() == "cpu" else seeds)
 
 
 def fetch(metrics: Mapping[str, Array], seeds: int = 1) -> dict[str, np.ndarray]:
