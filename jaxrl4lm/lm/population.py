@@ -12,6 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 
+SHARED = object()
+"""Stands for the axis of an argument that all runs share."""
+
+
 def map_population(train: Callable, batch_size: int, in_axes: Any = 0) -> Callable:
     """`jax.vmap(train, in_axes)`, in equal blocks of at most `batch_size` runs, one block after another.
 
@@ -36,10 +40,11 @@ def map_population(train: Callable, batch_size: int, in_axes: Any = 0) -> Callab
 
     def run(*arguments: Any) -> Any:
         axes = in_axes if isinstance(in_axes, tuple | list) else (in_axes,) * len(arguments)
-        axes = jax.tree.broadcast(tuple(axes), arguments, is_leaf=lambda axis: axis is None)
-        axes = jax.tree.leaves(axes, is_leaf=lambda axis: axis is None)
+        # None is no leaf, of the axes as of the arguments: shared ones get a sign that is.
+        signs = jax.tree.map(lambda a: SHARED if a is None else a, tuple(axes), is_leaf=lambda a: a is None)
+        axes = jax.tree.leaves(jax.tree.broadcast(signs, arguments))
         leaves, structure = jax.tree.flatten(arguments)
-        runs = max((np.shape(x)[a] for x, a in zip(leaves, axes, strict=True) if a is not None), default=0)
+        runs = max((np.shape(x)[a] for x, a in zip(leaves, axes, strict=True) if a is not SHARED), default=0)
         if runs <= batch_size:
             return together(*arguments)
         jax.eval_shape(together, *arguments)  # refuses arguments that differ in their number of runs
@@ -48,7 +53,7 @@ def map_population(train: Callable, batch_size: int, in_axes: Any = 0) -> Callab
 
         def block(members: jax.Array) -> Any:
             own = [
-                x if a is None else jnp.take(x, members, axis=a) for x, a in zip(leaves, axes, strict=True)
+                x if a is SHARED else jnp.take(x, members, axis=a) for x, a in zip(leaves, axes, strict=True)
             ]
             return together(*structure.unflatten(own))
 
