@@ -61,7 +61,7 @@ class ProgressLine:
     def tell(self, report: Report) -> None:
         """Shows what `fit` reports."""
         name, done = report.stage.name, report.progress.done
-        if report.headline:
+        if report.headline is not None:
             self.show(done, report.headline, report.ended)
             return
         if report.resumed:

@@ -70,11 +70,20 @@ def create(path: pathlib.Path, config: Mapping[str, Any]) -> None:
     try:
         path.mkdir(parents=True)
         content = {"version": jaxrl4lm.__version__, **config}
-        (path / CONFIG).write_text(json.dumps(content, indent=2, default=str) + "\n")
+        (path / CONFIG).write_text(json.dumps(content, indent=2, default=_describe) + "\n")
     except OSError as error:
         raise InputError(
             f"the run folder {path} cannot be written ({error.strerror}): name another folder"
         ) from None
+
+
+def _describe(value: Any) -> Any:
+    """What JSON has no form for, as a text or a list that is the same in another process: without addresses."""
+    if isinstance(value, pathlib.PurePath):
+        return str(value)
+    if hasattr(value, "tolist"):  # arrays
+        return value.tolist()
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
@@ -98,7 +107,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 def check_same_config(path: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Raises InputError, naming the first difference, if the run in the folder began with another configuration."""
-    before, now = read_config(path), json.loads(json.dumps(config, default=str))
+    before, now = read_config(path), json.loads(json.dumps(config, default=_describe))
     if difference := _find_difference(before, now):
         where, old, new = difference
         raise InputError(
@@ -116,7 +125,8 @@ def _find_difference(before: Any, now: Any, where: str = "") -> tuple[str, Any, 
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         pairs = enumerate(zip(before, now, strict=True))
         return next((d for i, (a, b) in pairs if (d := _find_difference(a, b, f"{where}[{i}]"))), None)
-    return None if before == now else (where, before, now)
+    same = before == now or json.dumps(before) == json.dumps(now)  # nan is not equal to itself
+    return None if same else (where, before, now)
 
 
 def has_checkpoint(path: pathlib.Path) -> bool:

@@ -85,8 +85,8 @@ def fit(
       InputError: if the folder cannot be used, a parameter is not finite, or a step failed (its `StepFailed`; what was done
         before it is saved).
     """
-    if not stages:
-        raise InputError("there are no stages: give at least one")
+    _check_stages(stages)
+    params = jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.array(x), params)
     _check_finite(params)
     name_of_run = title or ", then ".join(stage.name for stage in stages)
     config = {"stages": [_describe(stage) for stage in stages]} if config is None else config
@@ -101,6 +101,21 @@ def fit(
         stack.enter_context(loop.interruption)
         stack.callback(loop.join_preparation)
         return loop.run(params)
+
+
+def _check_stages(stages: Sequence[Stage]) -> None:
+    """Raises InputError where there are none, two share a name (records and scores go by it), or a number does not fit."""
+    if not stages:
+        raise InputError("there are no stages: give at least one")
+    names = [stage.name for stage in stages]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"two stages are called {twice[0]!r}: give each a name, by stage._replace(name=...)")
+    for stage in stages:
+        if stage.steps < 0 or stage.chunk < 1:
+            raise InputError(
+                f"the stage {stage.name!r} has {stage.steps} steps in chunks of {stage.chunk}: give at least 0 steps in "
+                "chunks of at least 1"
+            )
 
 
 def _describe(stage: Stage) -> dict[str, Any]:
@@ -151,10 +166,9 @@ class _Loop:
 
     def run(self, params: Params) -> Run:
         """Goes through the stages, from where the folder left off."""
-        shapes = jax.eval_shape(lambda: params)
         state = None
         if self.folder and self.folder.saved:
-            state = self._restore(self.stages[self.progress.stage], shapes)
+            state, params = self._restore(params)
         elif self.progress.stage == 0:
             params = self._put(params)
         for number in range(self.progress.stage, len(self.stages)):
@@ -164,8 +178,8 @@ class _Loop:
             if state is None:
                 self.progress = self.progress._replace(stage=number, done=0)
                 state = self._begin(stage, params)
-            self._prepare_next(number, shapes)
-            self._tell(stage, "", resumed=resumed)
+            self._prepare_next(number, params)
+            self._tell(stage, None, resumed=resumed)
             state = self._advance(stage, state)
             params = stage.params_of(state)
             if not self._has_ended(stage):
@@ -186,31 +200,34 @@ class _Loop:
         sharding = jax.tree.leaves(self.place({"step": jax.ShapeDtypeStruct((), jnp.int32)}))[0]
         return jax.set_mesh(sharding.mesh)
 
-    def _restore(self, stage: Stage, shapes: Any) -> Any:
-        """The state of the newest checkpoint, laid out as a new one would be."""
+    def _restore(self, params: Params) -> tuple[Any, Params]:
+        """The state of the newest checkpoint, laid out as a new one would be, and the shapes that its stage began with."""
         assert self.folder is not None
-        state = jax.eval_shape(stage.init, shapes)
+        for passed in self.stages[: self.progress.stage]:
+            params = _trace_stage(passed, params)
+        state = jax.eval_shape(self.stages[self.progress.stage].init, params)
         if self.place is not None:
             layout = self.place(state)
             state = jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout
             )
-        return self.folder.checkpoints.restore({"state": state})["state"]
+        return self.folder.checkpoints.restore({"state": state})["state"], params
 
     def _begin(self, stage: Stage, params: Params) -> Any:
         """The stage's first state; where it starts is evaluated and recorded as its step 0."""
         number = self.progress.stage
         score: Mapping[str, Any] = {}
-        if number and self.stages[number - 1].evaluate is stage.evaluate:
-            score = self.progress.scores[self.stages[number - 1].name]
+        before = self.stages[number - 1]
+        if number and before.evaluate is stage.evaluate and before.name in self.progress.scores:
+            score = self.progress.scores[before.name]
         else:
             score = self._evaluate(stage, params)
         if number == 0:
             self._keep_score("start", score)
         if stage is self.stages[-1] and stage.samples is not None:
             with self._on_mesh():
-                before = [list(sample) for sample in stage.samples(params)]
-            self.progress = self.progress._replace(before=before)
+                samples = [list(sample) for sample in stage.samples(params)]
+            self.progress = self.progress._replace(before=samples)
         self._record(stage, 1, {}, score)
         with self._on_mesh():
             layout = None if self.place is None else self.place(jax.eval_shape(stage.init, params))
@@ -219,7 +236,7 @@ class _Loop:
     def _evaluate(self, stage: Stage, params: Params) -> dict[str, Any]:
         """An evaluation, as plain numbers."""
         with self._on_mesh():
-            return {name: np.asarray(value).tolist() for name, value in stage.evaluate(params).items()}
+            return {name: _make_plain(value) for name, value in stage.evaluate(params).items()}
 
     def _keep_score(self, name: str, score: Mapping[str, Any]) -> None:
         self.progress = self.progress._replace(scores={**self.progress.scores, name: score})
@@ -258,7 +275,11 @@ class _Loop:
         """A chunk; where a step of it fails, those before it are recorded and saved."""
         try:
             with self._on_mesh():
-                return stage.advance(state, self.progress.done, count)
+                state, metrics = stage.advance(state, self.progress.done, count)
+                if self.place is not None:
+                    # As a resumed run lays it out: otherwise sums would be taken in another order from here on.
+                    state = jax.device_put(state, self.place(jax.eval_shape(lambda: state)))
+            return state, jax.device_get(dict(metrics))
         except StepFailed as failed:
             done = len(next(iter(failed.metrics.values()), ()))
             self.progress = self.progress._replace(done=self.progress.done + done)
@@ -271,10 +292,10 @@ class _Loop:
         self, stage: Stage, count: int, metrics: Numbers, score: Mapping[str, Any] | None = None
     ) -> None:
         """Writes a record a step; the evaluation, if there is one, belongs to the last."""
-        first = self.progress.done - count + 1 if metrics else self.progress.done
+        first = self.progress.done - count + 1
         for i in range(count):
             record = {"stage": stage.name, "step": first + i}
-            record |= {name: np.asarray(values[i]).tolist() for name, values in metrics.items()}
+            record |= {name: _make_plain(values[i]) for name, values in metrics.items()}
             if i == count - 1 and score is not None:
                 record |= {**score, "seconds": round(time.monotonic() - self.started, 3)}
             record = _drop_non_finite(record)
@@ -291,22 +312,22 @@ class _Loop:
             self.folder.checkpoints.save(number, {"state": state}, self.progress._asdict())
         self.saved = time.monotonic()
 
-    def _tell(self, stage: Stage, headline: str, *, resumed: bool = False) -> None:
+    def _tell(self, stage: Stage, headline: str | None, *, resumed: bool = False) -> None:
         if self.on_progress is not None:
-            ended = bool(headline) and self._has_ended(stage)
+            ended = headline is not None and self._has_ended(stage)
             self.on_progress(Report(stage, self.progress, headline, ended, resumed))
 
-    def _prepare_next(self, number: int, shapes: Any) -> None:
+    def _prepare_next(self, number: int, params: Params) -> None:
         """Compiles the next stage's program while this stage runs."""
         following = self.stages[number + 1 : number + 2]
         if not following or following[0].prepare is None or self.place is not None:
             return
-        prepare = following[0].prepare
+        prepare, shapes = following[0].prepare, jax.eval_shape(lambda: params)
 
         def compile_quietly() -> None:
             # What fails here fails again, and is told, when the stage itself compiles.
             with contextlib.suppress(Exception):
-                prepare(shapes)
+                prepare(_trace_stage(self.stages[number], shapes))
 
         self.preparation = threading.Thread(target=compile_quietly)
         self.preparation.start()
@@ -329,7 +350,9 @@ class _Loop:
                 if after:
                     self.folder.write_samples({f"before {last.name}": before, "after": after})
                 if last.export is not None:
-                    last.export(self.folder.path / run_folder.MODEL, params)
+                    model = self.folder.path / run_folder.MODEL
+                    model.mkdir(exist_ok=True)
+                    last.export(model, params)
             draw_learning_curve(
                 self.records, last.name, last.panels, self.title, self.folder.path / run_folder.CURVE
             )
@@ -344,6 +367,17 @@ class _Loop:
             after=after,
             skipped=_count_skipped(self.records),
         )
+
+
+def _trace_stage(stage: Stage, params: Params) -> Params:
+    """The shapes of the parameters after a stage, from those before it."""
+    return jax.eval_shape(lambda p: stage.params_of(stage.init(p)), params)
+
+
+def _make_plain(value: Any) -> Any:
+    """An array or a number as Python's own numbers."""
+    array = np.asarray(value)
+    return (array if array.dtype.kind in "biuf" else array.astype(np.float32)).tolist()
 
 
 def _drop_non_finite(value: Any) -> Any:
@@ -361,7 +395,16 @@ def _gather_history(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarra
         for name, value in record.items():
             if name not in ("stage", "step"):
                 columns.setdefault(name, []).append(value)
-    return {name: np.array(values, float) for name, values in columns.items()}
+    return {name: _join_column(values) for name, values in columns.items()}
+
+
+def _join_column(values: list) -> np.ndarray:
+    try:
+        return np.array(values, float)
+    except ValueError:  # two stages have a metric of one name and of different shapes
+        joined = np.empty(len(values), object)
+        joined[:] = [np.array(value, float) for value in values]
+        return joined
 
 
 def _count_skipped(records: Sequence[Mapping[str, Any]]) -> int:

@@ -46,7 +46,7 @@ class Stage(NamedTuple):
     samples: Callable[[Params], Sequence[Sample]] | None = None
     """Outputs to look at, the same inputs each time."""
     export: Callable[[pathlib.Path, Params], None] | None = None
-    """Writes the parameters into a folder of their own, in a form that others read."""
+    """Writes the parameters into a folder, in a form that others read. It is there, and may hold an earlier try."""
     prepare: Callable[[Params], None] | None = None
     """Compiles what `advance` runs, from the shapes of the parameters: called in a thread while an earlier stage runs."""
     config: Mapping[str, Any] = {}
@@ -85,8 +85,8 @@ class Report(NamedTuple):
 
     stage: Stage
     progress: Progress
-    headline: str
-    """Empty when the stage begins."""
+    headline: str | None
+    """None when the stage begins."""
     ended: bool
     resumed: bool
     """Whether the stage begins where a checkpoint left it."""
