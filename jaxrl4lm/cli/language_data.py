@@ -9,7 +9,8 @@ from jaxrl4lm.cli.load_model import load_model
 from jaxrl4lm.cli.machine_errors import check_memory
 from jaxrl4lm.cli.options import ModelOptions
 from jaxrl4lm.data import ByteTokenizer, CharacterTokenizer, Tokenizer
-from jaxrl4lm.data.corpus import Corpus, Document, encode_prompt
+from jaxrl4lm.data.corpus import Corpus, Document, encode_prompt, encode_row
+from jaxrl4lm.data.files import Row
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 from jaxrl4lm.training.language_stage import init_params
 from jaxrl4lm.types import InputError, Params
@@ -51,8 +52,20 @@ def build_transformer(options: ModelOptions, vocab_size: int, context: int) -> T
         raise InputError(f"the model cannot be built: {error}") from None
 
 
+class Source(NamedTuple):
+    """Prompts as a file has them: text or messages in a column of its rows."""
+
+    name: str
+    """For messages."""
+    column: str
+    rows: Sequence[Row]
+
+
+NO_PROMPTS = Source("", "", ())
+
+
 def build_learner(
-    options: ModelOptions, documents: Sequence[Document], prompts: Sequence[str], room: int, seed: int
+    options: ModelOptions, documents: Sequence[Document], prompts: Source, room: int, seed: int
 ) -> Learner:
     """The model that the options name, large enough for the texts and for prompts with `room` tokens after them.
 
@@ -63,8 +76,11 @@ def build_learner(
     tokenizer = loaded[2] if loaded else choose_tokenizer(options, documents, prompts)
     texts = [document.prompt + document.completion for document in documents]
     try:
-        longest_prompt = max((len(encode_prompt(tokenizer, text)) for text in prompts), default=0)
+        encoded = [encode_row(row, prompts.column, tokenizer, prompts.name)[1] for row in prompts.rows]
+        longest_prompt = max(map(len, encoded), default=0)
         longest_text = max((len(encode_prompt(tokenizer, text)) + 1 for text in texts), default=0)
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{error}: give --tokenizer byte") from None
     context = options.context or max(longest_prompt + room, min(longest_text, LONGEST_TEXT))
@@ -77,13 +93,13 @@ def build_learner(
     return Learner(policy, tokenizer, lambda: params, min(context, policy.config.context))
 
 
-def choose_tokenizer(
-    options: ModelOptions, documents: Sequence[Document], prompts: Sequence[str]
-) -> Tokenizer:
+def choose_tokenizer(options: ModelOptions, documents: Sequence[Document], prompts: Source) -> Tokenizer:
     """The one asked for; else characters, if there are few."""
     if options.tokenizer == "byte":
         return ByteTokenizer()
-    characters = CharacterTokenizer.from_texts([d.prompt + d.completion for d in documents] + list(prompts))
+    asked = [row.columns[prompts.column] for row in prompts.rows]
+    texts = [d.prompt + d.completion for d in documents] + [text for text in asked if isinstance(text, str)]
+    characters = CharacterTokenizer.from_texts(texts)
     if not characters.characters:
         raise InputError(
             "there is no text to make a character tokenizer from: give --text, or --tokenizer byte"

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
-from jaxrl4lm.cli.language_data import Learner, build_learner, describe_corpus
+from jaxrl4lm.cli.language_data import NO_PROMPTS, Learner, build_learner, describe_corpus
 from jaxrl4lm.cli.options import (
     Group,
     ModelOptions,
@@ -121,10 +121,14 @@ def build(arguments: SftArguments) -> Session:
     data, run, dataset = arguments.data, arguments.run, _dataset(arguments)
     documents = read_documents(dataset, data.prompt_column, data.completion_column, data.text_unit)
     room = arguments.sampling.max_new_tokens or LONGEST_COMPLETION
-    learner = build_learner(arguments.model, documents, [], room, run.seed)
+    learner = build_learner(arguments.model, documents, NO_PROMPTS, room, run.seed)
     training, held_out = _split(documents, data.held_out)
-    corpus = encode_documents(training, learner.tokenizer, learner.context)
-    held_corpus = encode_documents(held_out, learner.tokenizer, learner.context)
+    corpus, held_corpus = (
+        encode_documents(
+            part, learner.tokenizer, learner.context, embeddings=learner.policy.config.vocab_size
+        )
+        for part in (training, held_out)
+    )
     evaluation = evaluate_texts(
         learner.policy, held_corpus, _make_samples(arguments, learner, held_out, room)
     )

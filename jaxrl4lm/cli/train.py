@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from jaxrl4lm import tasks
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
-from jaxrl4lm.cli.language_data import Learner, build_learner, build_transformer, describe_corpus
+from jaxrl4lm.cli.language_data import (
+    Learner,
+    Source,
+    build_learner,
+    build_transformer,
+    describe_corpus,
+)
 from jaxrl4lm.cli.session import Session, drive
 from jaxrl4lm.cli.train_options import TrainArguments, check, parse_train
 from jaxrl4lm.data import rewards
@@ -136,12 +142,12 @@ def _build_prompts(arguments: TrainArguments) -> Session:
     reward = rewards.parse(name)
     rewards.check_columns(reward, name, [c for c in rows[0].columns if c != world.prompt_column])
     room = arguments.sampling.max_new_tokens or LONGEST_COMPLETION
-    learner = build_learner(
-        arguments.model, documents, [row.columns[world.prompt_column] for row in rows], room, run.seed
+    source = Source(str(world.prompts or "--prompts"), world.prompt_column, rows)
+    learner = build_learner(arguments.model, documents, source, room, run.seed)
+    policy, tokenizer, embeddings = learner.policy, learner.tokenizer, learner.policy.config.vocab_size
+    prompts = encode_prompts(
+        rows, source.column, tokenizer, source.name, room, learner.context, embeddings=embeddings
     )
-    policy, tokenizer = learner.policy, learner.tokenizer
-    source = str(world.prompts or "--prompts")
-    prompts = encode_prompts(rows, world.prompt_column, tokenizer, source, room, learner.context)
     training, held_out = _split(hide_column(prompts, world.prompt_column), world.held_out)
     notes = [
         f"{len(training.rows)} prompts to train on, {len(held_out.rows)} held out, at most "
@@ -151,7 +157,7 @@ def _build_prompts(arguments: TrainArguments) -> Session:
     evaluation = _evaluate(arguments, learner, held_out, {name: reward})
     stages: list[Stage] = []
     if documents and arguments.pretrain.steps:
-        corpus = encode_documents(documents, tokenizer, learner.context)
+        corpus = encode_documents(documents, tokenizer, learner.context, embeddings=embeddings)
         notes.append(describe_corpus(corpus, learner.context))
         stages.append(
             supervised(
@@ -214,7 +220,7 @@ def _read(arguments: TrainArguments) -> tuple[list[Row], list[Document]]:
     world, text = arguments.world, arguments.text
     rows = [Row(0, {world.prompt_column: ""})]
     if world.prompts:
-        rows = read_jsonl(world.prompts, [world.prompt_column])
+        rows = read_jsonl(world.prompts, [world.prompt_column], chats=True)
     documents = []
     if text.text:
         documents = read_documents(text.text, world.prompt_column, text.completion_column, text.text_unit)

@@ -132,9 +132,9 @@ def sum_rewards(
     copies: int,
 ) -> list[float]:
     """The sum of the rewards of completions, the copies of a prompt being consecutive."""
-    texts = [prompts.texts[i] for i in indices for _ in range(copies)]
+    given = [prompts.given[i] for i in indices for _ in range(copies)]
     columns = prompts.columns(indices, copies)
-    each = [call(reward, name, texts, completions, columns) for name, reward in rewards.items()]
+    each = [call(reward, name, given, completions, columns) for name, reward in rewards.items()]
     return [math.fsum(scores) for scores in zip(*each, strict=True)]
 
 

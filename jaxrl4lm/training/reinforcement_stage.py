@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.data.corpus import PromptSet, encode_prompts, epoch_rows
-from jaxrl4lm.data.files import Row
+from jaxrl4lm.data.files import Row, check_messages
 from jaxrl4lm.data.rewards import Reward
 from jaxrl4lm.lm import ReinforcementConfig, algorithms
 from jaxrl4lm.lm import reinforcement as update_rule
@@ -60,9 +60,9 @@ def reinforcement(
     """Completes prompts, scores the completions, learns from them.
 
     Args:
-      prompts: a task, whose problems and reward are part of one compiled program; or texts, records with a `prompt` (rows
-        of `data.load`; their other columns go to the rewards), or an encoded `PromptSet`. Of texts and records a tenth is
-        held out, 256 at most.
+      prompts: a task, whose problems and reward are part of one compiled program; or texts, records with a `prompt`, text
+        or messages (rows of `data.load`; their other columns go to the rewards), or an encoded `PromptSet`. Of texts and
+        records a tenth is held out, 256 at most.
       rewards: one or several functions `reward(prompts, completions, **columns) -> list[float]`, whose sum is learned
         from; none with a task.
       algorithm: a composition, as `lm.algorithms` has them.
@@ -121,6 +121,7 @@ def reinforcement(
             "config": describe(config),
             "prompts": part.description,
             "optimizer": describe(optimizer),
+            "trainable": describe(trainable),
         },
         panels=_choose_panels(learner, evaluation),
     )
@@ -177,10 +178,15 @@ def _encode(
         if "prompt" not in columns:
             found = ", ".join(map(repr, columns)) or "none"
             raise InputError(f"prompts, line {line}: no column 'prompt'; its columns are {found}")
+        if not isinstance(columns["prompt"], str):
+            check_messages(columns["prompt"], f"prompts, line {line}: column 'prompt'")
         rows.append(Row(line, columns))
     if not rows:
         raise InputError("there are no prompts: give at least one")
-    encoded = encode_prompts(rows, "prompt", tokenizer, "prompts", room, policy.config.context)
+    sizes = policy.config
+    encoded = encode_prompts(
+        rows, "prompt", tokenizer, "prompts", room, sizes.context, embeddings=sizes.vocab_size
+    )
     return split_prompts(hide_column(encoded, "prompt"), None)
 
 
