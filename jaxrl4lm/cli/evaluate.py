@@ -19,6 +19,7 @@ from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 from jaxrl4lm.cli.report import format_spread, make_cell
 from jaxrl4lm.cli.session import Session
 from jaxrl4lm.training import Progress, folder
+from jaxrl4lm.training.loop import drop_non_finite
 from jaxrl4lm.types import Params
 
 COMMANDS = {"train": (train.TrainArguments, train), "sft": (sft.SftArguments, sft)}
@@ -44,7 +45,8 @@ def main(words: list[str]) -> int:
     samples = session.evaluation.samples(params) if session.evaluation.samples else []
     if parsed.json:
         record = {"stage": name, "step": done, **score}
-        print(json.dumps(record | {"samples": [s._asdict() for s in samples]}))
+        record |= {"samples": [s._asdict() for s in samples]}
+        print(json.dumps(drop_non_finite(record), allow_nan=False))
         return 0
     console = Console()
     table = Table("prompt", "completion", "score", title=escape(session.title), title_justify="left")
@@ -61,9 +63,13 @@ def _rebuild(path: Path) -> Session:
     kind, command = COMMANDS[run_folder.read_command(path)]
     arguments, changed = run_folder.read_arguments(path, kind)
     base, saved = arguments.model.model, path / folder.MODEL
-    if changed and base and Path(changed).is_relative_to(base) and saved.is_dir():
-        changed = None
-        arguments = dataclasses.replace(arguments, model=dataclasses.replace(arguments.model, model=saved))
+    if base and saved.is_dir():
+        others = [name for name in changed if not Path(name).is_relative_to(base)]
+        if others != changed:
+            changed = others
+            arguments = dataclasses.replace(
+                arguments, model=dataclasses.replace(arguments.model, model=saved)
+            )
     run_folder.refuse_changes(path, changed)
     command.check(arguments)
     return command.build(arguments)

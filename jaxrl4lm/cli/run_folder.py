@@ -54,8 +54,8 @@ def read_command(path: pathlib.Path) -> str:
     return command
 
 
-def read_arguments(path: pathlib.Path, kind: type) -> tuple[Any, str | None]:
-    """The options of a run, and the first of the files it began with that has changed or is gone.
+def read_arguments(path: pathlib.Path, kind: type) -> tuple[Any, list[str]]:
+    """The options of a run, and those of the files it began with that have changed, are gone or came to them.
 
     Raises:
       InputError: if the folder is not that of a run.
@@ -73,15 +73,15 @@ def read_arguments(path: pathlib.Path, kind: type) -> tuple[Any, str | None]:
         raise InputError(
             f"{file} is damaged or of another version ({type(error).__name__}: {error}): start the run anew"
         ) from None
-    return arguments, next(iter(changed), None)
+    return arguments, changed
 
 
-def refuse_changes(path: pathlib.Path, changed: str | None) -> None:
-    """Raises InputError if a file that the run began with is no longer what it was."""
-    if changed is not None:
-        what = "has changed" if pathlib.Path(changed).exists() else "is gone"
+def refuse_changes(path: pathlib.Path, changed: list[str]) -> None:
+    """Raises InputError, naming the first, if there are files that are no longer what they were as the run began."""
+    if changed:
+        what = "has changed" if pathlib.Path(changed[0]).exists() else "is gone"
         raise InputError(
-            f"{changed} {what} since the run {path} began: put the file back as it was, or start the run anew"
+            f"{changed[0]} {what} since the run {path} began: put the file back as it was, or start the run anew"
         )
 
 

@@ -298,7 +298,7 @@ class _Loop:
             record |= {name: _make_plain(values[i]) for name, values in metrics.items()}
             if i == count - 1 and score is not None:
                 record |= {**score, "seconds": round(time.monotonic() - self.started, 3)}
-            record = _drop_non_finite(record)
+            record = drop_non_finite(record)
             if self.folder is None:
                 self.records.append(record)
             for sink in self.sinks:
@@ -380,12 +380,12 @@ def _make_plain(value: Any) -> Any:
     return (array if array.dtype.kind in "biuf" else array.astype(np.float32)).tolist()
 
 
-def _drop_non_finite(value: Any) -> Any:
+def drop_non_finite(value: Any) -> Any:
     """None, which JSON has, for nan and infinities, which it has not."""
     if isinstance(value, dict):
-        return {name: _drop_non_finite(each) for name, each in value.items()}
+        return {name: drop_non_finite(each) for name, each in value.items()}
     if isinstance(value, list):
-        return [_drop_non_finite(each) for each in value]
+        return [drop_non_finite(each) for each in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
