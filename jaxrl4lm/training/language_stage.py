@@ -1,5 +1,6 @@
 """What the stages of language models share: keys, populations, metrics on their way to the host, descriptions."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -85,7 +86,19 @@ def describe(value: Any) -> Any:
         return {"function": describe(value.func), "arguments": describe([*value.args, value.keywords])}
     if isinstance(value, jax.Array | np.ndarray):
         return np.asarray(value).tolist()
-    return getattr(value, "__qualname__", type(value).__qualname__)
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return {"function": name, **settings} if (settings := _find_settings(value)) else name
+
+
+def _find_settings(function: Any) -> dict[str, Any]:
+    """The numbers and words that a function made by another one remembers, as `decoding.top_k(5)` its 5."""
+    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None) or ()
+    settings = {}
+    for name, cell in zip(code.co_freevars if code else (), cells, strict=False):
+        with contextlib.suppress(ValueError):  # of a name that is not bound yet
+            if isinstance(cell.cell_contents, str | int | float):
+                settings[name] = cell.cell_contents
+    return settings
 
 
 def digest(*arrays: Any) -> str:

@@ -106,6 +106,7 @@ def supervised(
             "dataset": part.description,
             "optimizer": describe(optimizer),
             "loss": describe(loss),
+            "trainable": describe(trainable),
         },
         panels={
             "loss": "training loss (nats a token)",
