@@ -180,7 +180,7 @@ def evaluate_texts(
     # Rows that fill the last batch have no target: they count for nothing.
     arrays = (np.pad(x, ((0, padding), (0, 0))) for x in corpus[:3])
     batches = supervised.Texts(*(jnp.asarray(x.reshape(-1, count, x.shape[1])) for x in arrays))
-    batches = batches._replace(mask=batches.mask | (jnp.arange(batches.mask.shape[-1]) == 0))
+    batches = batches._replace(mask=batches.mask.at[..., 0].set(True))
 
     @jax.jit
     def measure(params: Params, batches: supervised.Texts) -> tuple[Array, Array]:

@@ -247,15 +247,16 @@ class _Hosted:
     ):
         self._config, self._tokenizer, self._prompts, self._rewards = config, tokenizer, prompts, rewards
         self._seed = seed
-        self._sample = jax.jit(
-            lambda state, tokens, mask: update_rule.sample(state, tokens, mask, config, learner)
-        )
-        self._learn = jax.jit(
-            lambda state, trajectories, scores: update_rule.learn(
-                state, trajectories, scores, config, learner
-            ),
-            donate_argnums=0,
-        )
+
+        @jax.jit
+        def sample(state: update_rule.ReinforcementState, tokens: jax.Array, mask: jax.Array):
+            return update_rule.sample(state, tokens, mask, config, learner)
+
+        @partial(jax.jit, donate_argnums=0)
+        def learn(state: update_rule.ReinforcementState, trajectories: Any, scores: jax.Array):
+            return update_rule.learn(state, trajectories, scores, config, learner)
+
+        self._sample, self._learn = sample, learn
         ids = [i for row in prompts.ids for i in (*row, -1)]
         self.description = {"prompts": len(prompts.rows), "digest": digest(ids), "rewards": list(rewards)}
 

@@ -111,6 +111,26 @@ def prompt_options(files) -> list[str]:
     ]
 
 
+TEXTS = [*("--layers", "1", "--width", "16", "--heads", "2"), *("--steps", "4", "--batch", "4")]
+
+
+@pytest.fixture(scope="session")
+def text_options(files) -> list[str]:
+    """Of `sft`, on prompts and completions."""
+    rows = [{"prompt": "ab" * i, "completion": "ba" + "b" * i} for i in range(1, 13)]
+    (files / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    data = ["--dataset", f"{files}/pairs.jsonl", "--held-out", "3", "--max-new-tokens", "6"]
+    return [*TEXTS, *data, "--evaluate-every", "2", "--save-interval", "0"]
+
+
+@pytest.fixture(scope="session")
+def text_run(tmp_path_factory, text_options) -> pathlib.Path:
+    """A finished run of `sft`; not to be changed."""
+    folder = tmp_path_factory.mktemp("texts") / "run"
+    assert main(["sft", *text_options, "--out", str(folder)]) == 0
+    return folder
+
+
 @pytest.fixture(scope="session")
 def task_run(tmp_path_factory) -> pathlib.Path:
     """A finished run on a task; not to be changed."""

@@ -11,8 +11,8 @@ import time
 import pytest
 
 LONG = ["--updates", "10", "--evaluate-every", "2", "--save-interval", "0"]
-TASK_STEPS, PROMPT_STEPS = 120, 150
-"""Three chunks of teacher forcing each."""
+TASK_STEPS, PROMPT_STEPS, TEXT_STEPS = 120, 150, 300
+"""Several chunks of teacher forcing each."""
 
 
 def bits(run: pathlib.Path) -> bytes:
@@ -45,39 +45,49 @@ def saving(run: pathlib.Path) -> bool:
         return False
 
 
-def moments(steps: int) -> list:
+def moments(steps: int, kind: str) -> list:
     """When to kill: conditions on the run folder, of each stage and kind, with random numbers of lines."""
     first, second = random.randint(1, steps - 1), steps + random.randint(1, 9)
+    if kind == "texts":  # one stage, saved after each of its chunks
+        first, second = sorted(random.sample(range(1, steps), 2))
     return [
         lambda run: (run / "config.json").exists(),  # before there is anything to go on from
         lambda run: lines(run) >= first,
-        lambda run: lines(run) > steps and saving(run),
+        lambda run: lines(run) > (first if kind == "texts" else steps) and saving(run),
         lambda run: lines(run) >= second,
     ]
 
 
-@pytest.mark.parametrize("kind", ["task", "prompts"])
-def test_killed_at_any_moment(kind, spawn, task_options, prompt_options, tmp_path):
-    steps = TASK_STEPS if kind == "task" else PROMPT_STEPS
-    options = [*(task_options if kind == "task" else prompt_options), *LONG, "--pretrain.steps", steps]
+@pytest.mark.parametrize("kind", ["task", "prompts", "texts"])
+def test_killed_at_any_moment(kind, spawn, task_options, prompt_options, text_options, tmp_path):
+    command, steps = {
+        "task": ("train", TASK_STEPS),
+        "prompts": ("train", PROMPT_STEPS),
+        "texts": ("sft", TEXT_STEPS),
+    }[kind]
+    options = {
+        "task": [*task_options, *LONG, "--pretrain.steps", steps],
+        "prompts": [*prompt_options, *LONG, "--pretrain.steps", steps],
+        "texts": [*text_options, "--steps", steps, "--evaluate-every", 50, "--save-interval", 0],
+    }[kind]
     whole, run = tmp_path / "whole", tmp_path / "run"
-    process = spawn("train", *options, "--out", whole)
+    process = spawn(command, *options, "--out", whole)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     kills = 0
-    for moment in moments(steps):
+    for moment in moments(steps, kind):
         start = ["--resume", run] if run.exists() else [*options, "--out", run]
-        process = spawn("train", *start)
+        process = spawn(command, *start)
         while process.poll() is None and not moment(run):
             time.sleep(0.001)
         time.sleep(random.uniform(0, 0.02))
         process.kill()
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
-    process = spawn("train", "--resume", run)
+    process = spawn(command, "--resume", run)
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert kills >= 3
+    assert kills >= (2 if kind == "texts" else 3)
     assert same(run, whole)
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == sorted(
         p.name for p in (whole / "checkpoints").iterdir()

@@ -121,23 +121,25 @@ def test_until_ends_a_stage_early(tmp_path):
 
 def test_the_folder_of_a_run(tmp_path, whole):
     run = fit([make_regression()], make_params(), out=str(tmp_path / "a" / "run"), title="slopes")
-    assert run.folder == tmp_path / "a" / "run"
+    folder = tmp_path / "a" / "run"
+    assert run.folder == folder
     names = ["checkpoints", "config.json", "learning_curve.png", "metrics.jsonl", "model", "samples.txt"]
-    assert sorted(path.name for path in run.folder.iterdir()) == names
-    stages = json.loads((run.folder / "config.json").read_text())["stages"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    stages = json.loads((folder / "config.json").read_text())["stages"]
     assert stages == [{"name": "regression", "steps": 8, "chunk": 2}]
-    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert tuple(map(json.loads, lines)) == run.records
     assert without_clock(run) == without_clock(whole)
-    np.testing.assert_array_equal(np.load(run.folder / "model" / "slope.npy"), run.params["slope"])
-    assert (run.folder / "samples.txt").read_text().startswith("# before regression: score")
+    np.testing.assert_array_equal(np.load(folder / "model" / "slope.npy"), run.params["slope"])
+    assert (folder / "samples.txt").read_text().startswith("# before regression: score")
     assert run.before == whole.before
-    assert (run.folder / "learning_curve.png").stat().st_size > 1000
+    assert (folder / "learning_curve.png").stat().st_size > 1000
 
 
 def test_a_bare_stage_has_a_folder_too(tmp_path):
     run = fit([make_agent(2)], jnp.zeros((1, 2, 2)), out=tmp_path / "run")
-    assert {path.name for path in run.folder.iterdir()} == {
+    assert run.progress.done == 2
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "checkpoints",
         "config.json",
         "learning_curve.png",
