@@ -111,11 +111,13 @@ def test_published_folders_are_taught_and_trained(cli, base, tmp_path):
     _, _, tokenizer = models.load(tmp_path / "sft" / "model")
     _, _, before = models.load(base)
     assert (tokenizer.encode("Good"), tokenizer.eos_ids) == (before.encode("Good"), before.eos_ids)
-    options = ["--prompts-per-update", 2, "--completions", 2, "--updates", 1, "--max-new-tokens", 6]
-    data = ["--prompts", rows, "--reward", "length:3", "--algorithm", "grpo"]
+    options = ["--prompts-per-update", 2, "--completions", 2, "--updates", 2, "--max-new-tokens", 6]
+    data = ["--prompts", rows, "--reward", "regex:.*", "--algorithm", "grpo", "--learning-rate", 0.01]
     model = tmp_path / "sft" / "model"
     result = cli("train", "--model", model, *data, *options, "--out", tmp_path / "train")
     assert result.code == 0, result.err
+    # The reward is always 1: there is nothing to learn, whatever the divergence costs.
+    assert [r["advantage/std"] for r in records(tmp_path / "train")[1:]] == [0, 0]
 
 
 def test_train_takes_messages(cli, tmp_path):
@@ -145,13 +147,22 @@ def test_train_takes_messages(cli, tmp_path):
     assert "'<bos>user:hi;' ->" in samples
     result = cli("evaluate", tmp_path / "run", "--json")
     assert json.loads(result.out)["held_out"] == 1.0
-    refused = cli("train", *data, *options, "--out", tmp_path / "new")
+    refused = cli("train", *data, *options, "--minibatches", 1, "--out", tmp_path / "new")
     assert refused.code == 2
-    assert "a new model has no chat template" in refused.err
+    assert "rows.jsonl, line 1: a new model has no chat template" in refused.err
 
 
-@pytest.mark.parametrize("command", ["sft", "train"])
-@pytest.mark.parametrize("change", ["edited", "replaced", "deleted"])
+@pytest.mark.parametrize(
+    "command, change",
+    [
+        ("sft", "edited"),
+        ("train", "deleted"),
+        pytest.param("sft", "replaced", marks=pytest.mark.slow),
+        pytest.param("sft", "deleted", marks=pytest.mark.slow),
+        pytest.param("train", "edited", marks=pytest.mark.slow),
+        pytest.param("train", "replaced", marks=pytest.mark.slow),
+    ],
+)
 def test_a_base_that_changes(cli, tmp_path, command, change):
     """It is named when the run is to go on; what the run has saved can be evaluated without it."""
     base = make_folder(
@@ -196,7 +207,7 @@ REFUSED = [
     (["--dataset", "empty.txt"], "empty.txt is empty"),
     (["--dataset", "rows.jsonl", "--completion-column", "answer"], "rows.jsonl, line 1: no column 'answer'"),
     (["--dataset", "text.txt", "--held-out", "3"], "--held-out 3 leaves nothing of 3 texts"),
-    (["--dataset", "text.txt", "--steps", "-1"], "--steps must be at least 0, not -1"),
+    (["--dataset", "text.txt", "--steps", "-1"], "--steps must not be negative, not -1"),
     (["--dataset", "text.txt", "--learning-rate", "0"], "--learning-rate"),
     (["--dataset", "text.txt", "--width", "15"], "the model cannot be built"),
     (["--dataset", "text.txt", "--seed", str(2**31)], "--seed must lie in"),
