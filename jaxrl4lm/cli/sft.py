@@ -145,7 +145,8 @@ def build(arguments: SftArguments) -> Session:
         describe_corpus(corpus, learner.context),
         describe_corpus(held_corpus, learner.context, "held out"),
     )
-    return Session(dataset.name, learner.policy, learner.start, (stage,), evaluation, notes)
+    title = f"{dataset.name}, teacher forcing"
+    return Session(title, learner.policy, learner.start, (stage,), evaluation, notes)
 
 
 def _split(documents: list[Document], held_out: int | None) -> tuple[list[Document], list[Document]]:

@@ -41,6 +41,8 @@ class Evaluation(NamedTuple):
     """Its part of the progress line."""
     samples: Callable[[Params], Sequence[Sample]] | None = None
     """Outputs for a few of the held-out inputs."""
+    panels: Mapping[str, str] = {}
+    """What the picture shows beside `held_out`: metrics, and their titles."""
 
 
 def _say_held_out(metrics: Numbers) -> str:
@@ -199,4 +201,5 @@ def evaluate_texts(
             f"held-out loss {float(m['held_out/loss']):.3f}, accuracy {float(m['held_out']):.3f}"
         ),
         samples=samples,
+        panels={"held_out/loss": "held-out loss (nats a token)"},
     )

@@ -299,7 +299,7 @@ def _stack(rows: Sequence[Numbers]) -> dict[str, np.ndarray]:
 def _choose_panels(learner: update_rule.Learner, evaluation: Evaluation | None) -> dict[str, str]:
     panels = {"reward/mean": "mean reward of sampled completions"}
     if evaluation:
-        panels["held_out"] = "held-out score"
+        panels |= {**evaluation.panels, "held_out": evaluation.label}
     if learner.algorithm.kl.priced:
         panels["kl/ref_sequence"] = "KL to the reference (nats a completion)"
     return panels

@@ -108,10 +108,7 @@ def supervised(
             "loss": describe(loss),
             "trainable": describe(trainable),
         },
-        panels={
-            "loss": "training loss (nats a token)",
-            "held_out": evaluation.label if evaluation else "held-out",
-        },
+        panels={"loss": "training loss (nats a token)", **_choose_panels(evaluation)},
     )
 
 
@@ -155,6 +152,10 @@ def _imitate_texts(
 def _advance(part: _Part, seeds: int, state: Any, done: int, count: int) -> tuple[Any, Numbers]:
     state, metrics = part.chunk(state, *part.arguments(done, count))
     return state, fetch(metrics, seeds)
+
+
+def _choose_panels(evaluation: Evaluation | None) -> dict[str, str]:
+    return {**evaluation.panels, "held_out": evaluation.label} if evaluation else {}
 
 
 def _say(evaluation: Evaluation | None, metrics: Numbers) -> str:

@@ -1,6 +1,7 @@
 """Teacher forcing as a stage: on a task, and on texts."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,7 +28,7 @@ READER = models.LanguagePolicy(
 CORPUS = encode_documents(DOCUMENTS, TOKENIZER, 8)
 
 
-def teach(**options):
+def teach(**options) -> training.Stage:
     return training.supervised(READER, CORPUS, CONFIG, tokenizer=TOKENIZER, **options)
 
 
@@ -43,8 +44,9 @@ def test_texts(start, tmp_path):
     run = training.fit([stage], start, out=tmp_path / "whole")
     assert run.history["loss"].shape == (5,)
     assert [r["step"] for r in run.records if "held_out/loss" in r] == [0, 2, 4, 5]
+    assert list(stage.panels) == ["loss", "held_out/loss", "held_out"]
     assert run.history["held_out/loss"][-1] < run.history["held_out/loss"][0]
-    nats, right = update_rule.measure(run.params, update_rule.Texts(*CORPUS[:3]), READER)
+    nats, right = update_rule.measure(run.params, update_rule.Texts(*map(jnp.asarray, CORPUS[:3])), READER)
     np.testing.assert_allclose(run.history["held_out/loss"][-1], nats.total / nats.denominator, rtol=1e-5)
     np.testing.assert_allclose(run.history["held_out"][-1], right.total / right.denominator, rtol=1e-5)
     training.fit([interrupt_at(stage, 2)], start, out=tmp_path / "run")
@@ -52,6 +54,7 @@ def test_texts(start, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, resumed.params, run.params)
     policy, params, tokenizer = models.load(tmp_path / "run" / "model")
     jax.tree.map(np.testing.assert_array_equal, params, run.params)
+    assert tokenizer is not None
     assert tokenizer.encode("ab") == TOKENIZER.encode("ab")
     assert policy.config.context == 8
 
@@ -60,6 +63,7 @@ def test_without_an_evaluation(start, tmp_path):
     told = []
     run = training.fit([teach()], start, out=tmp_path / "run", on_progress=told.append)
     assert "held_out" not in run.history
+    assert list(teach().panels) == ["loss"]
     assert told[-1].headline == f"loss {run.history['loss'].mean():.3f}"
     assert (tmp_path / "run" / "learning_curve.png").exists()
 
