@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
 SHARED = object()
 """Stands for the axis of an argument that all runs share."""
 
