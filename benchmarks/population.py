@@ -34,7 +34,12 @@ def training() -> tuple[Callable, Callable]:
     from jaxrl4lm.lm import ReinforcementConfig, algorithms, reinforcement
     from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 
-    task = tasks.addition(2)
+    def share_right(prompts, completions, mask):
+        width = prompts.answers.shape[1]
+        digits = prompts.answer_mask & (prompts.answers != 1)
+        return ((completions[:, :width] == prompts.answers) & digits).sum(-1) / digits.sum(-1)
+
+    task = tasks.addition(2)._replace(reward=share_right)
     policy = LanguagePolicy(
         TransformerConfig.gpt2(task.tokenizer.vocab_size, layers=LAYERS, width=WIDTH, heads=4, context=64)
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm import lm, models, tasks
+from jaxrl4lm import decoding, lm, models, tasks
 from jaxrl4lm.lm import algorithms, reinforcement, supervised
 
 
@@ -31,10 +31,11 @@ LEARNING_RATES = (3e-4, 1e-3, 3e-3)
 
 def teach(key: jax.Array, policy: models.LanguagePolicy, task: tasks.Task, steps: int):
     """A little teacher forcing, so that some completions earn a reward: the start of every run."""
-    config = lm.SupervisedConfig(steps=steps, batch=64)
-    state = supervised.init(key, config, policy.init(key))
+    config = lm.SupervisedConfig(learning_rate=1e-3, steps=steps, batch=64)
+    teacher = supervised.Teacher(policy)
+    state = supervised.init(key, config, teacher, policy.init(key))
     source = supervised.task_source(task, config.batch)
-    return supervised.run(state, config, policy, source, steps)[0].params
+    return supervised.run(state, config, teacher, source, steps)[0].params
 
 
 def main(sizes: Sizes, out: str) -> jax.Array:
@@ -48,14 +49,13 @@ def main(sizes: Sizes, out: str) -> jax.Array:
     params = jax.jit(partial(teach, policy=policy, task=task, steps=sizes.supervised_steps))(
         jax.random.key(0)
     )
-    learner = reinforcement.Learner(
-        policy, algorithms.GRPO, task.completion_length, task.tokenizer.eos_id, task.tokenizer.pad_id
-    )
+    learner = reinforcement.Learner(policy, algorithms.GRPO)
     config = lm.ReinforcementConfig(
         updates=sizes.updates,
-        prompts=sizes.prompts,
+        prompts_per_update=sizes.prompts,
         completions=sizes.completions,
         learning_rate=jnp.array(LEARNING_RATES),
+        sampling=decoding.Sampling(task.completion_length, task.tokenizer.eos_id, task.tokenizer.pad_id),
     )
 
     # The leaves of the configuration that are arrays are mapped over; the others are the same for all.

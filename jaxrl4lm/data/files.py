@@ -1,6 +1,7 @@
 """Reading what users bring: JSONL rows and text, with errors that name the file and the line."""
 
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -58,6 +59,15 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__} where a JSON object is expected")
     return content
+
+
+def load(path: str | os.PathLike) -> list[Row]:
+    """The rows of a JSONL file, each with its line and its columns: what `training.reinforcement` takes as prompts.
+
+    Raises:
+      InputError: if the file or a line of it cannot be used.
+    """
+    return read_jsonl(pathlib.Path(path), [])
 
 
 def read_jsonl(path: pathlib.Path, required: Sequence[str], *, chats: bool = False) -> list[Row]:

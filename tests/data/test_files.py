@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from jaxrl4lm import data
 from jaxrl4lm.data.files import read_jsonl, read_text
 from jaxrl4lm.types import InputError
 
@@ -62,3 +63,11 @@ def test_what_cannot_be_opened(tmp_path, name, said):
         read_text(tmp_path / name)
     assert said in str(error.value)
     assert str(tmp_path / name) in str(error.value)
+
+
+def test_rows_of_any_columns_are_loaded(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "answer": 1}\n\n{"prompt": "b"}\n')
+    assert data.load(tmp_path / "rows.jsonl") == [
+        data.Row(1, {"prompt": "a", "answer": 1}),
+        data.Row(3, {"prompt": "b"}),
+    ]
