@@ -110,6 +110,8 @@ def test_published_folders_are_taught_and_trained(cli, base, tmp_path):
     assert np.isfinite([seen[1]["loss"], seen[-1]["held_out/loss"]]).all()
     _, _, tokenizer = models.load(tmp_path / "sft" / "model")
     _, _, before = models.load(base)
+    assert tokenizer is not None
+    assert before is not None
     assert (tokenizer.encode("Good"), tokenizer.eos_ids) == (before.encode("Good"), before.eos_ids)
     options = ["--prompts-per-update", 2, "--completions", 2, "--updates", 2, "--max-new-tokens", 6]
     data = ["--prompts", rows, "--reward", "regex:.*", "--algorithm", "grpo", "--learning-rate", 0.01]
