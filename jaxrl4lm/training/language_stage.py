@@ -18,7 +18,7 @@ from jaxrl4lm.lm.population import map_population
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.types import Array, InputError, Params
 
-SEEDS_AT_ONCE = 16
+SEEDS_AT_ONCE = 8
 """The best block of `benchmarks/population.py` on a CPU."""
 PURPOSES = ("params", "supervised", "reinforcement")
 """A key of its own for each: a stage draws the same numbers whether others run before it or not."""

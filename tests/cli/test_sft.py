@@ -11,6 +11,7 @@ from jaxrl4lm.cli.options import from_json, to_json
 from jaxrl4lm.cli.sft import SftArguments
 from tests.cli.conftest import TEXTS
 from tests.model_folders import byte_tokenizer, make_folder, prefixing_tokenizer
+from tests.selection import slow_but
 
 
 def records(run):
@@ -56,7 +57,7 @@ def test_a_finished_run_can_be_resumed(cli, text_run, tmp_path):
     assert "takes the options of that run: give no other option" in refused.err
 
 
-@pytest.mark.parametrize("unit", ["line", "file"])
+@pytest.mark.parametrize("unit", slow_but(["line", "file"], ["line"]))
 def test_plain_texts(cli, files, tmp_path, unit):
     text = files / "text.txt"
     if unit == "file":  # longer than ten rows: a stream, cut into rows
@@ -91,7 +92,7 @@ FOLDERS = {
 SHORT = ["--steps", 2, "--batch", 2, "--max-new-tokens", 6]
 
 
-@pytest.fixture(scope="module", params=FOLDERS)
+@pytest.fixture(scope="module", params=slow_but(FOLDERS, ["padding ends"]))
 def base(request, tmp_path_factory):
     """A folder, and rows to imitate."""
     folder = tmp_path_factory.mktemp("base") / "model"

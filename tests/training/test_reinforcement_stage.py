@@ -19,6 +19,7 @@ from jaxrl4lm.lm.trainable import adapters, matching
 from jaxrl4lm.training.language_stage import choose_keys, describe, init_params
 from jaxrl4lm.training.reinforcement_stage import split_prompts
 from jaxrl4lm.types import InputError
+from tests.selection import slow_but
 from tests.training.stages import interrupt_at
 
 TASK = tasks.copy(2)
@@ -228,7 +229,7 @@ TRAINABLE = {
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch and transformers
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", slow_but(TRAINABLE, ["adapters"]))
 def test_a_part_is_trained_exported_and_resumed(name, tmp_path):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
@@ -258,6 +259,7 @@ def test_a_part_is_trained_exported_and_resumed(name, tmp_path):
     np.testing.assert_allclose(logits[0], expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_part_of_the_configuration(tmp_path):
     training.fit([reinforce(TASK, (), trainable=adapters(rank=2))], PARAMS, out=tmp_path / "run")
     stage = reinforce(TASK, (), trainable=adapters(rank=4))
@@ -310,6 +312,7 @@ def test_ones_own_optimizer_algorithm_and_evaluation():
     assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a != b).any()), PARAMS, run.params)))
 
 
+@pytest.mark.slow
 def test_several_seeds_are_as_many_runs():
     # A dense reward: where rewards hardly differ, whitened advantages are rounding, and runs follow it apart.
     evaluation = training.evaluate_task(POLICY, TASK, count=8, seeds=2)

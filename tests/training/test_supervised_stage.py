@@ -102,6 +102,7 @@ def test_until_a_score_is_reached():
     assert seen[-1] == run.history["held_out"][-1]
 
 
+@pytest.mark.slow
 def test_several_seeds_are_as_many_runs():
     evaluation = training.evaluate_task(POLICY, TASK, count=8, seeds=2)
     both = training.fit(
