@@ -28,6 +28,13 @@ CHUNK = 10
 """Updates in one program."""
 
 
+def share_right(prompts, completions, mask):
+    """The share of the answer's digits that stand where they should, in completions of any length."""
+    width = prompts.answers.shape[1]
+    digits = prompts.answer_mask & (prompts.answers != 1)
+    return ((completions[:, :width] == prompts.answers) & digits).sum(-1) / digits.sum(-1)
+
+
 def worker(layers: int, width: int, batch: int, tokens: int, chunks: int = 6, group: int = 8) -> dict:
     """Seconds of an iteration of ours, in chunks and one at a time: the median over calls, each waited for."""
     import jax
@@ -36,11 +43,6 @@ def worker(layers: int, width: int, batch: int, tokens: int, chunks: int = 6, gr
     from jaxrl4lm import decoding, tasks
     from jaxrl4lm.lm import ReinforcementConfig, algorithms, reinforcement
     from jaxrl4lm.models import LanguagePolicy, TransformerConfig, parameter_count
-
-    def share_right(prompts, completions, mask):
-        width = prompts.answers.shape[1]
-        digits = prompts.answer_mask & (prompts.answers != 1)
-        return ((completions[:, :width] == prompts.answers) & digits).sum(-1) / digits.sum(-1)
 
     task = tasks.addition(2)._replace(reward=share_right)
     policy = LanguagePolicy(

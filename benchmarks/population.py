@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 
 from lm_rl_gpt2 import spread
-from lm_rl_step import measure, versions
+from lm_rl_step import measure, share_right, versions
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "population.json"
 LAYERS, WIDTH, COMPLETIONS, TOKENS = 2, 32, 32, 8
@@ -33,11 +33,6 @@ def training() -> tuple[Callable, Callable]:
     from jaxrl4lm import decoding, tasks
     from jaxrl4lm.lm import ReinforcementConfig, algorithms, reinforcement
     from jaxrl4lm.models import LanguagePolicy, TransformerConfig
-
-    def share_right(prompts, completions, mask):
-        width = prompts.answers.shape[1]
-        digits = prompts.answer_mask & (prompts.answers != 1)
-        return ((completions[:, :width] == prompts.answers) & digits).sum(-1) / digits.sum(-1)
 
     task = tasks.addition(2)._replace(reward=share_right)
     policy = LanguagePolicy(

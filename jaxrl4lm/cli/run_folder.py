@@ -6,10 +6,10 @@ import hashlib
 import itertools
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxrl4lm.cli.options import from_json, to_json
+from jaxrl4lm.cli.options import RunOptions, from_json, to_json
 from jaxrl4lm.training import folder
 from jaxrl4lm.types import InputError
 
@@ -74,6 +74,23 @@ def read_arguments(path: pathlib.Path, kind: type) -> tuple[Any, list[str]]:
             f"{file} is damaged or of another version ({type(error).__name__}: {error}): start the run anew"
         ) from None
     return arguments, changed
+
+
+def take_up(arguments: Any, check: Callable[[Any], None]) -> Any:
+    """The options of the run that is to be resumed; the given ones where it is a new run.
+
+    Raises:
+      InputError: if other options are given beside --resume, or the run cannot be resumed.
+    """
+    path = arguments.run.resume
+    if path is None:
+        return arguments
+    if arguments != type(arguments)(run=RunOptions(resume=path)):
+        raise InputError(f"--resume {path} takes the options of that run: give no other option")
+    saved, changed = read_arguments(path, type(arguments))
+    refuse_changes(path, changed)
+    check(saved)
+    return dataclasses.replace(saved, run=dataclasses.replace(saved.run, resume=path))
 
 
 def refuse_changes(path: pathlib.Path, changed: list[str]) -> None:

@@ -1,5 +1,6 @@
 """One run of a training command: stages, where they begin, and `fit` around them."""
 
+import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable
@@ -37,17 +38,20 @@ class Session(NamedTuple):
     seeds: int = 1
 
 
-def drive(command: str, session: Session, options: RunOptions, config: Any, name: str) -> int:
+def drive(command: str, session: Session, arguments: Any, name: str) -> int:
     """Runs a session to its end, or until it is interrupted; the exit code.
 
     Args:
       command: `train` or `sft`.
-      config: what config.json holds.
+      arguments: its options, with `run`.
       name: of the folder, if the options name none.
     Raises:
       InputError: if it fails by the user's or the machine's doing; it says what is left of the run.
     """
+    options: RunOptions = arguments.run
     check_sinks(options.log)
+    fresh = dataclasses.replace(arguments, run=dataclasses.replace(options, resume=None))
+    config = run_folder.describe_run(command, fresh)
     resume = options.resume is not None
     path = options.resume or run_folder.choose_folder(options.out, name)
     try:

@@ -67,35 +67,24 @@ class SftArguments:
 
 def main(words: list[str]) -> int:
     """Runs the command."""
-    arguments = _parse(words)
+    arguments = run_folder.take_up(_parse(words), check)
     enable_compilation_cache()
-    if path := arguments.run.resume:
-        arguments, changed = run_folder.read_arguments(path, SftArguments)
-        run_folder.refuse_changes(path, changed)
-        check(arguments)
-        arguments = dataclasses.replace(arguments, run=dataclasses.replace(arguments.run, resume=path))
     session = build(arguments)
-    fresh = dataclasses.replace(arguments, run=dataclasses.replace(arguments.run, resume=None))
-    name = f"{_dataset(arguments).stem}-sft-seed{arguments.run.seed}"
-    return drive("sft", session, arguments.run, run_folder.describe_run("sft", fresh), name)
+    return drive("sft", session, arguments, f"{_dataset(arguments).stem}-sft-seed{arguments.run.seed}")
 
 
 def _parse(words: list[str]) -> SftArguments:
-    first = parse(SftArguments, words, "sft")
-    if first.run.resume:
-        if first != SftArguments(run=RunOptions(resume=first.run.resume)):
-            raise InputError(
-                f"--resume {first.run.resume} takes the options of that run: give no other option"
-            )
-        return first
-    if first.model.model is not None:
-        first = parse(SftArguments, words, "sft", default=SftArguments(supervised=SupervisedConfig()))
-    check(first)
-    folder = first.model.model.absolute() if first.model.model else None
+    parsed = parse(SftArguments, words, "sft")
+    if parsed.run.resume:
+        return parsed
+    if parsed.model.model is not None:
+        parsed = parse(SftArguments, words, "sft", default=SftArguments(supervised=SupervisedConfig()))
+    check(parsed)
+    folder = parsed.model.model.absolute() if parsed.model.model else None
     return dataclasses.replace(
-        first,
-        data=dataclasses.replace(first.data, dataset=_dataset(first).absolute()),
-        model=dataclasses.replace(first.model, model=folder),
+        parsed,
+        data=dataclasses.replace(parsed.data, dataset=_dataset(parsed).absolute()),
+        model=dataclasses.replace(parsed.model, model=folder),
     )
 
 

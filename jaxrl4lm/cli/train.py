@@ -1,6 +1,5 @@
 """`jaxrl4lm train`: a little teacher forcing, then reinforcement learning on a task, or on your prompts and your reward."""
 
-import dataclasses
 from collections.abc import Sequence
 
 from jaxrl4lm import tasks
@@ -39,19 +38,12 @@ EVALUATED_SAMPLES = 256
 
 def main(words: list[str]) -> int:
     """Runs the command."""
-    arguments = parse_train(words)
+    arguments = run_folder.take_up(parse_train(words), check)
     enable_compilation_cache()
-    if path := arguments.run.resume:
-        arguments, changed = run_folder.read_arguments(path, TrainArguments)
-        run_folder.refuse_changes(path, changed)
-        check(arguments)
-        arguments = dataclasses.replace(arguments, run=dataclasses.replace(arguments.run, resume=path))
-    session = build(arguments)
-    fresh = dataclasses.replace(arguments, run=dataclasses.replace(arguments.run, resume=None))
     source = arguments.world.prompts or arguments.text.text
     name = arguments.world.task if arguments.on_task or source is None else source.stem
     name = f"{name}-{arguments.algorithm.algorithm}-seed{arguments.run.seed}"
-    return drive("train", session, arguments.run, run_folder.describe_run("train", fresh), name)
+    return drive("train", build(arguments), arguments, name)
 
 
 def build(arguments: TrainArguments) -> Session:

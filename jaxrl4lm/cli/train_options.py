@@ -131,10 +131,6 @@ def parse_train(words: list[str]) -> TrainArguments:
     """
     first = parse(TrainArguments, words, "train")
     if first.run.resume:
-        if first != TrainArguments(run=RunOptions(resume=first.run.resume)):
-            raise InputError(
-                f"--resume {first.run.resume} takes the options of that run: give no other option"
-            )
         return first
     check_numbers(first, PREFIXES)
     second = parse(TrainArguments, words, "train", default=choose_defaults(first))
