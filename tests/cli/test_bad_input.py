@@ -10,6 +10,7 @@ from jaxrl4lm.cli import train
 from jaxrl4lm.cli.options import from_json, to_json
 from jaxrl4lm.cli.train_options import TrainArguments, check, parse_train
 from jaxrl4lm.training import loop
+from tests.selection import slow_but
 
 PROMPTS = '{"prompt": "ab", "answer": "b"}\n' * 12
 
@@ -330,7 +331,10 @@ def test_a_refusal_leaves_no_empty_folder_of_runs(cli, here, prompt_options):
     assert not (here / "runs").exists()
 
 
-@pytest.mark.parametrize("damage", [truncate_state, remove_data, remove_notes, damage_notes, of_another_size])
+@pytest.mark.parametrize(
+    "damage",
+    slow_but([truncate_state, remove_data, remove_notes, damage_notes, of_another_size], 2),
+)
 @pytest.mark.parametrize("command", [["train", "--resume"], ["evaluate"]], ids=["resume", "evaluate"])
 def test_checkpoints_that_are_damaged(cli, here, run, command, damage):
     damage(run)

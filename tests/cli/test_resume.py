@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tests.selection import slow_but
+
 LONG = ["--updates", "10", "--evaluate-every", "2", "--save-interval", "0"]
 TASK_STEPS, PROMPT_STEPS, TEXT_STEPS = 120, 150, 300
 """Several chunks of teacher forcing each."""
@@ -58,7 +60,7 @@ def moments(steps: int, kind: str) -> list:
     ]
 
 
-@pytest.mark.parametrize("kind", ["task", "prompts", "texts"])
+@pytest.mark.parametrize("kind", slow_but(["task", "prompts", "texts"], ["task"]))
 def test_killed_at_any_moment(kind, spawn, task_options, prompt_options, text_options, tmp_path):
     command, steps = {
         "task": ("train", TASK_STEPS),
@@ -129,17 +131,20 @@ def unsteady(tmp_path_factory, prompt_options):
 # Calls: 1 the start, 2 after teacher forcing, 3 samples, 4-7 updates 1-4, 8 evaluation, 9-12 updates 5-8, 13, 14 samples.
 @pytest.mark.parametrize(
     "trouble, code, said, done",
-    [
-        ("SIGTERM 5", 143, "go on with: jaxrl4lm train --resume", 4),
-        ("SIGINT 5", 130, "go on with: jaxrl4lm train --resume", 4),
-        ("SIGTERM 1", 143, "go on with: jaxrl4lm train --resume", 0),
-        ("SIGINT+SIGINT 10", 130, "go on from the last checkpoint", None),
-        ("raise 4", 2, "RuntimeError", 0),
-        ("raise 6", 2, "RuntimeError", 2),
-        ("raise 11", 2, "RuntimeError", 6),
-        ("raise 8", 2, "RuntimeError", None),
-        ("raise 14", 2, "RuntimeError", 8),
-    ],
+    slow_but(
+        [
+            ("SIGTERM 5", 143, "go on with: jaxrl4lm train --resume", 4),
+            ("SIGINT 5", 130, "go on with: jaxrl4lm train --resume", 4),
+            ("SIGTERM 1", 143, "go on with: jaxrl4lm train --resume", 0),
+            ("SIGINT+SIGINT 10", 130, "go on from the last checkpoint", None),
+            ("raise 4", 2, "RuntimeError", 0),
+            ("raise 6", 2, "RuntimeError", 2),
+            ("raise 11", 2, "RuntimeError", 6),
+            ("raise 8", 2, "RuntimeError", None),
+            ("raise 14", 2, "RuntimeError", 8),
+        ],
+        3,
+    ),
 )
 def test_stopped_or_let_down(cli, unsteady, tmp_path, trouble, code, said, done):
     """Signals finish the chunk; a reward that raises costs no update that was done. What is saved goes on to the same bits."""

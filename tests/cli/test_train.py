@@ -17,6 +17,7 @@ from jaxrl4lm.cli.train_options import NEW_MODEL, PREFIXES, TrainArguments, pars
 from jaxrl4lm.lm import ReinforcementConfig, reinforcement
 from jaxrl4lm.lm.algorithms import ALGORITHMS, KL_PLACEMENTS
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
+from tests.selection import slow_but
 
 
 def bits(run: pathlib.Path) -> bytes:
@@ -150,7 +151,7 @@ def test_every_algorithm_takes_every_kl(algorithm, kl):
     assert all(m.shape == () for m in metrics.values())
 
 
-@pytest.mark.parametrize("algorithm, kl", RUN)
+@pytest.mark.parametrize("algorithm, kl", slow_but(RUN, 2))
 def test_algorithms_and_kls_run(algorithm, kl):
     composed = ALGORITHMS[algorithm]._replace(kl=KL_PLACEMENTS[kl])
     stage = training.reinforcement(POLICY, TASK.tokenizer, TASK, algorithm=composed, config=CONFIG)

@@ -53,7 +53,7 @@ def assert_trees_close(a, b, atol):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=0), a, b)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", slow_but(ALGORITHMS, ["ppo", "grpo"]))
 def test_first_step_is_on_policy_and_learning_raises_the_reward(name):
     config = CONFIG.replace(updates=40, epochs=1, minibatches=1, learning_rate=1e-2)
     learner = learner_of(ALGORITHMS[name])
@@ -310,6 +310,7 @@ def test_a_reference_is_kept_and_scored_only_where_a_divergence_is_priced(kl):
     assert (text.count("dot_general") < with_reference.count("dot_general")) == (kl is not None)
 
 
+@pytest.mark.slow  # a stage with an optimizer of its own is trained each time
 def test_an_optimizer_of_ones_own_takes_traced_hyper_parameters():
     learner = reinforcement.Learner(POLICY, algorithms.PPO, optimizer=lambda rate, config: optax.sgd(rate))
     train = partial(reinforcement.train, learner=learner, task=TASK)
