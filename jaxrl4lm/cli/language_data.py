@@ -18,7 +18,7 @@ from jaxrl4lm.types import InputError, Params
 LONGEST_TEXT = 512
 
 
-class Learner(NamedTuple):
+class StartingModel(NamedTuple):
     """A model ready to learn."""
 
     policy: LanguagePolicy
@@ -64,9 +64,9 @@ class Source(NamedTuple):
 NO_PROMPTS = Source("", "", ())
 
 
-def build_learner(
+def build_model(
     options: ModelOptions, documents: Sequence[Document], prompts: Source, room: int, seed: int
-) -> Learner:
+) -> StartingModel:
     """The model that the options name, large enough for the texts and for prompts with `room` tokens after them.
 
     Raises:
@@ -86,11 +86,11 @@ def build_learner(
     context = options.context or max(longest_prompt + room, min(longest_text, LONGEST_TEXT))
     if not loaded:
         policy = LanguagePolicy(build_transformer(options, tokenizer.vocab_size, context))
-        return Learner(policy, tokenizer, lambda: init_params(policy, seed), context)
+        return StartingModel(policy, tokenizer, lambda: init_params(policy, seed), context)
     policy, params, _ = loaded
     if (options.context or 0) > policy.config.context:
         raise InputError(f"--context {context} exceeds that of the model ({policy.config.context}): lower it")
-    return Learner(policy, tokenizer, lambda: params, min(context, policy.config.context))
+    return StartingModel(policy, tokenizer, lambda: params, min(context, policy.config.context))
 
 
 def choose_tokenizer(options: ModelOptions, documents: Sequence[Document], prompts: Source) -> Tokenizer:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
-from jaxrl4lm.cli.language_data import NO_PROMPTS, Learner, build_learner, describe_corpus
+from jaxrl4lm.cli.language_data import NO_PROMPTS, StartingModel, build_model, describe_corpus
 from jaxrl4lm.cli.options import (
     Group,
     ModelOptions,
@@ -110,32 +110,28 @@ def build(arguments: SftArguments) -> Session:
     data, run, dataset = arguments.data, arguments.run, _dataset(arguments)
     documents = read_documents(dataset, data.prompt_column, data.completion_column, data.text_unit)
     room = arguments.sampling.max_new_tokens or LONGEST_COMPLETION
-    learner = build_learner(arguments.model, documents, NO_PROMPTS, room, run.seed)
+    model = build_model(arguments.model, documents, NO_PROMPTS, room, run.seed)
     training, held_out = _split(documents, data.held_out)
     corpus, held_corpus = (
-        encode_documents(
-            part, learner.tokenizer, learner.context, embeddings=learner.policy.config.vocab_size
-        )
+        encode_documents(part, model.tokenizer, model.context, embeddings=model.policy.config.vocab_size)
         for part in (training, held_out)
     )
-    evaluation = evaluate_texts(
-        learner.policy, held_corpus, _make_samples(arguments, learner, held_out, room)
-    )
+    evaluation = evaluate_texts(model.policy, held_corpus, _make_samples(arguments, model, held_out, room))
     stage = supervised(
-        learner.policy,
+        model.policy,
         corpus,
         arguments.supervised,
-        tokenizer=learner.tokenizer,
+        tokenizer=model.tokenizer,
         evaluation=evaluation,
         seed=run.seed,
         evaluate_every=run.evaluate_every,
     )
     notes = (
-        describe_corpus(corpus, learner.context),
-        describe_corpus(held_corpus, learner.context, "held out"),
+        describe_corpus(corpus, model.context),
+        describe_corpus(held_corpus, model.context, "held out"),
     )
     title = f"{dataset.name}, teacher forcing"
-    return Session(title, learner.policy, learner.start, (stage,), evaluation, notes)
+    return Session(title, model.policy, model.start, (stage,), evaluation, notes)
 
 
 def _split(documents: list[Document], held_out: int | None) -> tuple[list[Document], list[Document]]:
@@ -150,22 +146,20 @@ def _split(documents: list[Document], held_out: int | None) -> tuple[list[Docume
     return [documents[i] for i in sorted(order[count:])], [documents[i] for i in sorted(order[:count])]
 
 
-def _make_samples(arguments: SftArguments, learner: Learner, held_out: list[Document], room: int):
+def _make_samples(arguments: SftArguments, model: StartingModel, held_out: list[Document], room: int):
     """A function that completes a few held-out prompts; None where a prompt would be empty."""
-    tokenizer = learner.tokenizer
+    tokenizer = model.tokenizer
     if not tokenizer.begin_ids and not all(document.prompt for document in held_out[:SHOWN]):
         return None
-    room = min(room, learner.context // 2)
+    room = min(room, model.context // 2)
     sampling = arguments.sampling.make(tokenizer, room)
     same = len({document.prompt for document in held_out}) == 1
-    complete = complete_prompts(learner.policy, tokenizer, sampling if same else make_greedy(sampling))
-    fitting = [
-        d for d in held_out if len(tokenizer.encode(d.prompt)) + 1 + sampling.length <= learner.context
-    ]
+    complete = complete_prompts(model.policy, tokenizer, sampling if same else make_greedy(sampling))
+    fitting = [d for d in held_out if len(tokenizer.encode(d.prompt)) + 1 + sampling.length <= model.context]
     rows = [Row(i, {"prompt": d.prompt}) for i, d in enumerate(fitting[:SHOWN], start=1)]
     if not rows:
         return None
-    prompts = encode_prompts(rows, "prompt", tokenizer, "--dataset", sampling.length, learner.context)
+    prompts = encode_prompts(rows, "prompt", tokenizer, "--dataset", sampling.length, model.context)
 
     def samples(params: Params) -> list[Sample]:
         completions = complete(params, prompts)

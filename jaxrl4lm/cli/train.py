@@ -6,9 +6,9 @@ from jaxrl4lm import tasks
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 from jaxrl4lm.cli.language_data import (
-    Learner,
     Source,
-    build_learner,
+    StartingModel,
+    build_model,
     build_transformer,
     describe_corpus,
 )
@@ -135,10 +135,10 @@ def _build_prompts(arguments: TrainArguments) -> Session:
     rewards.check_columns(reward, name, [c for c in rows[0].columns if c != world.prompt_column])
     room = arguments.sampling.max_new_tokens or LONGEST_COMPLETION
     source = Source(str(world.prompts or "--prompts"), world.prompt_column, rows)
-    learner = build_learner(arguments.model, documents, source, room, run.seed)
-    policy, tokenizer, embeddings = learner.policy, learner.tokenizer, learner.policy.config.vocab_size
+    model = build_model(arguments.model, documents, source, room, run.seed)
+    policy, tokenizer, embeddings = model.policy, model.tokenizer, model.policy.config.vocab_size
     prompts = encode_prompts(
-        rows, source.column, tokenizer, source.name, room, learner.context, embeddings=embeddings
+        rows, source.column, tokenizer, source.name, room, model.context, embeddings=embeddings
     )
     training, held_out = _split(hide_column(prompts, world.prompt_column), world.held_out)
     notes = [
@@ -146,11 +146,11 @@ def _build_prompts(arguments: TrainArguments) -> Session:
         f"{max(map(len, prompts.ids))} tokens long"
     ]
     config = arguments.reinforcement.replace(sampling=arguments.sampling.make(tokenizer, room))
-    evaluation = _evaluate(arguments, learner, held_out, {name: reward})
+    evaluation = _evaluate(arguments, model, held_out, {name: reward})
     stages: list[Stage] = []
     if documents and arguments.pretrain.steps:
-        corpus = encode_documents(documents, tokenizer, learner.context, embeddings=embeddings)
-        notes.append(describe_corpus(corpus, learner.context))
+        corpus = encode_documents(documents, tokenizer, model.context, embeddings=embeddings)
+        notes.append(describe_corpus(corpus, model.context))
         stages.append(
             supervised(
                 policy,
@@ -179,7 +179,7 @@ def _build_prompts(arguments: TrainArguments) -> Session:
     return Session(
         title=f"{source_name}, {name.split('/')[-1]}, {arguments.algorithm.algorithm.upper()}",
         policy=policy,
-        start=learner.start,
+        start=model.start,
         stages=_keep_stages(stages),
         evaluation=evaluation,
         notes=tuple(notes),
@@ -194,7 +194,7 @@ def _split(prompts: PromptSet, held_out: int | None) -> tuple[PromptSet, PromptS
 
 
 def _evaluate(
-    arguments: TrainArguments, learner: Learner, held_out: PromptSet, named: dict[str, rewards.Reward]
+    arguments: TrainArguments, model: StartingModel, held_out: PromptSet, named: dict[str, rewards.Reward]
 ) -> Evaluation:
     """Greedy completions of held-out prompts; where all prompts are the same, many samples of it."""
     distinct = len(set(held_out.texts))
@@ -203,8 +203,8 @@ def _evaluate(
     if distinct == 1:
         held_out = held_out.select([0] * EVALUATED_SAMPLES)
     room = arguments.sampling.max_new_tokens or LONGEST_COMPLETION
-    sampling = arguments.sampling.make(learner.tokenizer, room)
-    return evaluate_prompts(learner.policy, learner.tokenizer, held_out, named, sampling, greedy=greedy)
+    sampling = arguments.sampling.make(model.tokenizer, room)
+    return evaluate_prompts(model.policy, model.tokenizer, held_out, named, sampling, greedy=greedy)
 
 
 def _read(arguments: TrainArguments) -> tuple[list[Row], list[Document]]:
