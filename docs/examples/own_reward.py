@@ -51,7 +51,9 @@ def main(sizes: Sizes, out: str | None) -> training.Run:
         ),
     )
     params = jax.jit(policy.init)(jax.random.key(0))
-    run = training.fit([stage], params, out=out, on_progress=lambda report: print(report.headline))
+    run = training.fit(
+        [stage], params, out=out, on_progress=lambda report: print(report.headline or report.stage.name)
+    )
     for before, after in zip(run.before, run.after, strict=True):
         print(f"{before.prompt}: {before.completion!r} before, {after.completion!r} after")
     return run

@@ -45,7 +45,10 @@ def read_command(path: pathlib.Path) -> str:
     Raises:
       InputError: if no command did.
     """
-    command = folder.read_config(path).get("command")
+    config = folder.read_config(path)
+    if "command" not in config and "stages" in config:
+        raise InputError(f"{path} was made in Python: go on with it by training.fit(..., resume=True)")
+    command = config.get("command")
     if command not in ("train", "sft"):
         raise InputError(
             f"{path / folder.CONFIG} is damaged or of another version (its command is {command!r}): "
@@ -76,7 +79,7 @@ def read_arguments(path: pathlib.Path, kind: type) -> tuple[Any, list[str]]:
     return arguments, changed
 
 
-def take_up(arguments: Any, check: Callable[[Any], None]) -> Any:
+def take_up(command: str, arguments: Any, check: Callable[[Any], None]) -> Any:
     """The options of the run that is to be resumed; the given ones where it is a new run.
 
     Raises:
@@ -87,6 +90,8 @@ def take_up(arguments: Any, check: Callable[[Any], None]) -> Any:
         return arguments
     if arguments != type(arguments)(run=RunOptions(resume=path)):
         raise InputError(f"--resume {path} takes the options of that run: give no other option")
+    if (made := read_command(path)) != command:
+        raise InputError(f"{path} is a run of {made}: jaxrl4lm {made} --resume {path}")
     saved, changed = read_arguments(path, type(arguments))
     refuse_changes(path, changed)
     check(saved)

@@ -20,6 +20,7 @@ from jaxrl4lm.cli.report import announce, exit_code_of_interrupt, report
 from jaxrl4lm.metrics import SINKS, check_sinks
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.training import Evaluation, Stage, fit
+from jaxrl4lm.training.folder import FolderExists
 from jaxrl4lm.types import InputError, Params
 
 
@@ -56,6 +57,8 @@ def drive(command: str, session: Session, arguments: Any, name: str) -> int:
     path = options.resume or run_folder.choose_folder(options.out, name)
     try:
         return _drive(command, session, options, config, path)
+    except FolderExists:
+        raise
     except InputError as error:
         if not path.exists():
             raise

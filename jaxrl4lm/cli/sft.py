@@ -67,7 +67,7 @@ class SftArguments:
 
 def main(words: list[str]) -> int:
     """Runs the command."""
-    arguments = run_folder.take_up(_parse(words), check)
+    arguments = run_folder.take_up("sft", _parse(words), check)
     enable_compilation_cache()
     session = build(arguments)
     return drive("sft", session, arguments, f"{_dataset(arguments).stem}-sft-seed{arguments.run.seed}")

@@ -27,7 +27,7 @@ from jaxrl4lm.training import (
     supervised,
 )
 from jaxrl4lm.training.language_stage import init_params
-from jaxrl4lm.training.reinforcement_stage import LONGEST_COMPLETION, hide_column, split_prompts
+from jaxrl4lm.training.reinforcement_stage import LONGEST_COMPLETION, fill_columns, hide_column, split_prompts
 from jaxrl4lm.types import InputError
 
 TASKS = {"addition": tasks.addition, "sort": tasks.sort, "reverse": tasks.reverse, "copy": tasks.copy}
@@ -38,7 +38,7 @@ EVALUATED_SAMPLES = 256
 
 def main(words: list[str]) -> int:
     """Runs the command."""
-    arguments = run_folder.take_up(parse_train(words), check)
+    arguments = run_folder.take_up("train", parse_train(words), check)
     enable_compilation_cache()
     source = arguments.world.prompts or arguments.text.text
     name = arguments.world.task if arguments.on_task or source is None else source.stem
@@ -80,6 +80,7 @@ def _build_task(arguments: TrainArguments) -> Session:
             until=_reach(arguments.text.pretrain_until),
             seed=run.seed,
             seeds=seeds,
+            evaluate_every=run.evaluate_every,
         ),
         reinforcement(
             policy,
@@ -160,6 +161,7 @@ def _build_prompts(arguments: TrainArguments) -> Session:
                 evaluation=evaluation,
                 until=_reach(arguments.text.pretrain_until),
                 seed=run.seed,
+                evaluate_every=run.evaluate_every,
             )
         )
     stages.append(
@@ -216,6 +218,4 @@ def _read(arguments: TrainArguments) -> tuple[list[Row], list[Document]]:
     documents = []
     if text.text:
         documents = read_documents(text.text, world.prompt_column, text.completion_column, text.text_unit)
-    names = dict.fromkeys(name for row in rows for name in row.columns)
-    # Every row has every column, None where the file has none, so that the reward is always called with the same.
-    return [Row(row.line, dict.fromkeys(names) | row.columns) for row in rows], documents
+    return fill_columns(rows), documents

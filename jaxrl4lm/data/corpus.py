@@ -81,7 +81,7 @@ def encode_documents(
 ) -> Corpus:
     """Documents as rows of at most `longest` tokens: begin, prompt, completion, end.
 
-    One document that is longer than ten rows is a stream: it is cut into rows, and nothing of it is lost.
+    One document that is longer than ten rows is a stream: it is cut into rows; what does not fill the last one is left out.
 
     Args:
       embeddings: of the model that is to read them. None: as many as the tokenizer may ask for.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import jax
+import numpy as np
 
 from jaxrl4lm.decoding import Sampling
 from jaxrl4lm.types import ScalarLike
@@ -39,6 +40,12 @@ def find_out_of_range(record: Any) -> tuple[str, str] | None:
     """
     for each in dataclasses.fields(record):
         value = getattr(record, each.name)
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, str) and "least" in each.metadata:
+            return each.name, f"must be a number, not {value!r}"
+        if isinstance(value, float) and each.metadata.get("static"):
+            return each.name, f"must be a whole number, not {value}"
         if isinstance(value, bool) or not isinstance(value, int | float) or "least" not in each.metadata:
             continue
         above, least, most = (each.metadata[bound] for bound in ("above", "least", "most"))
@@ -129,6 +136,10 @@ class ReinforcementConfig(_Config):
     def check(self) -> None:
         """Raises ValueError, naming the field, its value and the fix, where a number does not fit."""
         super().check()
+        if self.sampling.temperature is None:
+            raise ValueError(
+                "sampling.temperature must be a number: the most likely tokens alone teach nothing"
+            )
         if self.sampling.copies != 1:
             raise ValueError(
                 f"sampling.copies must be 1, not {self.sampling.copies}: `completions` says how many"
@@ -161,4 +172,4 @@ class SupervisedConfig(_Config):
     batch: int = size(128)
     """Sequences of a step."""
     warmup: int = size(20, least=0)
-    """Steps over which the learning rate rises from 0."""
+    """Steps over which the learning rate rises."""

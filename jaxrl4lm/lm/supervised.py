@@ -116,7 +116,7 @@ def update(
 def learning_rate_at(step: Array, config: SupervisedConfig) -> Array:
     """A linear warm-up, then a half cosine down to its last share."""
     rising = jnp.minimum(1.0, (step + 1) / (config.warmup + 1))
-    progress = jnp.clip((step - config.warmup) / max(config.steps - config.warmup, 1), 0.0, 1.0)
+    progress = jnp.clip((step - config.warmup) / max(config.steps - 1 - config.warmup, 1), 0.0, 1.0)
     last = config.final_learning_rate_share
     return config.learning_rate * rising * ((1 + last) / 2 + (1 - last) / 2 * jnp.cos(jnp.pi * progress))
 

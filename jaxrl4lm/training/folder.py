@@ -15,6 +15,10 @@ CONFIG, METRICS, SAMPLES, CURVE = "config.json", "metrics.jsonl", "samples.txt",
 CHECKPOINTS, MODEL = "checkpoints", "model"
 
 
+class FolderExists(InputError):
+    """The folder of a new run is there already; it may be another run's, and is to be left alone."""
+
+
 class RunFolder:
     """An open run folder: its checkpoints, its metrics, and how far the run had come."""
 
@@ -65,12 +69,15 @@ def create(path: pathlib.Path, config: Mapping[str, Any]) -> None:
     Raises:
       InputError: if it exists, or cannot be written.
     """
-    if path.exists():
-        raise InputError(f"the run folder {path} exists: resume it, or name another folder")
+    try:
+        content = json.dumps({"version": jaxrl4lm.__version__, **config}, indent=2, default=_describe)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the configuration cannot be written as JSON ({error}): give plain data") from None
     try:
         path.mkdir(parents=True)
-        content = {"version": jaxrl4lm.__version__, **config}
-        (path / CONFIG).write_text(json.dumps(content, indent=2, default=_describe) + "\n")
+        (path / CONFIG).write_text(content + "\n")
+    except FileExistsError:
+        raise FolderExists(f"the run folder {path} exists: resume it, or name another folder") from None
     except OSError as error:
         raise InputError(
             f"the run folder {path} cannot be written ({error.strerror}): name another folder"

@@ -11,8 +11,10 @@ class Interruption:
     Outside of the main thread, which alone gets signals, it never remembers any.
     """
 
-    def __init__(self):
+    def __init__(self, then: str):
+        """`then`: what follows the steps under way, in words."""
         self.signal: int | None = None
+        self._then = then
 
     def __enter__(self) -> "Interruption":
         handled = (signal.SIGINT, signal.SIGTERM)
@@ -30,4 +32,5 @@ class Interruption:
             raise KeyboardInterrupt
         self.signal = number
         # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nfinishing the current steps and saving ... (again to stop at once)\n")
+        text = f"\nfinishing the current steps and {self._then} ... (again to stop at once)\n"
+        os.write(2, text.encode())

@@ -62,6 +62,17 @@ def export_with(
     return export
 
 
+def choose_chunk(every: int, steps: int) -> int:
+    """Steps between evaluations: `every`, or all where there are fewer.
+
+    Raises:
+      InputError: if it is below 1.
+    """
+    if every < 1:
+        raise InputError(f"evaluate_every must be at least 1, not {every}")
+    return max(1, min(every, steps))
+
+
 def check_config(config: Any) -> None:
     """Raises InputError where a number of the configuration does not fit."""
     try:

@@ -24,6 +24,8 @@ from jaxrl4lm.training.interruption import Interruption
 from jaxrl4lm.training.stage import Numbers, Progress, Report, Sample, Stage, StepFailed
 from jaxrl4lm.types import InputError, Params
 
+RESERVED = ("stage", "step", "seconds")
+"""What a record says beside metrics."""
 SKIPPED = "skipped_updates"
 """The metric that counts the steps of a stage that were not applied because they were not finite."""
 
@@ -52,7 +54,7 @@ class Run(NamedTuple):
 
 
 def fit(
-    stages: Sequence[Stage],
+    stages: Stage | Sequence[Stage],
     params: Params,
     *,
     out: str | os.PathLike | None = None,
@@ -67,25 +69,30 @@ def fit(
     """Takes parameters through stages.
 
     A run is decided by its arguments alone: killed at any moment and resumed it ends with the same bits. Ctrl-C and
-    SIGTERM finish the chunk, save and return a `Run` whose `interrupted` is the signal.
+    SIGTERM finish the chunk, save and return a `Run` whose `interrupted` is the signal; a kill loses what came after the last
+    checkpoint.
 
     Args:
-      params: where the first stage begins. They are copied.
+      params: where the first stage begins; each stage's `init` copies what it is given.
       out: a new run folder, for the configuration, metrics, the learning curve, samples, checkpoints and the last
         stage's export (`model/`). None: nothing is written.
       resume: go on with the run in `out`.
       title: of the picture; the names of the stages if None.
       config: what config.json holds (JSON); what the stages say of themselves if None.
       sinks: functions of the run folder that make further places for the records, as `metrics.TensorBoard`.
-      place: from the shapes of a state to the shardings of its leaves, all on one mesh, as
+      place: from any tree of shapes (states, parameters, counters) to the shardings of its leaves, all on one mesh, as
         `partial(models.shardings, mesh=mesh)`. None: one device.
       on_progress: called when a stage begins and after each chunk.
-      save_interval: seconds between checkpoints, at least; inf saves only at an interruption and at the end.
+      save_interval: seconds between checkpoints, at least (never less than a chunk); inf saves only at an interruption
+        and at the end.
     Raises:
-      InputError: if the folder cannot be used, a parameter is not finite, or a step failed (its `StepFailed`; what was done
-        before it is saved).
+      InputError: if the folder cannot be used, a parameter is not finite, or a step or an evaluation failed by
+        an `InputError`; what was done before it is saved.
     """
+    stages = (stages,) if isinstance(stages, Stage) else tuple(stages)
     _check_stages(stages)
+    if resume and out is None:
+        raise InputError("resume needs the folder of the run to go on with: give out=")
     params = jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.array(x), params)
     _check_finite(params)
     name_of_run = title or ", then ".join(stage.name for stage in stages)
@@ -108,6 +115,10 @@ def _check_stages(stages: Sequence[Stage]) -> None:
     if not stages:
         raise InputError("there are no stages: give at least one")
     names = [stage.name for stage in stages]
+    if "start" in names:
+        raise InputError(
+            "a stage is called 'start', as the score before the first step: give it another name"
+        )
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(f"two stages are called {twice[0]!r}: give each a name, by stage._replace(name=...)")
     for stage in stages:
@@ -139,7 +150,9 @@ def _check_finite(params: Params) -> None:
     }
     finite = jax.device_get(jax.jit(partial(jax.tree.map, lambda x: jnp.isfinite(x).all()))(named))
     if broken := [name for name, is_finite in finite.items() if not is_finite]:
-        raise InputError(f"the parameter {broken[0]} holds numbers that are not finite: mend the model")
+        raise InputError(
+            f"the parameter {broken[0] or 'given'} holds numbers that are not finite: mend the model"
+        )
 
 
 class _Loop:
@@ -159,7 +172,7 @@ class _Loop:
         self.progress = opened.progress if opened else Progress()
         self.records: list[dict[str, Any]] = [] if opened is None else opened.jsonl.records
         self.sinks: list[Sink] = [opened.jsonl] if opened else []
-        self.interruption = Interruption()
+        self.interruption = Interruption("saving" if opened else "returning")
         self.preparation: threading.Thread | None = None
         self.started = time.monotonic() - self.progress.seconds
         self.saved = time.monotonic()
@@ -228,7 +241,7 @@ class _Loop:
             with self._on_mesh():
                 samples = [list(sample) for sample in stage.samples(params)]
             self.progress = self.progress._replace(before=samples)
-        self._record(stage, 1, {}, score)
+        self._write([{"stage": stage.name, "step": 0, **self._time(score)}])
         with self._on_mesh():
             layout = None if self.place is None else self.place(jax.eval_shape(stage.init, params))
             return jax.jit(stage.init, out_shardings=layout)(params)
@@ -243,16 +256,18 @@ class _Loop:
 
     def _advance(self, stage: Stage, state: Any) -> Any:
         """Chunks until the stage ends or somebody interrupts."""
+        if self.progress.unfinished is not None:
+            self._evaluate_last(stage, state, self.progress.unfinished)
         while not self._has_ended(stage) and self.interruption.signal is None:
             done = self.progress.done
             count = min(stage.chunk - done % stage.chunk, stage.steps - done)
             began = time.monotonic()
             state, metrics = self._step(stage, state, count)
             seconds = time.monotonic() - began
-            score = self._evaluate(stage, stage.params_of(state))
             self.progress = self.progress._replace(done=done + count)
-            self._keep_score(stage.name, score)
-            self._record(stage, count, metrics, score)
+            *others, last = self._make_records(stage, count, metrics)
+            self._write(others)
+            score = self._evaluate_last(stage, state, last)
             numbers = {k: np.asarray(v) for k, v in score.items()} | {"seconds": np.asarray(seconds)}
             self._tell(stage, stage.headline({**metrics, **numbers}))
             due = time.monotonic() - self.saved >= self.save_interval
@@ -261,6 +276,19 @@ class _Loop:
         if not self._has_ended(stage):
             self._save(state)
         return state
+
+    def _evaluate_last(self, stage: Stage, state: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Evaluates the end of a chunk and writes its last record; where that fails, as a user's reward may, all is saved."""
+        try:
+            score = self._evaluate(stage, stage.params_of(state))
+        except InputError:
+            self.progress = self.progress._replace(unfinished=record)
+            self._save(state)
+            raise
+        self.progress = self.progress._replace(unfinished=None)
+        self._keep_score(stage.name, score)
+        self._write([{**record, **self._time(score)}])
+        return score
 
     def _has_ended(self, stage: Stage) -> bool:
         """Whether the stage has done its steps, or its evaluation was good enough."""
@@ -276,6 +304,7 @@ class _Loop:
         try:
             with self._on_mesh():
                 state, metrics = stage.advance(state, self.progress.done, count)
+                _check_metrics(stage, metrics, count)
                 if self.place is not None:
                     # As a resumed run lays it out: otherwise sums would be taken in another order from here on.
                     state = jax.device_put(state, self.place(jax.eval_shape(lambda: state)))
@@ -283,26 +312,29 @@ class _Loop:
         except StepFailed as failed:
             done = len(next(iter(failed.metrics.values()), ()))
             self.progress = self.progress._replace(done=self.progress.done + done)
-            if done:
-                self._record(stage, done, failed.metrics)
+            self._write(self._make_records(stage, done, failed.metrics))
             self._save(failed.state)
             raise
 
-    def _record(
-        self, stage: Stage, count: int, metrics: Numbers, score: Mapping[str, Any] | None = None
-    ) -> None:
-        """Writes a record a step; the evaluation, if there is one, belongs to the last."""
+    def _make_records(self, stage: Stage, count: int, metrics: Numbers) -> list[dict[str, Any]]:
+        """A record for each of the last `count` steps."""
         first = self.progress.done - count + 1
-        for i in range(count):
-            record = {"stage": stage.name, "step": first + i}
-            record |= {name: _make_plain(values[i]) for name, values in metrics.items()}
-            if i == count - 1 and score is not None:
-                record |= {**score, "seconds": round(time.monotonic() - self.started, 3)}
-            record = drop_non_finite(record)
+        return [
+            {"stage": stage.name, "step": first + i}
+            | {name: _make_plain(values[i]) for name, values in metrics.items()}
+            for i in range(count)
+        ]
+
+    def _time(self, score: Mapping[str, Any]) -> dict[str, Any]:
+        return {**score, "seconds": round(time.monotonic() - self.started, 3)}
+
+    def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        for record in records:
+            plain = drop_non_finite(dict(record))
             if self.folder is None:
-                self.records.append(record)
+                self.records.append(plain)
             for sink in self.sinks:
-                sink.write(record)
+                sink.write(plain)
 
     def _save(self, state: Any) -> None:
         seconds = time.monotonic() - self.started
@@ -367,6 +399,19 @@ class _Loop:
             after=after,
             skipped=_count_skipped(self.records),
         )
+
+
+def _check_metrics(stage: Stage, metrics: Numbers, count: int) -> None:
+    """Raises InputError where a stage's metrics are no numbers a step, or have a name of the record's own."""
+    for name, values in metrics.items():
+        if name in RESERVED:
+            raise InputError(
+                f"the stage {stage.name!r} has a metric {name!r}: records use that name, give another"
+            )
+        if np.shape(values)[:1] != (count,):
+            raise InputError(
+                f"the stage {stage.name!r} gave {name} of shape {np.shape(values)} for {count} steps: give a value for each"
+            )
 
 
 def _trace_stage(stage: Stage, params: Params) -> Params:

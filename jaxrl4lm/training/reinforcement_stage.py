@@ -26,6 +26,7 @@ from jaxrl4lm.training.evaluation import (
 )
 from jaxrl4lm.training.language_stage import (
     check_config,
+    choose_chunk,
     choose_keys,
     describe,
     digest,
@@ -89,8 +90,14 @@ def reinforcement(
     def init(params: Params) -> update_rule.ReinforcementState:
         return map_over_seeds(lambda k, p: update_rule.init(k, config, learner, p), seeds)(keys, params)
 
-    every = max(1, min(evaluate_every, config.updates))
+    every = choose_chunk(evaluate_every, config.updates)
     if isinstance(prompts, Task):
+        if rewards:
+            raise InputError("a task has its own reward: give no rewards")
+        if sampling.length != longest:
+            raise InputError(
+                f"max_new_tokens {sampling.length}: {prompts.name} is answered in {longest} tokens, leave it open"
+            )
         evaluation = evaluation or evaluate_task(policy, prompts, seeds=seeds)
         part = _Compiled(config, learner, prompts, seeds)
     else:
@@ -153,12 +160,19 @@ def name_rewards(rewards: Rewards) -> dict[str, Reward]:
       InputError: if there is none.
     """
     if isinstance(rewards, Mapping):
-        return dict(rewards)
-    several = [rewards] if callable(rewards) else list(rewards)
+        several: list[Any] = list(rewards.values())
+    else:
+        several = [rewards] if callable(rewards) or isinstance(rewards, str) else list(rewards)
     if not several:
         raise InputError(
             "there is no reward: give at least one function reward(prompts, completions, **columns)"
         )
+    if wrong := [reward for reward in several if not callable(reward)]:
+        raise InputError(
+            f"the reward {wrong[0]!r} is no function: give one, reward(prompts, completions, **columns)"
+        )
+    if isinstance(rewards, Mapping):
+        return dict(rewards)
     named: dict[str, Reward] = {}
     for reward in several:
         name = getattr(reward, "__name__", type(reward).__name__)
@@ -170,24 +184,37 @@ def _encode(
     prompts: Sequence[Any], tokenizer: Tokenizer, policy: LanguagePolicy, room: int
 ) -> tuple[PromptSet, PromptSet]:
     """(to train on, held out) of texts or records."""
+    if isinstance(prompts, str):
+        raise InputError("prompts is one text: give a list of texts, or data.load(FILE)")
     rows = []
     for number, prompt in enumerate(prompts, start=1):
         columns = prompt.columns if isinstance(prompt, Row) else prompt
-        columns = {"prompt": columns} if isinstance(columns, str) else dict(columns)
         line = prompt.line if isinstance(prompt, Row) else number
+        if isinstance(columns, str | list):
+            columns = {"prompt": columns}
+        elif not isinstance(columns, Mapping):
+            kind = type(prompt).__name__
+            raise InputError(f"prompts, line {line}: a {kind} where a text, messages or a record is expected")
         if "prompt" not in columns:
             found = ", ".join(map(repr, columns)) or "none"
             raise InputError(f"prompts, line {line}: no column 'prompt'; its columns are {found}")
         if not isinstance(columns["prompt"], str):
             check_messages(columns["prompt"], f"prompts, line {line}: column 'prompt'")
-        rows.append(Row(line, columns))
+        rows.append(Row(line, dict(columns)))
     if not rows:
         raise InputError("there are no prompts: give at least one")
+    rows = fill_columns(rows)
     sizes = policy.config
     encoded = encode_prompts(
         rows, "prompt", tokenizer, "prompts", room, sizes.context, embeddings=sizes.vocab_size
     )
     return split_prompts(hide_column(encoded, "prompt"), None)
+
+
+def fill_columns(rows: Sequence[Row]) -> list[Row]:
+    """The rows with the columns of all, None where one has it not: a reward is always called with the same."""
+    names = dict.fromkeys(name for row in rows for name in row.columns)
+    return [Row(row.line, dict.fromkeys(names) | row.columns) for row in rows]
 
 
 def hide_column(prompts: PromptSet, column: str) -> PromptSet:

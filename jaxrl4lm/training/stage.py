@@ -78,6 +78,8 @@ class Progress(NamedTuple):
     """The last evaluation of each stage by its name; `start`: the one before the first step."""
     before: Sequence[Sequence[Any]] = ()
     """Samples from before the last stage."""
+    unfinished: Mapping[str, Any] | None = None
+    """The record of the last step, where its evaluation failed: it is evaluated and written when the run goes on."""
 
 
 class Report(NamedTuple):

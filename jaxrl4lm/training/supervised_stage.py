@@ -18,6 +18,7 @@ from jaxrl4lm.tasks import Task
 from jaxrl4lm.training.evaluation import Evaluation, evaluate_task
 from jaxrl4lm.training.language_stage import (
     check_config,
+    choose_chunk,
     choose_keys,
     describe,
     digest,
@@ -70,16 +71,18 @@ def supervised(
 
     if isinstance(dataset, Task):
         evaluation = evaluation or evaluate_task(policy, dataset, seeds=seeds)
-        every, tokenizer = evaluate_every or 10, tokenizer or dataset.tokenizer
+        every, tokenizer = 10 if evaluate_every is None else evaluate_every, tokenizer or dataset.tokenizer
         part = _imitate_task(config, teacher, dataset, seeds)
     else:
         if seeds > 1:
             raise InputError(
                 f"seeds {seeds}: several seeds at once need a task, not texts: train one at a time"
             )
-        every = evaluate_every or 50
+        if not isinstance(dataset, Corpus):
+            raise InputError("the dataset is neither a task nor texts that data.corpus.encode_documents gave")
+        every = 50 if evaluate_every is None else evaluate_every
         part = _imitate_texts(config, teacher, dataset, seed)
-    every = max(1, min(every, config.steps))
+    every = choose_chunk(every, config.steps)
 
     def prepare(params: Params) -> None:
         part.chunk.lower(jax.eval_shape(init, params), *part.arguments(0, every)).compile()
