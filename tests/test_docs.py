@@ -7,7 +7,6 @@ import pathlib
 import pkgutil
 import re
 
-import jax
 import numpy as np
 import pytest
 
@@ -84,20 +83,10 @@ HOLDS = {
 }
 
 
-def folder_of_a_reader(folder):
-    """What the README says that a reader has: a model's folder and a file of prompts; both tiny."""
-    tokenizer = jaxrl4lm.data.CharacterTokenizer("0123456789+=. ")
-    policy = models.LanguagePolicy(models.TransformerConfig(tokenizer.vocab_size, layers=1, width=8, heads=2))
-    models.save(folder / "Qwen2.5-0.5B", policy, policy.init(jax.random.key(0)), tokenizer)
-    (folder / "prompts.jsonl").write_text('{"prompt": "1+2="}\n{"prompt": "3+4="}\n' * 8)
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)])
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
-    """All blocks in order, with nothing given but the files that the README says a reader has."""
+    """All blocks in order, in an empty folder, with nothing given."""
     monkeypatch.chdir(tmp_path)
-    if page == "README.md":
-        folder_of_a_reader(tmp_path)
     scope = {}
     for code in python_blocks(page):
         exec(compile(code, page, "exec"), scope)
@@ -114,7 +103,8 @@ def test_code_to_copy_is_short():
     ]
     assert len(steps) == 1
     assert steps[0].end_lineno - steps[0].lineno < 15
-    statements = ast.parse(python_blocks("README.md")[0]).body
+    _, whole_run = python_blocks("README.md")  # the first makes what a reader may have already
+    statements = ast.parse(whole_run).body
     assert len(statements) <= 10
     assert len(PAGES["README.md"].split("\n")) <= 150
 
