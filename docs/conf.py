@@ -45,7 +45,8 @@ def public_members(page: str) -> dict[str, list[str]]:
     module = importlib.import_module(page)
     listed = getattr(module, "__all__", None)
     members: dict[str, list[str]] = {"functions": [], "classes": [], "exceptions": []}
-    for name, member in vars(module).items():
+    on_first_use = {name: getattr(module, name) for name in listed or () if name not in vars(module)}
+    for name, member in {**vars(module), **on_first_use}.items():
         home = getattr(member, "__module__", None)
         elsewhere = home != page and (listed is None or home in PAGES)
         if elsewhere or name not in (listed or [name]) or name.startswith("_"):

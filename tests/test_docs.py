@@ -187,6 +187,26 @@ def test_every_room_is_in_the_reference():
     assert listed == rooms - {"arguments", "cli"}
 
 
+def test_every_listed_name_is_in_the_reference(monkeypatch):
+    """Also names that a room loads on first use."""
+    pytest.importorskip("sphinx")
+    monkeypatch.syspath_prepend(DOCS)
+    spec = importlib.util.spec_from_file_location("conf", DOCS / "conf.py")
+    conf = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(conf)
+    described = {
+        page: {name for kind in conf.public_members(page).values() for name in kind} for page in conf.PAGES
+    }
+    for page, names in described.items():
+        module = importlib.import_module(page)
+        for name in getattr(module, "__all__", ()):
+            member = getattr(module, name)
+            elsewhere = getattr(member, "__module__", None) in set(described) - {page}
+            if inspect.isfunction(member) or inspect.isclass(member):
+                assert name in names or elsewhere, f"{page} leaves {name} out"
+    assert {"fit", "reinforcement", "supervised"} <= described["jaxrl4lm.training"]
+
+
 def functions_of_the_table():
     """`module.name`, and names after it of the same module; `name(arguments)` and `name(_suffix)` as well."""
     table = PAGES["docs/losses.md"].split("## Which function is which paper", 1)[1].split("\n## ", 1)[0]
