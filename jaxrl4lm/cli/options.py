@@ -79,7 +79,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How a completion is drawn. Every probability that is learned from is of this distribution."""
+    """How a completion is drawn. Reinforcement learning learns from the probabilities of this distribution."""
 
     max_new_tokens: int | None = size(None)
     """Longest completion, in tokens. If not given: what the task needs, or 64."""

@@ -154,7 +154,9 @@ def _make_samples(arguments: SftArguments, model: StartingModel, held_out: list[
     room = min(room, model.context // 2)
     sampling = arguments.sampling.make(tokenizer, room)
     same = len({document.prompt for document in held_out}) == 1
-    complete = complete_prompts(model.policy, tokenizer, sampling if same else make_greedy(sampling))
+    settings = dataclasses.replace(arguments.sampling, max_new_tokens=None, stop=())
+    drawn = same or settings != SamplingOptions()  # as the options say, if any does
+    complete = complete_prompts(model.policy, tokenizer, sampling if drawn else make_greedy(sampling))
     fitting = [d for d in held_out if len(tokenizer.encode(d.prompt)) + 1 + sampling.length <= model.context]
     rows = [Row(i, {"prompt": d.prompt}) for i, d in enumerate(fitting[:SHOWN], start=1)]
     if not rows:

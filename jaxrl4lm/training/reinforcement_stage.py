@@ -1,5 +1,6 @@
 """Reinforcement learning of a language model as a stage: a compiled task, or prompts and Python rewards."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -260,6 +261,10 @@ class _Compiled:
         self._chunk.lower(state, count).compile()
 
 
+def _name_kind(value: Any) -> str:
+    return type(value).__name__
+
+
 class _Hosted:
     """Updates on prompts: the rewards are called between two compiled halves."""
 
@@ -285,7 +290,12 @@ class _Hosted:
 
         self._sample, self._learn = sample, learn
         ids = [i for row in prompts.ids for i in (*row, -1)]
-        self.description = {"prompts": len(prompts.rows), "digest": digest(ids), "rewards": list(rewards)}
+        others = json.dumps([row.columns for row in prompts.rows], sort_keys=True, default=_name_kind)
+        self.description = {
+            "prompts": len(prompts.rows),
+            "digest": digest(ids, bytearray(others.encode())),
+            "rewards": list(rewards),
+        }
 
     def _batch(self, update: int) -> tuple[list[int], tuple[np.ndarray, np.ndarray]]:
         count = self._config.prompts_per_update
