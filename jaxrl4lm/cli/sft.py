@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 from jaxrl4lm.cli.language_data import NO_PROMPTS, StartingModel, build_model, describe_corpus
@@ -26,10 +24,10 @@ from jaxrl4lm.lm import SupervisedConfig
 from jaxrl4lm.lm.config import size
 from jaxrl4lm.training import Sample, evaluate_texts, supervised
 from jaxrl4lm.training.evaluation import SHOWN, complete_prompts, make_greedy
+from jaxrl4lm.training.language_stage import split_indices
 from jaxrl4lm.training.reinforcement_stage import LONGEST_COMPLETION
 from jaxrl4lm.types import InputError, Params
 
-MOST_HELD_OUT = 256
 NEW_MODEL = SupervisedConfig(learning_rate=3e-3, steps=1000)
 """Of a small new model. With --model the defaults are those of `lm.SupervisedConfig`."""
 
@@ -135,15 +133,12 @@ def build(arguments: SftArguments) -> Session:
 
 
 def _split(documents: list[Document], held_out: int | None) -> tuple[list[Document], list[Document]]:
-    """(to train on, held out), chosen by a fixed shuffle."""
-    total = len(documents)
-    count = min(MOST_HELD_OUT, total // 10) if held_out is None else held_out
-    if count >= total and count:
-        raise InputError(f"--held-out {count} leaves nothing of {total} texts to train on: lower it")
-    if count == 0:
-        return documents, documents[:MOST_HELD_OUT]
-    order = np.random.default_rng(0).permutation(total).tolist()
-    return [documents[i] for i in sorted(order[count:])], [documents[i] for i in sorted(order[:count])]
+    """(to train on, held out)."""
+    try:
+        training, kept_back = split_indices(len(documents), held_out, "texts")
+    except InputError as error:
+        raise InputError(str(error).replace("held_out", "--held-out")) from None
+    return [documents[i] for i in training], [documents[i] for i in kept_back]
 
 
 def _make_samples(arguments: SftArguments, model: StartingModel, held_out: list[Document], room: int):

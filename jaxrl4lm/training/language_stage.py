@@ -20,6 +20,7 @@ from jaxrl4lm.types import Array, InputError, Params
 
 SEEDS_AT_ONCE = 8
 """The best block of `benchmarks/population.py` on a CPU."""
+MOST_HELD_OUT = 256
 PURPOSES = ("params", "supervised", "reinforcement")
 """A key of its own for each: a stage draws the same numbers whether others run before it or not."""
 
@@ -71,6 +72,21 @@ def choose_chunk(every: int, steps: int) -> int:
     if every < 1:
         raise InputError(f"evaluate_every must be at least 1, not {every}")
     return max(1, min(every, steps))
+
+
+def split_indices(total: int, held_out: int | None, what: str) -> tuple[list[int], list[int]]:
+    """(to train on, held out) of so many rows, by a fixed shuffle. None: a tenth, 256 at most; 0: what is trained on.
+
+    Raises:
+      InputError: if nothing is left to train on.
+    """
+    count = min(MOST_HELD_OUT, total // 10) if held_out is None else held_out
+    if count >= total and count:
+        raise InputError(f"held_out {count} leaves nothing of {total} {what} to train on: lower it")
+    if count == 0:
+        return list(range(total)), list(range(min(MOST_HELD_OUT, total)))
+    order = np.random.default_rng(0).permutation(total).tolist()
+    return sorted(order[count:]), sorted(order[:count])
 
 
 def check_config(config: Any) -> None:

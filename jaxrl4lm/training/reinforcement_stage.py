@@ -34,13 +34,13 @@ from jaxrl4lm.training.language_stage import (
     export_with,
     fetch,
     map_over_seeds,
+    split_indices,
 )
 from jaxrl4lm.training.stage import Numbers, Stage, StepFailed
 from jaxrl4lm.types import InputError, Params
 
 LONGEST_COMPLETION = 64
 """Tokens, where the configuration does not say."""
-MOST_HELD_OUT = 256
 Rewards = Callable[..., Any] | Sequence[Reward] | Mapping[str, Reward]
 
 
@@ -232,14 +232,8 @@ def split_prompts(prompts: PromptSet, held_out: int | None) -> tuple[PromptSet, 
     Raises:
       InputError: if nothing is left to train on.
     """
-    total = len(prompts.rows)
-    count = min(MOST_HELD_OUT, total // 10) if held_out is None else held_out
-    if count >= total and count:
-        raise InputError(f"held_out {count} leaves nothing of {total} prompts to train on: lower it")
-    if count == 0:
-        return prompts, prompts.select(list(range(min(MOST_HELD_OUT, total))))
-    order = np.random.default_rng(0).permutation(total).tolist()
-    return prompts.select(sorted(order[count:])), prompts.select(sorted(order[:count]))
+    training, kept_back = split_indices(len(prompts.rows), held_out, "prompts")
+    return prompts.select(training), prompts.select(kept_back)
 
 
 class _Compiled:
