@@ -17,15 +17,15 @@ EMPTY = 2**30
 """The position of a key that nobody may read: padding, or a cache slot not yet written."""
 
 
-def rotary_table(positions_BT: Array, rope: Rope, channels: int, lengths_B: Array) -> tuple[Array, Array]:
+def rotary_table(positions_BT: Array, rope: Rope, channels: int, lengths_BT: Array) -> tuple[Array, Array]:
     """Cosines and sines `[B, T, 1, channels / 2]` of the rotary embedding.
 
-    LongRoPE chooses its factors by the lengths of the texts, `lengths_B`.
+    LongRoPE chooses its factors by the lengths of the texts, `lengths_BT`: one a row, or one a token.
     """
     positions = jnp.where(positions_BT == EMPTY, 0, positions_BT)
     frequencies = rope.frequencies(channels)[None, None, None]
     if rope.kind == "longrope":
-        long = (lengths_B > rope.original_context)[:, None, None, None]
+        long = (lengths_BT > rope.original_context)[:, :, None, None]
         frequencies = jnp.where(long, rope.frequencies(channels, long=True)[None, None, None], frequencies)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
@@ -61,7 +61,7 @@ def attend(
       segments: each has keys `[G, K, C, S]`, values `[G, K, S, C]` and key positions `[G, S]`. Where `G` is smaller than
         `B`, a segment is shared by `B / G` consecutive sequences; it is stored and read once.
       positions_BT: query positions.
-      window: a query reads keys less than this many positions back. None: all.
+      window: a query reads keys less than this many positions back: a number, or one a query `[B, T]`. None: all.
       softcap: c of c tanh(score / c). None: plain scores.
     Returns:
       `[B, T, H, C]`.
@@ -111,7 +111,10 @@ def _may_read(queries_BT: Array, keys_BS: Array, window: Array | int | None) -> 
     """Whether each query may read each key `[B, T, S]`, by their positions."""
     queries, keys = queries_BT[:, :, None], keys_BS[:, None, :]
     allowed = keys <= queries
-    return allowed if window is None else allowed & (queries - keys < window)
+    if window is None:
+        return allowed
+    reach = jnp.asarray(window)
+    return allowed & (queries - keys < (reach[:, :, None] if reach.ndim else reach))
 
 
 def _has_tensor_cores(keys: Array) -> bool:

@@ -39,13 +39,13 @@ class Cache(NamedTuple):
 
 
 def count_tokens(positions_BT: Array, prefix: Prefix | None, cache: Cache | None, slot: Array | int) -> Array:
-    """The length `[B]` that each text has, or may come to have.
+    """The length `[B, 1]` that each text has, or may come to have.
 
     It is that of the prefix, and of the cache if there is one (with its free slots), else of the tokens of the call.
     """
 
     def count(positions: Array) -> Array:
-        return jnp.where(positions == EMPTY, -1, positions).max(-1) + 1
+        return jnp.where(positions == EMPTY, -1, positions).max(-1, keepdims=True) + 1
 
     B, T = positions_BT.shape
     if prefix is None:
@@ -53,7 +53,7 @@ def count_tokens(positions_BT: Array, prefix: Prefix | None, cache: Cache | None
             count(positions_BT) if cache is None else count(cache.positions) + cache.positions.shape[1] - slot
         )
     own = T if cache is None else cache.positions.shape[1]
-    return jnp.repeat(count(prefix.positions), B // prefix.positions.shape[0]) + own
+    return jnp.repeat(count(prefix.positions), B // prefix.positions.shape[0], axis=0) + own
 
 
 def cache_dtype(config: TransformerConfig) -> jnp.dtype:

@@ -42,6 +42,18 @@ def positions_of(mask: Array) -> Array:
     return jnp.where(mask, jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, EMPTY)
 
 
+def positions_in_segments(segment_ids: Array, mask: Array) -> tuple[Array, Array]:
+    """(positions in their documents, places in the row) `[B, T]` of the real tokens; `EMPTY` at padding.
+
+    The tokens of a document stand together, padding between documents only.
+    """
+    places = jnp.broadcast_to(jnp.arange(mask.shape[1], dtype=jnp.int32), mask.shape)
+    begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1] - 1) != 0
+    begins |= jnp.diff(mask.astype(jnp.int32), axis=1, prepend=0) != 0
+    first = jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
+    return jnp.where(mask, places - first, EMPTY), jnp.where(mask, places, EMPTY)
+
+
 @dataclass(frozen=True)
 class LanguagePolicy:
     """A transformer as pure functions of its parameters."""
@@ -153,12 +165,27 @@ class LanguagePolicy:
         )
         return hidden[:, 0], Carry(carry.prefix, cache, carry.positions + 1, carry.slot + 1)
 
-    def hidden(self, params: Params, tokens: Array, mask: Array | None = None) -> Array:
+    def hidden(
+        self, params: Params, tokens: Array, mask: Array | None = None, segment_ids: Array | None = None
+    ) -> Array:
         """Final hidden states `[B, T, D]` of whole texts, which `logits`, `values` and other heads read.
 
-        Arguments and errors as of `apply`.
+        Other arguments and errors as of `apply`.
+
+        Args:
+          segment_ids: int `[B, T]`, where a row holds several documents one after another: the number of each token's. They
+            do not see each other, and the positions of each begin at 0. None: a row is one document.
         """
-        return self.encode(params, tokens, self._positions(tokens, mask))[0]
+        if segment_ids is None:
+            return self.encode(params, tokens, self._positions(tokens, mask))[0]
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+        _check_texts("tokens", tokens, mask)
+        _check_texts("tokens", tokens, segment_ids)
+        positions, places = positions_in_segments(segment_ids, mask)
+        if not isinstance(positions, jax.core.Tracer):
+            self._check_length(int(jnp.where(mask, positions, -1).max()) + 1)
+        hidden, _ = self._call(params, tokens, positions, None, None, 0, 0, places, method="hidden")
+        return hidden
 
     def encode(
         self, params: Params, tokens: Array, positions: Array, prefix: Prefix | None = None, room: int = 0

@@ -2,7 +2,8 @@
 
 Positions are data. Every key carries its position, and there is one mask rule: `key position <= query position` (and, under
 a sliding window, `query position - key position < window`). It covers left and right padding, ragged prompts, cached steps
-and prompts shared by several completions. The order of the keys does not matter.
+and prompts shared by several completions. Where several documents share a row, keys carry their places in the row, and the
+window of a query ends where its document begins. The order of the keys does not matter.
 
 Shapes: `B` sequences, `G` prompts (`B` is `G` times the completions of each), `T` queries, `S` keys, `D` width, `H` heads,
 `K` key-value heads, `C` channels of a head, `V` vocabulary.
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl4lm.models.attention import attend, rotary_table, rotate
+from jaxrl4lm.models.attention import EMPTY, attend, rotary_table, rotate
 from jaxrl4lm.models.cache import Cache, Prefix, count_tokens
 from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.decoding_layout import JOINED
@@ -176,6 +177,13 @@ def unembed(config: TransformerConfig, hidden: Array, kernel: Array) -> Array:
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
+def _measure_documents(positions_BT: Array, places_BT: Array) -> Array:
+    """The length `[B, T]` of the document to which each token belongs; its last token has the largest position."""
+    starts_BT = places_BT - positions_BT
+    same = starts_BT[:, :, None] == starts_BT[:, None, :]
+    return jnp.where(same & (positions_BT != EMPTY)[:, None], positions_BT[:, None], -1).max(-1) + 1
+
+
 class Transformer(nn.Module):
     """Tokens to hidden states, and hidden states to logits and values."""
 
@@ -204,6 +212,7 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         slot: Array | int = 0,
         room: int = 0,
+        places_BT: Array | None = None,
     ) -> tuple[Array, Cache | Prefix]:
         """Final hidden states `[B, T, D]`, and the keys and values that this call made.
 
@@ -215,6 +224,8 @@ class Transformer(nn.Module):
           slot: the first slot of the cache to write, one for the whole batch.
           room: how many tokens may follow. LongRoPE chooses a text's factors by the length that it may come to have, so
             that no state depends on a later token, and no cached key must be rotated again.
+          places_BT: the tokens' places in their rows, `EMPTY` at padding, where a row holds several documents one after
+            another, each with positions from 0; without a prefix or a cache. None: a row is one document.
         Returns:
           The hidden states; the updated cache, or without one the keys and values of the tokens as a prefix.
         """
@@ -225,13 +236,21 @@ class Transformer(nn.Module):
         positions = positions_BT
         if cache is not None:
             positions = jax.lax.dynamic_update_slice(cache.positions, positions_BT, (0, slot))
-        lengths_B = count_tokens(positions_BT, prefix, cache, slot) + room
+        windows = c.layer_windows
+        if places_BT is None:
+            lengths_BT = count_tokens(positions_BT, prefix, cache, slot) + room
+        else:
+            chex.assert_equal((prefix, cache), (None, None))  # documents that share a row follow nothing
+            lengths_BT = _measure_documents(positions_BT, places_BT)
+            back_BT = positions_BT + 1  # to the first token of the document
+            windows = tuple(back_BT if w is None else jnp.minimum(w, back_BT) for w in windows)
         tables = {
-            rope: rope and rotary_table(positions_BT, rope, c.rotated, lengths_B)
+            rope: rope and rotary_table(positions_BT, rope, c.rotated, lengths_BT)
             for rope in dict.fromkeys(c.layer_ropes)
         }
+        positions_BT = positions_BT if places_BT is None else places_BT
         if c.scan and cache is None and not self.is_initializing():
-            x_BTD, keys, values = self._scan(x_BTD, positions_BT, tables, prefix)
+            x_BTD, keys, values = self._scan(x_BTD, positions_BT, tables, windows, prefix)
         else:
             keys, values = [], []
             for i, block in enumerate(self.blocks):
@@ -240,7 +259,7 @@ class Transformer(nn.Module):
                 call = block
                 if c.remat != "none" and cache is None and not self.is_initializing():
                     call = functools.partial(self._block, self.variables["params"][f"layer_{i}"])
-                table, window = tables[c.layer_ropes[i]], c.layer_windows[i]
+                table, window = tables[c.layer_ropes[i]], windows[i]
                 x_BTD, (k, v) = call(x_BTD, positions_BT, table, window, shared, own, slot)
                 keys.append(k)
                 values.append(v)
@@ -262,7 +281,7 @@ class Transformer(nn.Module):
         )
 
     def _scan(
-        self, x_BTD: Array, positions_BT: Array, tables: dict, prefix: Prefix | None
+        self, x_BTD: Array, positions_BT: Array, tables: dict, windows: tuple, prefix: Prefix | None
     ) -> tuple[Array, list[Array], list[Array]]:
         """All blocks as one loop over their stacked parameters. What differs between layers is data."""
         c = self.config
@@ -274,9 +293,9 @@ class Transformer(nn.Module):
             still = (jnp.ones_like(some[0]), jnp.zeros_like(some[1]))
             rows = [still if t is None else t for t in tables.values()]
             some = (jnp.stack([r[0] for r in rows]), jnp.stack([r[1] for r in rows]))
-        windows = None
-        if any(w is not None for w in c.layer_windows):
-            windows = jnp.array([NO_WINDOW if w is None else w for w in c.layer_windows])
+        stacked_windows = None
+        if any(w is not None for w in windows):
+            stacked_windows = jnp.stack([jnp.asarray(NO_WINDOW if w is None else w) for w in windows])
         shared = None if prefix is None else (jnp.stack(prefix.keys), jnp.stack(prefix.values))
 
         def body(x_BTD: Array, layer):
@@ -285,7 +304,7 @@ class Transformer(nn.Module):
             kv = None if prefix is None else (*kv, prefix.positions)
             return self._block(params, x_BTD, positions_BT, table, window, kv, None, 0)
 
-        x_BTD, made = jax.lax.scan(body, x_BTD, (stacked, rope_ids, windows, shared))
+        x_BTD, made = jax.lax.scan(body, x_BTD, (stacked, rope_ids, stacked_windows, shared))
         keys, values = zip(*[jax.tree.map(lambda x, i=i: x[i], made) for i in range(c.layers)], strict=True)
         return x_BTD, list(keys), list(values)
 
