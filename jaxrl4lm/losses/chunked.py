@@ -45,6 +45,10 @@ class TokenStatistics(NamedTuple):
     """Of the softmax."""
     largest_log_probs: Array
     """Of the most likely id; a constant to gradients."""
+    mean_log_probs: Array
+    """The mean over the vocabulary, which label smoothing asks for."""
+    log_normalizers: Array
+    """The log-sum-exp of the logits, which a z-loss asks for."""
 
 
 def chunked_token_log_probs(
@@ -146,14 +150,14 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _empty(tokens: Array, dtype: jnp.dtype) -> tuple[Array, ...]:
-    """The running statistics of no logits: largest, Σ e^(z−m), Σ (z−m) e^(z−m), the token's own."""
+    """The running statistics of no logits: largest, Σ e^(z−m), Σ (z−m) e^(z−m), Σ z, the token's own."""
     zeros = jnp.zeros(tokens.shape, dtype)
-    return jnp.full_like(zeros, -jnp.inf), zeros, zeros, zeros
+    return jnp.full_like(zeros, -jnp.inf), zeros, zeros, zeros, zeros
 
 
 def _include(state: tuple[Array, ...], logits: Array, place: Array) -> tuple[Array, ...]:
     """The running statistics with some logits [N, C] more; `place` [N]: where among them the token's own is, or −1."""
-    largest, total, weighted, chosen = state
+    largest, total, weighted, plain, chosen = state
     new_largest = jnp.maximum(largest, logits.max(-1))
     # Sums of e^(z−m) and (z−m)·e^(z−m), so that the entropy does not lose digits to a large m.
     # Their exponents are held where e^x is 0: a far lower bound would overflow in second derivatives.
@@ -163,28 +167,40 @@ def _include(state: tuple[Array, ...], logits: Array, place: Array) -> tuple[Arr
     decay = jnp.exp(change)
     weighted = decay * (weighted + change * total) + (shifted * exponential).sum(-1)
     total = decay * total + exponential.sum(-1)
+    plain = plain + jnp.where(jnp.isneginf(logits), 0, logits).sum(-1)  # -inf: an id that its neighbour has
     own = jnp.take_along_axis(logits, jnp.maximum(place, 0)[:, None], 1)[:, 0]
-    return new_largest, total, weighted, jnp.where(place >= 0, own, chosen)
+    return new_largest, total, weighted, plain, jnp.where(place >= 0, own, chosen)
 
 
-def _summarize(state: tuple[Array, ...]) -> tuple[TokenStatistics, tuple[Array, Array]]:
+def _summarize(state: tuple[Array, ...], vocabulary: int) -> tuple[TokenStatistics, tuple[Array, Array]]:
     """(what is asked for, (log-sum-exps, entropies)) of the running statistics of all logits."""
-    largest, total, weighted, chosen = state
+    largest, total, weighted, plain, chosen = state
     log_total = jnp.log(total)
     log_normalizer = largest + log_total
     entropies = log_total - weighted / total
-    return TokenStatistics(chosen - log_normalizer, entropies, -log_total), (log_normalizer, entropies)
+    statistics = TokenStatistics(
+        log_probs=chosen - log_normalizer,
+        entropies=entropies,
+        largest_log_probs=-log_total,
+        mean_log_probs=plain / vocabulary - log_normalizer,
+        log_normalizers=log_normalizer,
+    )
+    return statistics, (log_normalizer, entropies)
 
 
 def _logit_gradient(
-    logits: Array, place: Array, summary: tuple[Array, Array], cotangents: TokenStatistics
+    logits: Array, place: Array, vocabulary: int, summary: tuple[Array, Array], cotangents: TokenStatistics
 ) -> Array:
-    """∂log p/∂z = 1[token] − p; ∂H/∂z = −p·(log p + H)."""
-    (log_normalizer, entropies), (from_log_probs, from_entropies, _) = summary, cotangents
+    """∂log p/∂z = 1[token] − p; ∂H/∂z = −p·(log p + H); of the mean 1/V − p; of the log-sum-exp p."""
+    log_normalizer, entropies = summary
     log_p = logits - log_normalizer[:, None]
-    weight = from_log_probs[:, None] + from_entropies[:, None] * (log_p + entropies[:, None])
+    through_p = cotangents.log_probs + cotangents.mean_log_probs - cotangents.log_normalizers
+    weight = through_p[:, None] + cotangents.entropies[:, None] * (log_p + entropies[:, None])
     own = jnp.arange(logits.shape[1])[None] == place[:, None]
-    return jnp.where(own, from_log_probs[:, None], 0) - jnp.exp(log_p) * weight
+    direct = (
+        jnp.where(own, cotangents.log_probs[:, None], 0) + cotangents.mean_log_probs[:, None] / vocabulary
+    )
+    return direct - jnp.exp(log_p) * weight
 
 
 def _whole_statistics(
@@ -202,13 +218,14 @@ def _row_statistics(logits: Array, tokens: Array) -> TokenStatistics:
 
 
 def _row_forward(logits, tokens):
-    outputs, summary = _summarize(_include(_empty(tokens, logits.dtype), logits, tokens))
+    state = _include(_empty(tokens, logits.dtype), logits, tokens)
+    outputs, summary = _summarize(state, logits.shape[1])
     return outputs, (logits, tokens, summary)
 
 
 def _row_backward(saved, cotangents):
     logits, tokens, summary = saved
-    return _logit_gradient(logits, tokens, summary, cotangents), None
+    return _logit_gradient(logits, tokens, logits.shape[1], summary, cotangents), None
 
 
 _row_statistics.defvjp(_row_forward, _row_backward)
@@ -251,7 +268,8 @@ def _forward(unembedding: Unembedding, hidden: Array, kernel: Array, tokens: Arr
         return _include(state, jnp.where(part.new[None], logits, -jnp.inf), part.place)
 
     count = -(-unembedding.vocabulary // unembedding.chunk)
-    outputs, summary = _summarize(jax.lax.fori_loop(0, count, include, _empty(tokens, precise)))
+    state = jax.lax.fori_loop(0, count, include, _empty(tokens, precise))
+    outputs, summary = _summarize(state, unembedding.vocabulary)
     return outputs, (hidden, kernel, tokens, scale, summary)
 
 
@@ -266,7 +284,8 @@ def _backward(unembedding: Unembedding, saved, cotangents: TokenStatistics):
             jax.lax.dynamic_slice_in_dim(x, part.start, unembedding.chunk, axis) for x in (kernel, d_kernel)
         )
         logits, pull_back = jax.vjp(unembedding.logits, hidden, columns)
-        d_logits = _logit_gradient(logits * scale.astype(precise), part.place, summary, cotangents)
+        scaled = logits * scale.astype(precise)
+        d_logits = _logit_gradient(scaled, part.place, unembedding.vocabulary, summary, cotangents)
         more, d_columns = pull_back(jnp.where(part.new[None], d_logits, 0) * scale.astype(precise))
         d_columns = jnp.where(jnp.expand_dims(part.new, 1 - axis), d_columns, seen)
         d_kernel = jax.lax.dynamic_update_slice_in_dim(d_kernel, d_columns, part.start, axis)
