@@ -28,9 +28,17 @@ def number(
     return field(default=default, metadata={"above": above, "least": least, "most": most})
 
 
-def size(default: Any, *, least: float | None = 1, most: float | None = None):
+def size(
+    default: Any,
+    *,
+    above: float | None = None,
+    least: float | None = 1,
+    most: float | None = None,
+    whole: bool = True,
+):
     """A field that is part of the program, not an argument of it, and its range."""
-    return field(default=default, metadata={"static": True, "above": None, "least": least, "most": most})
+    bounds = {"above": above, "least": least, "most": most}
+    return field(default=default, metadata={"static": True, "whole": whole, **bounds})
 
 
 def find_out_of_range(record: Any) -> tuple[str, str] | None:
@@ -44,7 +52,7 @@ def find_out_of_range(record: Any) -> tuple[str, str] | None:
             value = value.item()
         if isinstance(value, str) and "least" in each.metadata:
             return each.name, f"must be a number, not {value!r}"
-        if isinstance(value, float) and each.metadata.get("static"):
+        if isinstance(value, float) and each.metadata.get("whole"):
             return each.name, f"must be a whole number, not {value}"
         if isinstance(value, bool) or not isinstance(value, int | float) or "least" not in each.metadata:
             continue
@@ -110,6 +118,10 @@ class ReinforcementConfig(_Config):
     """Global norm above which a gradient is scaled down."""
     weight_decay: ScalarLike = number(0.0, least=0)
     """Of matrices, decoupled from the gradient."""
+    adam_b1: ScalarLike = number(0.9, least=0, most=1)
+    """Adam's β₁ (Lion's, too): the share of the old mean of gradients that a step keeps."""
+    adam_b2: ScalarLike = number(0.999, least=0, most=1)
+    """Adam's β₂: the share of the old mean of squares that a step keeps."""
     adam_eps: ScalarLike = number(1e-5, above=0)
     """Adam's ε. Larger than the usual 1e-8: a gradient that is nearly 0 gives no full step."""
     sampling: Sampling = Sampling()
@@ -154,22 +166,66 @@ class ReinforcementConfig(_Config):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SupervisedConfig(_Config):
-    """Teacher forcing: cross-entropy of the next token. Call `check` once, outside of jit."""
+    """Teacher forcing: the next token's cross-entropy. `training.supervised` checks it; else call `check`, outside of jit."""
 
     learning_rate: ScalarLike = number(2e-5, above=0)
     """Of the optimizer, at its highest."""
     final_learning_rate_share: ScalarLike = number(0.1, least=0, most=1)
-    """Share of the learning rate that is left at the end; it falls along a half cosine."""
+    """Share of the learning rate that is left at the end of its schedule."""
     weight_decay: ScalarLike = number(0.0, least=0)
     """Of matrices, decoupled from the gradient."""
     max_grad_norm: ScalarLike = number(1.0, above=0)
     """Global norm above which a gradient is scaled down."""
-    adam_eps: ScalarLike = number(1e-5, above=0)
+    adam_b1: ScalarLike = number(0.9, least=0, most=1)
+    """Adam's β₁ (Lion's, too): the share of the old mean of gradients that a step keeps."""
+    adam_b2: ScalarLike = number(0.999, least=0, most=1)
+    """Adam's β₂: the share of the old mean of squares that a step keeps."""
+    adam_eps: ScalarLike = number(1e-8, above=0)
     """Adam's ε."""
+    label_smoothing: ScalarLike = number(0.0, least=0, most=1)
+    """Share of a target's probability that is spread over the whole vocabulary (nll)."""
+    z_loss: ScalarLike = number(0.0, least=0)
+    """Price of the square of the logits' log-sum-exp, which keeps them small."""
 
     steps: int = size(500, least=0)
     """Optimizer steps."""
+    epochs: float | None = size(None, above=0, least=None, whole=False)
+    """Passes over the texts, in place of --steps."""
     batch: int = size(128)
-    """Sequences of a step."""
+    """Sequences of an optimizer step."""
+    micro_batches: int = size(1)
+    """Parts in which the gradient of a step is computed, to save memory; the gradient is the same."""
     warmup: int = size(20, least=0)
     """Steps over which the learning rate rises."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = field(
+        default="cosine", metadata={"static": True}
+    )
+    """How the learning rate falls after its warm-up: along a half cosine, along a line, not at all, or (wsd: warm-up,
+    stable, decay) along a line in the last tenth of the steps."""
+
+    def check(self) -> None:
+        """Raises ValueError, naming the field, its value and the fix, where a number does not fit."""
+        super().check()
+        if self.batch % self.micro_batches:
+            raise ValueError(
+                f"batch {self.batch} must be a multiple of micro_batches ({self.micro_batches}): every part takes as many"
+            )
+
+
+@dataclass(frozen=True)
+class TextConfig(_Config):
+    """How rows of a dataset become the sequences of teacher forcing."""
+
+    max_length: int | None = size(None)
+    """Most tokens of a row; longer texts lose their end. If not given: 1024, or the model's context if that is less."""
+    packing: Literal["none", "bfd", "bfd_split", "wrapped"] | None = None
+    """Several texts in a row, which do not see each other. bfd: as many as fit, what is too long is cut; bfd_split: it goes
+    on in further rows; wrapped: texts are cut wherever a row ends. If not given: none; wrapped if there is one text."""
+    completion_only: bool | None = None
+    """Imitate completions, not their prompts. If not given: where there are prompts and completions."""
+    assistant_only: bool = False
+    """Imitate the assistant's messages alone; the chat template must mark them."""
+    strict: bool = False
+    """Refuse a file with a row that cannot be used, instead of dropping the row."""
+    held_out: int | None = size(None, least=0)
+    """Texts kept back for evaluation: a tenth, at most 256, if not given; 0: evaluate on what is trained on."""

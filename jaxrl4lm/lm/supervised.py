@@ -1,10 +1,9 @@
-"""Teacher forcing: the next-token cross-entropy, on a task's solutions or on text held on the device.
+"""Teacher forcing: the next-token cross-entropy, on a task's solutions or on batches of texts.
 
 Shapes: `B` sequences, `T` tokens, `V` vocabulary.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from jaxrl4lm import reduce
 from jaxrl4lm.lm.config import SupervisedConfig
 from jaxrl4lm.lm.optimizer import Optimizer, adam, step_if_finite
 from jaxrl4lm.lm.trainable import ADAPTERS, Trainable, everything
+from jaxrl4lm.losses.chunked import TokenStatistics
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Task
 from jaxrl4lm.types import Array, Key, Metrics, Params
@@ -29,6 +29,9 @@ class Texts(NamedTuple):
     """bool `[B, T]`, True at real tokens; padding may stand on either side."""
     target_mask: Array
     """bool `[B, T]`, True at tokens that are to be predicted (a completion's, not its prompt's)."""
+    segment_ids: Array | None = None
+    """int `[B, T]`, where a row holds several documents one after another: the number of each token's. They do not see each
+    other. None: a row is one document."""
 
 
 class SupervisedState(NamedTuple):
@@ -46,13 +49,34 @@ class SupervisedState(NamedTuple):
     """int32: steps not applied because the gradient was not finite."""
 
 
-TokenLoss = Callable[[Array], Array]
-"""log π(token) `[B, T]` → its loss, of the same shape."""
+DROPOUT = 2**32 - 2
+"""What the key of a run is folded with to draw dropout masks: no number of a step."""
+TokenLoss = Callable[[TokenStatistics, SupervisedConfig], Array]
+"""(statistics of the target tokens, configuration) → their losses `[B, T]`."""
 
 
-def negate(log_probs: Array) -> Array:
-    """The cross-entropy: −log π."""
-    return -log_probs
+def negative_log_likelihood(said: TokenStatistics, config: SupervisedConfig) -> Array:
+    """−log π(token), a share of it smoothed over the vocabulary.
+
+    Reference: Szegedy et al. 2016, arXiv:1512.00567 (smoothing).
+    """
+    epsilon = config.label_smoothing
+    if isinstance(epsilon, int | float) and epsilon == 0:
+        return -said.log_probs
+    return -(1 - epsilon) * said.log_probs - epsilon * said.mean_log_probs
+
+
+def dynamic_fine_tuning(said: TokenStatistics, config: SupervisedConfig) -> Array:
+    """−sg(π) log π: unlikely tokens, whose gradient would be the largest, weigh less.
+
+    Reference: Wu et al. 2025, arXiv:2508.05629.
+    """
+    del config
+    return -jax.lax.stop_gradient(jnp.exp(said.log_probs)) * said.log_probs
+
+
+LOSSES: Mapping[str, TokenLoss] = {"nll": negative_log_likelihood, "dft": dynamic_fine_tuning}
+"""What the command line calls them."""
 
 
 class Teacher(NamedTuple):
@@ -61,7 +85,7 @@ class Teacher(NamedTuple):
     policy: LanguagePolicy
     optimizer: Optimizer = adam
     trainable: Trainable = everything()
-    loss: TokenLoss = negate
+    loss: TokenLoss = negative_log_likelihood
     """Of each target token; the mean over those of the step is descended."""
 
 
@@ -83,42 +107,95 @@ def merge_params(state: SupervisedState, teacher: Teacher) -> Params:
     return teacher.trainable.merge(state.params, state.frozen)
 
 
-def measure(
-    params: Params, texts: Texts, policy: LanguagePolicy, loss: TokenLoss = negate
-) -> tuple[reduce.Fraction, reduce.Fraction]:
-    """Loss (nats) and accuracy of the target tokens, as (sum, count) pairs. No logits of a large vocabulary are held."""
-    hidden = policy.hidden(params, texts.tokens, texts.mask)[:, :-1]
-    mask, targets = texts.target_mask[:, 1:], texts.tokens[:, 1:]
-    said = policy.token_log_probs(params, hidden, targets, mask=mask)
-    right = (said.log_probs >= said.largest_log_probs) & mask
-    return reduce.token_fraction(loss(said.log_probs), mask), reduce.token_fraction(right, mask)
+def measure(params: Params, texts: Texts, policy: LanguagePolicy) -> tuple[reduce.Fraction, reduce.Fraction]:
+    """Cross-entropy (nats) and accuracy of the target tokens, as (sum, count) pairs."""
+    said, mask = read(params, texts, policy)
+    return reduce.token_fraction(-said.log_probs, mask), reduce.token_fraction(_find_right(said, mask), mask)
+
+
+def read(params: Params, texts: Texts, policy: LanguagePolicy) -> tuple[TokenStatistics, Array]:
+    """What the policy says of each token after the first, and which of them are targets `[B, T - 1]`. No logits of a large
+    vocabulary are held."""
+    hidden = policy.hidden(params, texts.tokens, texts.mask, texts.segment_ids)[:, :-1]
+    mask = texts.target_mask[:, 1:]
+    if texts.segment_ids is not None:  # nothing predicts the first token of a document
+        mask &= texts.segment_ids[:, 1:] == texts.segment_ids[:, :-1]
+    return policy.token_log_probs(params, hidden, texts.tokens[:, 1:], mask=mask), mask
+
+
+def _find_right(said: TokenStatistics, mask: Array) -> Array:
+    return (said.log_probs >= said.largest_log_probs) & mask
 
 
 def update(
     state: SupervisedState, batch: Texts, config: SupervisedConfig, teacher: Teacher
 ) -> tuple[SupervisedState, Metrics]:
-    """One optimizer step on the mean cross-entropy of the target tokens."""
-
-    def loss(params: Params) -> tuple[Array, Array]:
-        whole = teacher.trainable.join(params, state.frozen)
-        nats, right = measure(whole, batch, teacher.policy, teacher.loss)
-        return reduce.divide(nats), reduce.divide(right)
-
-    (value, accuracy), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-    tx = teacher.optimizer(learning_rate_at(state.step, config), config)
-    params, opt_state, norm, applied = step_if_finite(tx, grads, state.opt_state, state.params)
+    """One optimizer step on the mean loss of the target tokens: of all micro-batches together, not the mean of their means."""
+    key = jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
+    (total, count, right), grads = _differentiate(state, batch, key, config, teacher)
+    grads = jax.tree.map(lambda x: (x / jnp.maximum(count, 1)).astype(x.dtype), grads)
+    rate = learning_rate_at(state.step, config)
+    params, opt_state, norm, applied = step_if_finite(
+        teacher.optimizer(rate, config), grads, state.opt_state, state.params
+    )
     skipped = state.skipped + (~applied).astype(jnp.int32)
     state = state._replace(params=params, opt_state=opt_state, step=state.step + 1, skipped=skipped)
-    metrics = {"loss": value, "token_accuracy": accuracy, "grad_norm": norm, "skipped_updates": skipped}
+    metrics = {
+        "loss": reduce.divide(reduce.Fraction(total, count)),
+        "token_accuracy": reduce.divide(reduce.Fraction(right, count)),
+        "grad_norm": norm,
+        "learning_rate": rate,
+        "tokens": batch.mask.sum(),
+        "target_tokens": count,
+        "skipped_updates": skipped,
+    }
     return state, metrics
 
 
+def _differentiate(
+    state: SupervisedState, batch: Texts, key: Key, config: SupervisedConfig, teacher: Teacher
+) -> tuple[tuple[Array, Array, Array], Params]:
+    """((sum of the losses, targets, targets that were the most likely token), gradient of that sum)."""
+
+    def sum_losses(params: Params, part: Texts, key: Key) -> tuple[Array, tuple[Array, Array, Array]]:
+        whole = teacher.trainable.join(params, state.frozen)
+        said, mask = read(whole, part, teacher.policy)
+        losses = teacher.loss(said, config)
+        if not isinstance(config.z_loss, int | float) or config.z_loss > 0:
+            losses += config.z_loss * jnp.square(said.log_normalizers)
+        total, count = reduce.token_fraction(losses, mask)
+        right = reduce.token_fraction(_find_right(said, mask), mask).total
+        return total, (total, count, right)
+
+    def differentiate_part(part: Texts, key: Key) -> tuple[tuple[Array, Array, Array], Params]:
+        grads, sums = jax.grad(sum_losses, has_aux=True)(state.params, part, key)
+        return sums, grads
+
+    if config.micro_batches == 1:
+        return differentiate_part(batch, key)
+
+    def add(totals: Any, part: tuple[Texts, Key]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, totals, differentiate_part(*part)), None
+
+    parts = jax.tree.map(lambda x: x.reshape(config.micro_batches, -1, *x.shape[1:]), batch)
+    keys = jax.random.split(key, config.micro_batches)
+    zero = jax.tree.map(jnp.zeros_like, ((jnp.float32(0),) * 3, state.params))
+    return jax.lax.scan(add, zero, (parts, keys))[0]
+
+
 def learning_rate_at(step: Array, config: SupervisedConfig) -> Array:
-    """A linear warm-up, then a half cosine down to its last share."""
-    rising = jnp.minimum(1.0, (step + 1) / (config.warmup + 1))
-    progress = jnp.clip((step - config.warmup) / max(config.steps - 1 - config.warmup, 1), 0.0, 1.0)
-    last = config.final_learning_rate_share
-    return config.learning_rate * rising * ((1 + last) / 2 + (1 - last) / 2 * jnp.cos(jnp.pi * progress))
+    """The learning rate of a step: it rises along a line, then follows the schedule, which `steps` end."""
+    highest, share = config.learning_rate, config.final_learning_rate_share
+    rest = max(config.steps - config.warmup, 1)
+    decay = max(config.steps // 10, 1)
+    schedules = {
+        "constant": optax.constant_schedule(highest),
+        "cosine": optax.cosine_decay_schedule(highest, rest, share),
+        "linear": optax.linear_schedule(highest, highest * share, rest),
+        "wsd": optax.linear_schedule(highest, highest * share, decay, transition_begin=max(rest - decay, 0)),
+    }
+    rising = optax.linear_schedule(highest / (config.warmup + 1), highest, config.warmup)
+    return jnp.asarray(optax.join_schedules([rising, schedules[config.schedule]], [config.warmup])(step))
 
 
 def run(
@@ -152,8 +229,3 @@ def task_source(task: Task, size: int) -> Callable[[Key, Any], Texts]:
         return Texts(tokens, mask, mask.at[:, : prompts.tokens.shape[1]].set(False))
 
     return source
-
-
-def row_source(corpus: Texts) -> Callable[[Key, Array], Texts]:
-    """Rows `[B]` of a corpus held on the device."""
-    return lambda _, rows: jax.tree.map(partial(jnp.take, indices=rows, axis=0), corpus)
