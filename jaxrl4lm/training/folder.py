@@ -1,8 +1,9 @@
-"""The folder of a run: config.json, metrics.jsonl, samples.txt, learning_curve.png, checkpoints/ and model/."""
+"""The folder of a run: config.json, metrics.jsonl, samples.txt, learning_curve.png, checkpoints/, model/ and best/."""
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jaxrl4lm
@@ -12,7 +13,7 @@ from jaxrl4lm.training.stage import Progress, Sample
 from jaxrl4lm.types import InputError
 
 CONFIG, METRICS, SAMPLES, CURVE = "config.json", "metrics.jsonl", "samples.txt", "learning_curve.png"
-CHECKPOINTS, MODEL = "checkpoints", "model"
+CHECKPOINTS, MODEL, BEST, ADAPTER = "checkpoints", "model", "best", "adapter"
 
 
 class FolderExists(InputError):
@@ -54,6 +55,15 @@ class RunFolder:
             ]
             parts.append("\n".join([f"# {title}: score, prompt -> completion", *rows]))
         (self.path / SAMPLES).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+    def export(self, name: str, write: Callable[[pathlib.Path], None]) -> None:
+        """Has a folder of the run written, and puts it in the place of an older one when it is whole."""
+        whole, unfinished = self.path / name, self.path / f".{name}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        write(unfinished)
+        shutil.rmtree(whole, ignore_errors=True)
+        unfinished.rename(whole)
 
     def close(self) -> None:
         """Waits for the saves under way."""

@@ -75,7 +75,7 @@ def fit(
     Args:
       params: where the first stage begins; each stage's `init` copies what it is given.
       out: a new run folder, for the configuration, metrics, the learning curve, samples, checkpoints and the last
-        stage's export (`model/`). None: nothing is written.
+        stage's exports (`model/`; `best/`, that of its best evaluation). None: nothing is written.
       resume: go on with the run in `out`.
       title: of the picture; the names of the stages if None.
       config: what config.json holds (JSON); what the stages say of themselves if None.
@@ -199,8 +199,16 @@ class _Loop:
                 return self._finish(params, self.interruption.signal)
             if number == len(self.stages) - 1:
                 self._save(state)
+                self._export(stage, state)
             state = None
         return self._finish(params, None)
+
+    def _export(self, stage: Stage, state: Any) -> None:
+        for name, export in stage.exports.items():
+            if self.folder is not None:
+                self.folder.export(
+                    name, lambda path, export=export: export(path, state, self.progress.scores)
+                )
 
     def _put(self, params: Params) -> Params:
         """The parameters where the mesh is."""
@@ -259,23 +267,38 @@ class _Loop:
         if self.progress.unfinished is not None:
             self._evaluate_last(stage, state, self.progress.unfinished)
         while not self._has_ended(stage) and self.interruption.signal is None:
-            done = self.progress.done
-            count = min(stage.chunk - done % stage.chunk, stage.steps - done)
             began = time.monotonic()
-            state, metrics = self._step(stage, state, count)
+            state, parts, last = self._run_chunk(stage, state)
             seconds = time.monotonic() - began
-            self.progress = self.progress._replace(done=done + count)
-            *others, last = self._make_records(stage, count, metrics)
-            self._write(others)
+            if last is None:  # interrupted within the chunk
+                break
             score = self._evaluate_last(stage, state, last)
+            metrics = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             numbers = {k: np.asarray(v) for k, v in score.items()} | {"seconds": np.asarray(seconds)}
             self._tell(stage, stage.headline({**metrics, **numbers}))
-            due = time.monotonic() - self.saved >= self.save_interval
-            if due and not self._has_ended(stage):
-                self._save(state)
+            if not self._has_ended(stage):
+                self._save_if_due(state)
         if not self._has_ended(stage):
             self._save(state)
         return state
+
+    def _run_chunk(self, stage: Stage, state: Any) -> tuple[Any, list[Numbers], dict[str, Any] | None]:
+        """(state, metrics of each call, record of the last step: None if a signal came before it)."""
+        parts = []
+        left = min(stage.chunk - self.progress.done % stage.chunk, stage.steps - self.progress.done)
+        while True:
+            count = min(stage.stride or left, left)
+            state, metrics = self._step(stage, state, count)
+            self.progress = self.progress._replace(done=self.progress.done + count)
+            parts.append(metrics)
+            records, left = self._make_records(stage, count, metrics), left - count
+            if not left:
+                self._write(records[:-1])
+                return state, parts, records[-1]
+            self._write(records)
+            if self.interruption.signal is not None:
+                return state, parts, None
+            self._save_if_due(state)
 
     def _evaluate_last(self, stage: Stage, state: Any, record: Mapping[str, Any]) -> dict[str, Any]:
         """Evaluates the end of a chunk and writes its last record; where that fails, as a user's reward may, all is saved."""
@@ -288,7 +311,19 @@ class _Loop:
         self.progress = self.progress._replace(unfinished=None)
         self._keep_score(stage.name, score)
         self._write([{**record, **self._time(score)}])
+        self._keep_best(stage, state, score)
         return score
+
+    def _keep_best(self, stage: Stage, state: Any, score: Mapping[str, Any]) -> None:
+        """Exports the parameters if no evaluation of the last stage was better so far."""
+        if self.folder is None or stage is not self.stages[-1] or stage.rank is None or not stage.exports:
+            return
+        rank = float(stage.rank({name: np.asarray(value) for name, value in score.items()}))
+        best = self.progress.best
+        if np.isfinite(rank) and (best is None or rank > best["rank"]):
+            self.progress = self.progress._replace(best={"step": self.progress.done, "rank": rank})
+            export = next(iter(stage.exports.values()))
+            self.folder.export(run_folder.BEST, lambda path: export(path, state, self.progress.scores))
 
     def _has_ended(self, stage: Stage) -> bool:
         """Whether the stage has done its steps, or its evaluation was good enough."""
@@ -336,6 +371,10 @@ class _Loop:
             for sink in self.sinks:
                 sink.write(plain)
 
+    def _save_if_due(self, state: Any) -> None:
+        if time.monotonic() - self.saved >= self.save_interval:
+            self._save(state)
+
     def _save(self, state: Any) -> None:
         seconds = time.monotonic() - self.started
         self.progress = self.progress._replace(records=len(self.records), seconds=seconds)
@@ -371,20 +410,15 @@ class _Loop:
             self.preparation = None
 
     def _finish(self, params: Params, interrupted: int | None) -> Run:
-        """What a run leaves behind: its picture, and where it came to its end its samples and its model."""
+        """What a run leaves behind: its picture, and where it came to its end its samples."""
         last, after = self.stages[-1], []
         before = [Sample(*sample) for sample in self.progress.before]
         if interrupted is None and last.samples is not None:
             with self._on_mesh():
                 after = list(last.samples(params))
         if self.folder is not None:
-            if interrupted is None:
-                if after:
-                    self.folder.write_samples({f"before {last.name}": before, "after": after})
-                if last.export is not None:
-                    model = self.folder.path / run_folder.MODEL
-                    model.mkdir(exist_ok=True)
-                    last.export(model, params)
+            if interrupted is None and after:
+                self.folder.write_samples({f"before {last.name}": before, "after": after})
             draw_learning_curve(
                 self.records, last.name, last.panels, self.title, self.folder.path / run_folder.CURVE
             )

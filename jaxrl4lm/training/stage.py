@@ -45,14 +45,20 @@ class Stage(NamedTuple):
     """The parameters in a state, as the next stage, `evaluate` and `export` take them."""
     samples: Callable[[Params], Sequence[Sample]] | None = None
     """Outputs to look at, the same inputs each time."""
-    export: Callable[[pathlib.Path, Params], None] | None = None
-    """Writes the parameters into a folder, in a form that others read. It is there, and may hold an earlier try."""
+    exports: Mapping[str, Callable[[pathlib.Path, Any, Mapping[str, Any]], None]] = {}
+    """What the run leaves in forms that others read, by the names of its folders, `model` first: functions that write
+    (an empty folder, the last state, `Progress.scores`)."""
+    rank: Callable[[Numbers], float] | None = None
+    """How good an evaluation is; the first export of the best one is kept as `best`."""
     prepare: Callable[[Params], None] | None = None
     """Compiles what `advance` runs, from the shapes of the parameters: called in a thread while an earlier stage runs."""
     config: Mapping[str, Any] = {}
     """What `config.json` is to say of it: JSON."""
     panels: Mapping[str, str] = {}
     """What the picture shows: metrics, and their titles."""
+    stride: int | None = None
+    """Steps of one call of `advance`, where it does not matter how many they are: between calls the loop looks for signals,
+    and saves. None: those of a chunk."""
 
 
 class StepFailed(InputError):
@@ -78,6 +84,8 @@ class Progress(NamedTuple):
     """The last evaluation of each stage by its name; `start`: the one before the first step."""
     before: Sequence[Sequence[Any]] = ()
     """Samples from before the last stage."""
+    best: Mapping[str, Any] | None = None
+    """`step` and `rank` of the last stage's best evaluation."""
     unfinished: Mapping[str, Any] | None = None
     """The record of the last step, where its evaluation failed: it is evaluated and written when the run goes on."""
 

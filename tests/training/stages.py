@@ -62,7 +62,7 @@ def make_regression(steps: int = 8, chunk: int = 2, name: str = "regression", **
         advance=lambda state, done, count: _regress_chunk(state, count),
         evaluate=lambda params: {"held_out": _evaluate(params)},
         samples=lambda params: [Sample("slope", repr(np.asarray(params["slope"]).tolist()), None)],
-        export=lambda folder, params: np.save(folder / "slope.npy", params["slope"]),
+        exports={"model": lambda folder, state, scores: np.save(folder / "slope.npy", state.params["slope"])},
         panels={"loss": "squared error", "held_out": "held-out"},
     )
     return stage._replace(**changes)

@@ -180,6 +180,48 @@ def test_interrupted_at_every_chunk(tmp_path, step, number):
             np.testing.assert_array_equal(resumed.history[name], column)
 
 
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_calls_shorter_than_a_chunk_decide_nothing(tmp_path, whole, step):
+    """A signal is obeyed after a call; what is evaluated when is the same."""
+    stage = make_regression(stride=1)
+    assert without_clock(fit([stage], make_params())) == without_clock(whole)
+    stopped = fit([interrupt_at(stage, step)], make_params(), out=tmp_path / "run")
+    assert (stopped.interrupted, stopped.progress.done) == (signal.SIGTERM, step + 1)
+    resumed = fit([stage], make_params(), out=tmp_path / "run", resume=True)
+    assert without_clock(resumed) == without_clock(whole)
+    assert same_params(resumed, whole)
+
+
+@pytest.mark.parametrize("interval", [0, float("inf")])
+def test_the_best_evaluation_is_kept(tmp_path, interval):
+    """Killed after it, too. Where it begins is no evaluation of what was learnt."""
+    scores = {0: 9.0, 2: 3.0, 4: 5.0, 6: float("nan"), 8: 4.0}
+    done = iter(sorted(scores))
+    stage = make_regression(
+        evaluate=lambda params: {"held_out": jnp.float32(scores[next(done)])}, rank=lambda m: float(m["held_out"])
+    )
+    run = fit([stage], make_params(), out=tmp_path / "run", save_interval=interval)
+    assert run.progress.best == {"step": 4, "rank": 5.0}
+    best = np.load(tmp_path / "run" / "best" / "slope.npy")
+    early = fit([make_regression(steps=4)], make_params())
+    np.testing.assert_array_equal(best, early.params["slope"])
+    np.testing.assert_array_equal(np.load(tmp_path / "run" / "model" / "slope.npy"), run.params["slope"])
+    assert sorted(path.name for path in (tmp_path / "run").iterdir() if path.name[0] == ".") == []
+
+
+def test_an_export_that_fails_leaves_the_older_one(tmp_path):
+    def fail(folder, state, scores):
+        (folder / "half").touch()
+        raise OSError(28, "No space left on device")
+
+    folder = fit([make_regression()], make_params(), out=tmp_path / "run").folder
+    with pytest.raises(OSError, match="No space"):
+        fit([make_regression(exports={"model": fail})], make_params(), out=tmp_path / "run", resume=True)
+    assert [path.name for path in (folder / "model").iterdir()] == ["slope.npy"]
+    fit([make_regression()], make_params(), out=tmp_path / "run", resume=True)
+    assert not (folder / ".model").exists()
+
+
 def test_a_second_signal_stops_at_once(tmp_path):
     twice = interrupt_at(interrupt_at(make_regression(), 4, signal.SIGINT), 4, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
