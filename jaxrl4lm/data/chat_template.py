@@ -10,6 +10,9 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
+BEGIN, END = "\ufdd0", "\ufdd1"
+"""Around what an assistant said, where it is marked: code points that are no characters, so in no text."""
+
 
 class GenerationTag(jinja2.ext.Extension):
     """{% generation %} ... {% endgeneration %} marks what an assistant said; the text is what stands inside."""
@@ -22,11 +25,25 @@ class GenerationTag(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class MarkedGenerationTag(GenerationTag):
+    """The text is what stands inside, between `BEGIN` and `END`."""
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """The nodes inside, between two constants."""
+        begin, end = (jinja2.nodes.Output([jinja2.nodes.TemplateData(mark)]) for mark in (BEGIN, END))
+        return [begin, *super().parse(parser), end]
+
+
 @lru_cache(maxsize=8)
-def compile_template(template: str) -> jinja2.Template:
-    """Makes a template ready to render; it can reach nothing but what it is given."""
+def compile_template(template: str, *, marked: bool = False) -> jinja2.Template:
+    """Makes a template ready to render; it can reach nothing but what it is given.
+
+    Args:
+      marked: write `BEGIN` and `END` around what an assistant said.
+    """
+    tag = MarkedGenerationTag if marked else GenerationTag
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[tag, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _write_json  # Jinja's own escapes HTML
     environment.globals["raise_exception"] = _refuse

@@ -17,6 +17,8 @@ def render_messages(
     *,
     tools: Any = None,
     variables: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = True,
+    marked: bool = False,
 ) -> str:
     """The text of a conversation under the model's template, up to where the assistant is to speak.
 
@@ -24,6 +26,8 @@ def render_messages(
       where: begins the sentences of errors.
       tools: schemas of functions, or the JSON of such.
       variables: further ones that the template reads.
+      add_generation_prompt: False: up to the end of what was said.
+      marked: as of `HuggingFaceTokenizer.chat`.
     Raises:
       InputError: if there is no template, or it refuses the conversation, or jinja2 is missing.
     """
@@ -33,7 +37,13 @@ def render_messages(
         )
     try:
         schemas = json.loads(tools) if isinstance(tools, str) else tools
-        text = tokenizer.chat(messages, tools=schemas or None, **(variables or {}))
+        text = tokenizer.chat(
+            messages,
+            tools=schemas or None,
+            add_generation_prompt=add_generation_prompt,
+            marked=marked,
+            **(variables or {}),
+        )
         text.encode()  # half of a surrogate pair is no text
     except ImportError:
         raise InputError(f"{where}: chats need the package jinja2: pip install 'jaxrl4lm[chat]'") from None
@@ -41,3 +51,39 @@ def render_messages(
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{where}: {reason}") from None
     return text
+
+
+def find_spoken(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    text: str,
+    where: str,
+    *,
+    tools: Any = None,
+    variables: Mapping[str, Any] | None = None,
+) -> list[tuple[int, int]]:
+    """The characters [begin, end) of a rendered conversation that its template says are an assistant's.
+
+    Args:
+      text: what `render_messages` makes of the same conversation.
+    Raises:
+      InputError: if the template marks nothing, or acts on the marks.
+    """
+    options: dict[str, Any] = {"tools": tools, "variables": variables, "add_generation_prompt": False}
+    marked = render_messages(tokenizer, messages, where, marked=True, **options)
+    fix = "put {% generation %} ... {% endgeneration %} around what the assistant says in the chat template"
+    from jaxrl4lm.data.chat_template import BEGIN, END  # jinja2, which is there by now
+
+    if marked == text:
+        raise InputError(f"{where}: the template marks no token as the assistant's: {fix}")
+    if marked.replace(BEGIN, "").replace(END, "") != text:
+        raise InputError(
+            f"{where}: the template changes what it marks as the assistant's: {fix}, last of all"
+        )
+    spans, position = [], 0
+    for piece in marked.split(BEGIN):
+        spoken, ended, rest = piece.partition(END)
+        if ended:
+            spans.append((position, position + len(spoken)))
+        position += len(spoken) + len(rest)
+    return spans

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrl4lm.data.chats import render_messages
 from jaxrl4lm.data.files import Message, Row, read_jsonl, read_text
+from jaxrl4lm.data.formats import count_common
 from jaxrl4lm.data.tokenizer import Tokenizer
 from jaxrl4lm.types import InputError
 
@@ -55,7 +56,7 @@ def read_documents(
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a text after what the tokenizer puts before every text; what of that the text itself begins with comes once."""
     ids, begin = tokenizer.encode(text), tokenizer.begin_ids
-    return [*begin, *ids[_count_common(begin, ids) :]]
+    return [*begin, *ids[count_common(begin, ids) :]]
 
 
 def encode_document(tokenizer: Tokenizer, document: Document) -> tuple[list[int], int]:
@@ -65,15 +66,9 @@ def encode_document(tokenizer: Tokenizer, document: Document) -> tuple[list[int]
     the first token that the prompt alone does not have.
     """
     ids = encode_prompt(tokenizer, document.prompt + document.completion)
-    start = _count_common(encode_prompt(tokenizer, document.prompt), ids)
+    start = count_common(encode_prompt(tokenizer, document.prompt), ids)
     ended = len(ids) > start and ids[-1] in tokenizer.eos_ids
     return (ids if ended else [*ids, tokenizer.eos_id]), start
-
-
-def _count_common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids two lists begin with alike."""
-    shorter = min(len(a), len(b))
-    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
 def encode_documents(

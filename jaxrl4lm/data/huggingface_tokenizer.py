@@ -132,6 +132,11 @@ class HuggingFaceTokenizer:
         """Token ids, without special tokens put around the text."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids as of `encode`, and the characters [begin, end) of the text that each stands for."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def find_unknown(self, text: str) -> str | None:
         """The first part of the text for which there is only the unknown token; written out, that is a token as any."""
         unknown = getattr(self.backend.model, "unk_token", None)
@@ -151,6 +156,7 @@ class HuggingFaceTokenizer:
         *,
         add_generation_prompt: bool = True,
         tools: Sequence[dict[str, Any]] | None = None,
+        marked: bool = False,
         **variables: Any,
     ) -> str:
         """The text of a conversation under the model's template, with what begins a text.
@@ -159,6 +165,7 @@ class HuggingFaceTokenizer:
           messages: each with a `role` (system, user, assistant) and its `content`.
           add_generation_prompt: end where the assistant is to speak.
           tools: schemas of functions that the assistant may call, where the template knows of such.
+          marked: with `chat_template.BEGIN` and `END` around what its tag `generation` says is an assistant's.
           variables: further ones that the template reads ("enable_thinking").
         Raises:
           ValueError: if the tokenizer has no template.
@@ -174,7 +181,7 @@ class HuggingFaceTokenizer:
         given: dict[str, Any] = {k: v for k, v in special.items() if v is not None}
         given |= {"documents": None, "tools": tools, "add_generation_prompt": add_generation_prompt}
         said = [{k: v for k, v in message.items() if v is not None} for message in messages]
-        return compile_template(self.chat_template).render(**given | variables, messages=said)
+        return compile_template(self.chat_template, marked=marked).render(**given | variables, messages=said)
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`, which holds the chat template."""
