@@ -15,6 +15,7 @@ import numpy as np
 from jaxrl4lm.decoding import Sampling
 from jaxrl4lm.types import ScalarLike
 
+Packing = Literal["none", "bfd", "bfd_split", "wrapped"]
 LARGEST = 1e30
 """Numbers beyond it overflow in float32 arithmetic."""
 LARGEST_COUNT = 2**31 - 1
@@ -218,7 +219,7 @@ class TextConfig(_Config):
 
     max_length: int | None = size(None)
     """Most tokens of a row; longer texts lose their end. If not given: 1024, or the model's context if that is less."""
-    packing: Literal["none", "bfd", "bfd_split", "wrapped"] | None = None
+    packing: Packing | None = None
     """Several texts in a row, which do not see each other. bfd: as many as fit, what is too long is cut; bfd_split: it goes
     on in further rows; wrapped: texts are cut wherever a row ends. If not given: none; wrapped if there is one text."""
     completion_only: bool | None = None

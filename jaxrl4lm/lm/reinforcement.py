@@ -262,7 +262,8 @@ def _compute_loss(
     """What a micro-batch contributes to its minibatch's loss, and diagnostics."""
     mask, old = batch.rollout.mask, batch.rollout
     algorithm, kl_coef = learner.algorithm, state.kl_coef
-    whole = learner.trainable.join(params, state.frozen)
+    # No dropout: the ratio to the policy that drew the tokens would be noise.
+    whole = learner.trainable.join(params, state.frozen, None)
     now = score(learner.policy, whole, batch.rollout, config.sampling)
     surrogate = algorithm.surrogate(now.log_probs, old.log_probs, batch.advantages, mask, config)
     per_token = surrogate - config.entropy_coef * jnp.where(mask, now.entropy, 0.0)

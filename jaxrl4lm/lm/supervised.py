@@ -158,7 +158,7 @@ def _differentiate(
     """((sum of the losses, targets, targets that were the most likely token), gradient of that sum)."""
 
     def sum_losses(params: Params, part: Texts, key: Key) -> tuple[Array, tuple[Array, Array, Array]]:
-        whole = teacher.trainable.join(params, state.frozen)
+        whole = teacher.trainable.join(params, state.frozen, key)
         said, mask = read(whole, part, teacher.policy)
         losses = teacher.loss(said, config)
         if not isinstance(config.z_loss, int | float) or config.z_loss > 0:

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -58,18 +59,60 @@ def init(key: Key, params: Params, rank: int, targets: Rule = EVERY_DENSE) -> Pa
     return nest(adapters)
 
 
-def attach(params: Params, adapters: Params, scale: ScalarLike) -> Params:
+def match_targets(words: Sequence[str], policy: LanguagePolicy) -> Rule:
+    """Which kernels get an adapter.
+
+    Args:
+      words: `all-linear`, for every dense layer of the blocks; names of layers, as we call them (`query`, `up`) or as the
+        checkpoint of this model does (`q_proj`, `c_attn`); or regular expressions over paths (`layer_0/`).
+    Raises:
+      ValueError: if a word names no dense layer; it says which there are.
+    """
+    shapes = flatten(jax.eval_shape(policy.init, jax.random.key(0)))
+    kernels = [path for path in shapes if EVERY_DENSE(path)]
+    ours = {path.split("/")[-2] for path in kernels}
+    theirs: dict[str, set[str]] = {}
+    for row in rows_of(policy):
+        if row.leaves[0] in kernels:
+            theirs.setdefault(row.name.removesuffix(".weight").rsplit(".", 1)[-1], set()).update(row.leaves)
+    chosen: set[str] = set()
+    for word in words:
+        if word == "all-linear":
+            found = set(kernels)
+        elif word in ours:
+            found = {path for path in kernels if path.split("/")[-2] == word}
+        else:
+            found = theirs.get(word) or {path for path in kernels if re.search(word, path)}
+        if not found:
+            raise ValueError(
+                f"{word!r} names no dense layer of this model: choose all-linear, {', '.join(sorted(ours | set(theirs)))}, "
+                "or a pattern of paths such as layer_0/"
+            )
+        chosen |= found
+    return chosen.__contains__
+
+
+def attach(
+    params: Params, adapters: Params, scale: ScalarLike, *, dropout: float = 0.0, key: Key | None = None
+) -> Params:
     """Parameters whose dense layers compute x W + scale · (x A) B. Gradients flow to the adapters only.
 
     Args:
       scale: α / r.
+      dropout: share of the inputs that each adapter leaves out, drawn anew for each call; the others are scaled up.
+      key: of what is left out. None: nothing is.
     Raises:
       ValueError: if an adapter has no kernel here, or one of another shape.
     """
     _check_fit(params, adapters)
     frozen = jax.tree.map(jax.lax.stop_gradient, params)
-    scaled = {p: x * scale if p.endswith("lora_b") else x for p, x in flatten(adapters).items()}
-    return nest({**flatten(frozen), **scaled})
+    leaves = {p: x * scale if p.endswith("lora_b") else x for p, x in flatten(adapters).items()}
+    if key is not None and dropout > 0:
+        firsts = sorted(path for path in leaves if path.endswith("lora_a"))
+        for subkey, path in zip(jax.random.split(key, len(firsts)), firsts, strict=True):
+            base = path.removesuffix("lora_a")
+            leaves |= {f"{base}lora_key": subkey, f"{base}lora_dropout": jnp.float32(dropout)}
+    return nest({**flatten(frozen), **leaves})
 
 
 def merge(params: Params, adapters: Params, scale: ScalarLike) -> Params:
@@ -104,7 +147,15 @@ def _check_fit(params: Params, adapters: Params) -> None:
             )
 
 
-def save(folder: str | os.PathLike, policy: LanguagePolicy, adapters: Params, alpha: float) -> None:
+def save(
+    folder: str | os.PathLike,
+    policy: LanguagePolicy,
+    adapters: Params,
+    alpha: float,
+    *,
+    dropout: float = 0.0,
+    base: str | None = None,
+) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors` in PEFT's format.
 
     Some checkpoints keep several kernels in one tensor (GPT-2, GPT-NeoX, Phi-3). The adapters of these kernels become one:
@@ -112,6 +163,8 @@ def save(folder: str | os.PathLike, policy: LanguagePolicy, adapters: Params, al
 
     Args:
       alpha: α, where the adapters were trained with the scale α / r, and r is the rank of the first of them.
+      dropout: with which they were trained.
+      base: name or folder of the model that they adapt.
     Raises:
       CheckpointError: if only some of the kernels that share a tensor are adapted.
     """
@@ -133,7 +186,8 @@ def save(folder: str | os.PathLike, policy: LanguagePolicy, adapters: Params, al
         "target_modules": sorted({name.rsplit(".", 1)[-1] for name in ranks}),
         "rank_pattern": others,
         "alpha_pattern": {name: alpha * width / rank for name, width in others.items()},
-        "lora_dropout": 0.0,
+        "lora_dropout": dropout,
+        "base_model_name_or_path": base,
         "bias": "none",
         "fan_in_fan_out": any(row.layout == "as is" for row in rows),
     }

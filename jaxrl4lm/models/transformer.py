@@ -75,12 +75,17 @@ class Dense(nn.Module):
         else:
             y = dense(x, self.param("kernel", init, (x.shape[-1], self.features)), bias)
         if self.has_variable("params", "lora_a"):
-            y = y + dense(
-                dense(x, self.get_variable("params", "lora_a"), None),
-                self.get_variable("params", "lora_b"),
-                None,
-            )
+            first, second = (self.get_variable("params", name) for name in ("lora_a", "lora_b"))
+            y = y + dense(dense(self._drop_inputs(x), first, None), second, None)
         return y
+
+    def _drop_inputs(self, x: Array) -> Array:
+        """What an adapter reads in training: a share of the inputs is 0, the others make up for it."""
+        if not self.has_variable("params", "lora_key"):
+            return x
+        kept = 1 - self.get_variable("params", "lora_dropout")
+        keep = jax.random.bernoulli(self.get_variable("params", "lora_key"), kept, x.shape)
+        return jnp.where(keep, x / kept.astype(x.dtype), 0)
 
 
 def _apply_joined(module: nn.Module, x: Array, features: dict[str, int], use_bias: bool) -> list[Array]:

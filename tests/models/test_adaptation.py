@@ -13,6 +13,8 @@ import pytest
 
 from jaxrl4lm import models
 from jaxrl4lm.models import LanguagePolicy, Rope, TransformerConfig, lora, tensor_files
+from jaxrl4lm.models.huggingface import flatten
+from jaxrl4lm.models.transformer import Dense
 
 V, T = 13, 8
 LLAMA = TransformerConfig(V, layers=2, width=16, heads=4, kv_heads=2, mlp_width=24, tied=False)
@@ -122,6 +124,56 @@ def test_only_adapters_receive_a_gradient(adapted, batch):
     merged = jax.jit(jax.grad(lambda a: loss(params, a, lora.merge)))(moved)
     assert not any(g.any() for g in jax.tree.leaves(frozen))
     chex.assert_trees_all_close(attached, merged, atol=1e-6)
+
+
+def test_dropout_is_of_the_inputs_of_each_adapter(adapted, batch):
+    """Drawn by the key, of each layer another, the same in a scan; without a key there is none; right on average."""
+    policy, params, adapters = adapted
+    adapters = jax.tree.map(lambda x: x + 0.3, adapters)
+
+    def run(key, dropout=0.5, **changes):
+        config = dataclasses.replace(policy.config, **changes)
+        joined = lora.attach(params, adapters, 0.5, dropout=dropout, key=key)
+        return jax.jit(LanguagePolicy(config).hidden)(joined, batch[0])
+
+    plain = np.asarray(run(None))
+    np.testing.assert_array_equal(run(jax.random.key(0), dropout=0.0), plain)
+    one = np.asarray(run(jax.random.key(1)))
+    np.testing.assert_array_equal(run(jax.random.key(1)), one)
+    assert np.abs(one - plain).max() > 1e-3
+    assert np.abs(run(jax.random.key(2)) - one).max() > 1e-3
+    for changes in ({"scan": True}, {"remat": "full"}):
+        np.testing.assert_allclose(run(jax.random.key(1), **changes), one, atol=1e-5)
+    joined = flatten(lora.attach(params, adapters, 0.5, dropout=0.5, key=jax.random.key(1)))
+    keys = [tuple(jax.random.key_data(x).tolist()) for path, x in joined.items() if path.endswith("lora_key")]
+    assert len(set(keys)) == len(keys) > 2
+    x = jnp.ones((4000, 6))
+    layer = {"kernel": jnp.zeros((6, 2)), "lora_a": jnp.ones((6, 1)), "lora_b": jnp.ones((1, 2))}
+    layer |= {"lora_key": jax.random.key(0), "lora_dropout": jnp.float32(0.25)}
+    outputs = Dense(2).apply({"params": layer}, x)
+    np.testing.assert_allclose(outputs.mean(0), 6.0, rtol=0.02)
+    np.testing.assert_allclose(outputs[:, 0].var(), 6 * 0.25 / 0.75, rtol=0.1)
+
+
+def test_targets_by_any_of_their_names():
+    llama = LanguagePolicy(TransformerConfig(9, layers=2, width=8, heads=2))
+    gpt2 = LanguagePolicy(TransformerConfig.gpt2(9, layers=2, width=8, heads=2))
+
+    def chosen(policy, *words):
+        rule = lora.match_targets(words, policy)
+        return [path for path in flatten(jax.eval_shape(policy.init, jax.random.key(0))) if rule(path)]
+
+    assert set(chosen(llama, "q_proj", "up")) == {
+        f"layer_{i}/{name}/kernel" for i in (0, 1) for name in ("attention/query", "mlp/up")
+    }
+    assert chosen(llama, "q_proj") == chosen(llama, "query")
+    assert len(chosen(llama, "all-linear")) == 14
+    assert len(chosen(gpt2, "c_attn")) == 6
+    assert len(chosen(llama, "layer_1/mlp")) == 3
+    with pytest.raises(
+        ValueError, match=r"'c_attn' names no dense layer of this model: choose all-linear, down, down_proj"
+    ):
+        chosen(llama, "c_attn")
 
 
 def test_only_the_targets_are_adapted(adapted):
