@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 
 from jaxrl4lm import data, decoding, lm, models, training
-from jaxrl4lm.data.corpus import Document, encode_documents
 from jaxrl4lm.data.rewards import exact_match
 from jaxrl4lm.lm import algorithms
 
@@ -31,10 +30,10 @@ def main(sizes: Sizes, out: str | None) -> training.Run:
         tokenizer.vocab_size, layers=2, width=sizes.width, heads=4, context=8
     )
     policy = models.LanguagePolicy(config)
-    teaching = [Document(prompt, answer) for prompt, answer in sums[::3]]  # a third of all sums
+    teaching = [{"prompt": prompt, "completion": answer} for prompt, answer in sums[::3]]  # a third of all
     imitate = training.supervised(
         policy,
-        encode_documents(teaching, tokenizer, config.context),
+        teaching,
         lm.SupervisedConfig(learning_rate=3e-3, steps=sizes.steps, batch=32),
         tokenizer=tokenizer,
     )

@@ -73,8 +73,28 @@ class ModelOptions:
     """Longest prompt and completion together, in tokens; what the data need (texts: at most 512), if not given."""
     tokenizer: Literal["character", "byte"] | None = None
     """Of a new model: characters of the texts and prompts, or bytes. Characters if there are at most 256, if not given."""
+    chat_template: Path | None = None
+    """File with a Jinja template that writes conversations as text, in place of the model's own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; parameters and statistics stay float32."""
+    remat: Literal["none", "full", "dots"] = "none"
+    """What the backward pass computes again instead of keeping it: nothing, all of a block, or all but its products."""
+
+
+@dataclass(frozen=True)
+class AdaptationOptions:
+    """What of the model learns: everything, if nothing is given."""
+
+    lora_rank: int | None = size(None)
+    """Train low-rank adapters of this rank; the model itself is left as it is, and is the reference."""
+    lora_alpha: float = number(32.0, above=0)
+    """Adapters are scaled by this over their rank."""
+    lora_targets: tuple[str, ...] = ("all-linear",)
+    """Dense layers that get an adapter: all-linear, names (q_proj v_proj, query value), or patterns of paths."""
+    lora_dropout: float = number(0.0, least=0, most=1)
+    """Share of an adapter's inputs that a training step leaves out."""
+    train: tuple[str, ...] = ()
+    """Train the parameters whose path one of these patterns matches (layer_11/ final_norm), and no others."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +190,14 @@ def name_option(name: str, prefix: str = "") -> str:
     return f"--{prefix}{name.replace('_', '-')}"
 
 
+def name_options(error: InputError, *names: str) -> InputError:
+    """The same error in the words of the command line, where it speaks of these fields."""
+    text = str(error)
+    for name in names:
+        text = text.replace(name, name_option(name))
+    return InputError(text)
+
+
 def check_numbers(arguments: Any, prefixes: typing.Mapping[str, str]) -> None:
     """Raises InputError, naming the option, where a number of a group is out of its range.
 
@@ -195,7 +223,9 @@ def to_json(arguments: Any) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: plain(v) for k, v in value.items()}
-        return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        if isinstance(value, tuple):
+            return [plain(each) for each in value]
+        return str(value) if isinstance(value, Path) else value
 
     def groups() -> typing.Iterator[tuple[str, dict[str, Any]]]:
         for group in dataclasses.fields(arguments):
@@ -247,7 +277,8 @@ def _revive(name: str, value: Any, hint: Any) -> Any:
     elif hint is Path:
         return Path(value)
     else:
-        fits = isinstance(value, int | float if hint is float else hint) and not isinstance(value, bool)
+        fits = isinstance(value, int | float if hint is float else hint)
+        fits = fits and isinstance(value, bool) == (hint is bool)
     if not fits:
         raise TypeError(f"{name} is {value!r}")
     return value

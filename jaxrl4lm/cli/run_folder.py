@@ -116,14 +116,31 @@ def _find_files(arguments: Any) -> Iterator[pathlib.Path]:
     for group in dataclasses.fields(arguments):
         record = getattr(arguments, group.name)
         for each in dataclasses.fields(record):
-            path = getattr(record, each.name)
-            if not isinstance(path, pathlib.Path) or each.name in ("out", "resume"):
-                continue
-            if path.is_file():
-                yield path
-            elif path.is_dir():
-                kept = (".json", ".jinja", ".safetensors", ".npy", ".model", ".txt")
-                yield from (p for p in sorted(path.iterdir()) if p.is_file() and p.suffix in kept)
+            value = getattr(record, each.name)
+            if each.name not in ("out", "resume"):
+                paths = value if isinstance(value, tuple) else (value,)
+                yield from (
+                    file for path in paths if isinstance(path, pathlib.Path) for file in _list_files(path)
+                )
+
+
+def _list_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """A file, or those of a model's or a data set's folder."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    kept = (
+        ".json",
+        ".jinja",
+        ".safetensors",
+        ".npy",
+        ".model",
+        ".txt",
+        ".arrow",
+        ".parquet",
+        ".jsonl",
+        ".csv",
+    )
+    return [p for p in sorted(path.iterdir()) if p.is_file() and p.suffix in kept]
 
 
 def _digest_file(path: pathlib.Path) -> str:

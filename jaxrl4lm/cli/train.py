@@ -6,26 +6,32 @@ from jaxrl4lm import tasks
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 from jaxrl4lm.cli.language_data import (
-    Source,
     StartingModel,
     build_model,
     build_transformer,
-    describe_corpus,
+    choose_trainable,
+    describe_texts,
+    list_texts,
+    measure_texts,
 )
+from jaxrl4lm.cli.options import name_options
 from jaxrl4lm.cli.session import Session, drive
 from jaxrl4lm.cli.train_options import TrainArguments, check, parse_train
-from jaxrl4lm.data import rewards
-from jaxrl4lm.data.corpus import Document, PromptSet, encode_documents, encode_prompts, read_documents
+from jaxrl4lm.data import Tokenizer, load, recognize, rewards
+from jaxrl4lm.data.corpus import PromptSet, encode_prompts, encode_row
 from jaxrl4lm.data.files import Row, read_jsonl
+from jaxrl4lm.lm import TextConfig
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.training import (
     Evaluation,
     Stage,
     evaluate_prompts,
     evaluate_task,
+    prepare_texts,
     reinforcement,
     supervised,
 )
+from jaxrl4lm.training.folder import ADAPTER
 from jaxrl4lm.training.language_stage import init_params
 from jaxrl4lm.training.reinforcement_stage import LONGEST_COMPLETION, fill_columns, hide_column, split_prompts
 from jaxrl4lm.types import InputError
@@ -71,6 +77,7 @@ def _build_task(arguments: TrainArguments) -> Session:
         )
     evaluation = evaluate_task(policy, task, count=count, seeds=seeds)
     config = arguments.reinforcement.replace(sampling=arguments.sampling.make(task.tokenizer))
+    trainable = choose_trainable(arguments.adaptation, policy, arguments.model.model)
     stages = [
         supervised(
             policy,
@@ -78,6 +85,7 @@ def _build_task(arguments: TrainArguments) -> Session:
             arguments.pretrain,
             evaluation=evaluation,
             until=_reach(arguments.text.pretrain_until),
+            trainable=trainable,
             seed=run.seed,
             seeds=seeds,
             evaluate_every=run.evaluate_every,
@@ -89,6 +97,7 @@ def _build_task(arguments: TrainArguments) -> Session:
             algorithm=arguments.algorithm.make(),
             config=config,
             evaluation=evaluation,
+            trainable=trainable,
             seed=run.seed,
             seeds=seeds,
             evaluate_every=run.evaluate_every or 10,
@@ -124,7 +133,11 @@ def _reach(score: float | None):
 
 def _keep_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """Those that have steps; if none has, the last one, which evaluates the model as it is."""
-    return tuple(stage for stage in stages if stage.steps) or tuple(stages[-1:])
+    kept = [stage for stage in stages if stage.steps] or list(stages[-1:])
+    if len(kept) > 1:  # an adapter of the last is one of a model that is not saved
+        exports = {name: export for name, export in kept[-1].exports.items() if name != ADAPTER}
+        kept[-1] = kept[-1]._replace(exports=exports)
+    return tuple(kept)
 
 
 def _build_prompts(arguments: TrainArguments) -> Session:
@@ -133,15 +146,19 @@ def _build_prompts(arguments: TrainArguments) -> Session:
     name = world.reward or ""
     rows, documents = _read(arguments)
     reward = rewards.parse(name)
-    rewards.check_columns(reward, name, [c for c in rows[0].columns if c != world.prompt_column])
+    rewards.check_columns(reward, name, [c for c in rows[0].columns if c != "prompt"])
     room = arguments.sampling.max_new_tokens or LONGEST_COMPLETION
-    source = Source(str(world.prompts or "--prompts"), world.prompt_column, rows)
-    model = build_model(arguments.model, documents, source, room, run.seed)
-    policy, tokenizer, embeddings = model.policy, model.tokenizer, model.policy.config.vocab_size
-    prompts = encode_prompts(
-        rows, source.column, tokenizer, source.name, room, model.context, embeddings=embeddings
+    source = str(world.prompts or "--prompts")
+    model = build_model(
+        arguments.model,
+        [*list_texts(documents), *list_texts(rows)],
+        lambda tokenizer: _measure(rows, documents, tokenizer, source, room),
+        run.seed,
     )
-    training, held_out = _split(hide_column(prompts, world.prompt_column), world.held_out)
+    policy, tokenizer, embeddings = model.policy, model.tokenizer, model.policy.config.vocab_size
+    trainable = choose_trainable(arguments.adaptation, policy, arguments.model.model)
+    prompts = encode_prompts(rows, "prompt", tokenizer, source, room, model.context, embeddings=embeddings)
+    training, held_out = _split(hide_column(prompts, "prompt"), world.held_out)
     notes = [
         f"{len(training.rows)} prompts to train on, {len(held_out.rows)} held out, at most "
         f"{max(map(len, prompts.ids))} tokens long"
@@ -150,14 +167,17 @@ def _build_prompts(arguments: TrainArguments) -> Session:
     evaluation = _evaluate(arguments, model, held_out, {name: reward})
     stages: list[Stage] = []
     if documents and arguments.pretrain.steps:
-        corpus = encode_documents(documents, tokenizer, model.context, embeddings=embeddings)
-        notes.append(describe_corpus(corpus, model.context))
+        texts = prepare_texts(
+            documents, tokenizer, TextConfig(held_out=0), context=model.context, embeddings=embeddings
+        )
+        notes += describe_texts(texts)
         stages.append(
             supervised(
                 policy,
-                corpus,
+                texts,
                 arguments.pretrain,
                 tokenizer=tokenizer,
+                trainable=trainable,
                 evaluation=evaluation,
                 until=_reach(arguments.text.pretrain_until),
                 seed=run.seed,
@@ -173,6 +193,7 @@ def _build_prompts(arguments: TrainArguments) -> Session:
             algorithm=arguments.algorithm.make(),
             config=config,
             evaluation=evaluation,
+            trainable=trainable,
             seed=run.seed,
             evaluate_every=run.evaluate_every or 10,
         )
@@ -192,7 +213,7 @@ def _split(prompts: PromptSet, held_out: int | None) -> tuple[PromptSet, PromptS
     try:
         return split_prompts(prompts, held_out)
     except InputError as error:
-        raise InputError(str(error).replace("held_out", "--held-out")) from None
+        raise name_options(error, "held_out") from None
 
 
 def _evaluate(
@@ -209,13 +230,28 @@ def _evaluate(
     return evaluate_prompts(model.policy, model.tokenizer, held_out, named, sampling, greedy=greedy)
 
 
-def _read(arguments: TrainArguments) -> tuple[list[Row], list[Document]]:
+def _read(arguments: TrainArguments) -> tuple[list[Row], list[Row]]:
     """Prompts, one empty one where there is no file of them, and what is to be imitated."""
     world, text = arguments.world, arguments.text
-    rows = [Row(0, {world.prompt_column: ""})]
+    rows = [Row(0, {"prompt": ""})]
     if world.prompts:
         rows = read_jsonl(world.prompts, [world.prompt_column], chats=True)
-    documents = []
+        rows = [_rename(row, world.prompt_column) for row in rows]
+    documents: list[Row] = []
     if text.text:
-        documents = read_documents(text.text, world.prompt_column, text.completion_column, text.text_unit)
+        columns = {"prompt": world.prompt_column, "completion": text.completion_column}
+        renamed = {ours: theirs for ours, theirs in columns.items() if ours != theirs}
+        _, documents = recognize(load(text.text, columns=renamed, unit=text.text_unit))
     return fill_columns(rows), documents
+
+
+def _rename(row: Row, column: str) -> Row:
+    """The row with its prompt in the column `prompt`."""
+    columns = dict(row.columns)
+    return row._replace(columns={"prompt": columns.pop(column), **columns})
+
+
+def _measure(rows: list[Row], documents: list[Row], tokenizer: Tokenizer, source: str, room: int) -> int:
+    """How many tokens of context the prompts with their completions need, and the texts."""
+    prompts = (len(encode_row(row, "prompt", tokenizer, source)[1]) for row in rows)
+    return max(max(prompts) + room, measure_texts(documents, tokenizer))

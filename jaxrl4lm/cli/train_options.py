@@ -3,15 +3,17 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from jaxrl4lm.cli.options import (
+    AdaptationOptions,
     Group,
     ModelOptions,
     RunOptions,
     SamplingOptions,
     check_numbers,
     check_seeds,
+    name_option,
     parse,
 )
 from jaxrl4lm.lm import ReinforcementConfig, SupervisedConfig
@@ -80,7 +82,7 @@ class AlgorithmOptions:
         )
 
 
-TASK_TEACHING = SupervisedConfig(learning_rate=3e-3, steps=800)
+TASK_TEACHING = SupervisedConfig(learning_rate=3e-3, adam_eps=1e-5, steps=800)
 """Teacher forcing of a small new model on a task."""
 TEXT_TEACHING = TASK_TEACHING.replace(steps=1000)
 NEW_MODEL = ReinforcementConfig(
@@ -111,6 +113,7 @@ class TrainArguments:
     pretrain: SupervisedConfig = TASK_TEACHING
     algorithm: Annotated[AlgorithmOptions, Group] = field(default_factory=AlgorithmOptions)
     reinforcement: Annotated[ReinforcementConfig, Group] = NEW_MODEL
+    adaptation: Annotated[AdaptationOptions, Group] = field(default_factory=AdaptationOptions)
     sampling: Annotated[SamplingOptions, Group] = field(default_factory=SamplingOptions)
     run: Annotated[RunOptions, Group] = field(default_factory=RunOptions)
 
@@ -171,7 +174,9 @@ def make_paths_absolute(arguments: TrainArguments) -> TrainArguments:
     return dataclasses.replace(
         arguments,
         world=dataclasses.replace(world, prompts=absolute(world.prompts), reward=reward),
-        model=dataclasses.replace(model, model=absolute(model.model)),
+        model=dataclasses.replace(
+            model, model=absolute(model.model), chat_template=absolute(model.chat_template)
+        ),
         text=dataclasses.replace(text, text=absolute(text.text)),
     )
 
@@ -181,6 +186,10 @@ def check(arguments: TrainArguments) -> None:
     check_numbers(arguments, PREFIXES)
     check_seeds(arguments.run.seed, arguments.algorithm.seeds)
     _check_sources(arguments)
+    if arguments.adaptation.lora_dropout:
+        raise InputError(
+            "--lora-dropout belongs to sft: in reinforcement learning ratios would be noise, drop it"
+        )
     algorithm, config = arguments.algorithm, arguments.reinforcement
     if ALGORITHMS[algorithm.algorithm].compares_group and config.completions < 2:
         raise InputError(
@@ -198,10 +207,7 @@ def _check_sources(arguments: TrainArguments) -> None:
     """What is learned from must be named, and nothing beside it."""
     world, text = arguments.world, arguments.text.text
     if arguments.on_task:
-        files: dict[str, Any] = {"prompts": world.prompts, "text": text, "model": arguments.model.model}
-        given = [f"--{name}" for name, value in files.items() if value]
-        if given:
-            raise InputError(f"{given[0]} needs a --reward: name a built-in one or FILE.py:function")
+        _refuse_options_of_prompts(arguments)
         return
     if world.prompts is None and text is None:
         raise InputError("--reward needs --prompts (or --text, to complete empty prompts): name a JSONL file")
@@ -213,3 +219,24 @@ def _check_sources(arguments: TrainArguments) -> None:
         raise InputError(
             f"--seeds {arguments.algorithm.seeds} needs a built-in task (a Python reward cannot be compiled): drop --seeds"
         )
+
+
+OF_PROMPTS: dict[str, tuple[str, ...]] = {
+    "world": ("prompts", "prompt_column", "evaluate_by"),
+    "model": ("model", "tokenizer", "chat_template"),
+    "text": ("text", "text_unit", "completion_column"),
+}
+"""Options that say nothing of a built-in task, by their groups."""
+
+
+def _refuse_options_of_prompts(arguments: TrainArguments) -> None:
+    """Raises InputError where an option is given that nothing on a task reads."""
+    plain = TrainArguments()
+    for group, names in OF_PROMPTS.items():
+        given, default = getattr(arguments, group), getattr(plain, group)
+        for name in names:
+            if getattr(given, name) != getattr(default, name):
+                raise InputError(
+                    f"{name_option(name)} needs a --reward (a task has its own prompts): name a built-in one or "
+                    "FILE.py:function"
+                )

@@ -1,102 +1,24 @@
-"""Text as arrays: documents to imitate, and prompts to complete.
+"""Prompts as arrays, and what all texts share on their way to arrays.
 
 Shapes: `N` rows, `L` tokens.
 """
 
-import pathlib
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxrl4lm.data.chats import render_messages
-from jaxrl4lm.data.files import Message, Row, read_jsonl, read_text
+from jaxrl4lm.data.files import Message, Row
 from jaxrl4lm.data.formats import count_common
 from jaxrl4lm.data.tokenizer import Tokenizer
 from jaxrl4lm.types import InputError
-
-
-class Document(NamedTuple):
-    """A text to imitate: what is given, and what follows it."""
-
-    prompt: str
-    completion: str
-
-
-class Corpus(NamedTuple):
-    """Documents as arrays; rows are padded on the right."""
-
-    tokens: np.ndarray
-    """int32 `[N, L]`."""
-    mask: np.ndarray
-    """bool `[N, L]`, True at real tokens."""
-    target_mask: np.ndarray
-    """bool `[N, L]`, True at the tokens of completions, their end included."""
-    cut: int
-    """How many documents were longer than L, and lost their end."""
-
-
-def read_documents(
-    path: pathlib.Path, prompt_column: str, completion_column: str, unit: Literal["line", "file"]
-) -> list[Document]:
-    """Documents of a file: a `.jsonl`'s rows; else each line of a plain text that is not blank, or the file as one.
-
-    Raises:
-      InputError: if the file cannot be used.
-    """
-    if path.suffix in (".jsonl", ".json"):
-        rows = read_jsonl(path, [prompt_column, completion_column])
-        return [Document(row.columns[prompt_column], row.columns[completion_column]) for row in rows]
-    text = read_text(path)
-    if unit == "file":
-        return [Document("", text)]
-    return [Document("", line) for line in text.split("\n") if line.strip()]
 
 
 def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of a text after what the tokenizer puts before every text; what of that the text itself begins with comes once."""
     ids, begin = tokenizer.encode(text), tokenizer.begin_ids
     return [*begin, *ids[count_common(begin, ids) :]]
-
-
-def encode_document(tokenizer: Tokenizer, document: Document) -> tuple[list[int], int]:
-    """Ids of a document, an end token last, and the index at which its completion begins.
-
-    Prompt and completion are one text, whose tokens may differ from those of the two apart. The completion begins with
-    the first token that the prompt alone does not have.
-    """
-    ids = encode_prompt(tokenizer, document.prompt + document.completion)
-    start = count_common(encode_prompt(tokenizer, document.prompt), ids)
-    ended = len(ids) > start and ids[-1] in tokenizer.eos_ids
-    return (ids if ended else [*ids, tokenizer.eos_id]), start
-
-
-def encode_documents(
-    documents: Sequence[Document], tokenizer: Tokenizer, longest: int, *, embeddings: int | None = None
-) -> Corpus:
-    """Documents as rows of at most `longest` tokens: begin, prompt, completion, end.
-
-    One document that is longer than ten rows is a stream: it is cut into rows; what does not fill the last one is left out.
-
-    Args:
-      embeddings: of the model that is to read them. None: as many as the tokenizer may ask for.
-    Raises:
-      InputError: if a token has no embedding.
-    """
-    where = "a text to imitate"
-    if len(documents) == 1:
-        ids = encode_prompt(tokenizer, documents[0].prompt + documents[0].completion)
-        if len(ids) > 10 * longest:
-            check_ids(ids, embeddings, where)
-            rows = np.array(ids[: len(ids) // longest * longest], np.int32).reshape(-1, longest)
-            return Corpus(rows, np.ones(rows.shape, bool), np.ones(rows.shape, bool), 0)
-    pairs = [encode_document(tokenizer, document) for document in documents]
-    for ids, _ in pairs:
-        check_ids(ids, embeddings, where)
-    encoded, starts = [ids[:longest] for ids, _ in pairs], [start for _, start in pairs]
-    tokens, mask = pad(encoded, max(map(len, encoded)), tokenizer.pad_id, left=False)
-    target_mask = mask & (np.arange(tokens.shape[1])[None] >= np.array(starts)[:, None])
-    return Corpus(tokens, mask, target_mask, cut=sum(len(ids) > longest for ids, _ in pairs))
 
 
 def check_ids(ids: Sequence[int], embeddings: int | None, where: str) -> None:

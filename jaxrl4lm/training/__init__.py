@@ -13,9 +13,11 @@ from jaxrl4lm.training.stage import Progress, Report, Sample, Stage, StepFailed
 
 _CONSTRUCTORS = {
     "Evaluation": "evaluation",
+    "TextBatches": "texts",
     "evaluate_prompts": "evaluation",
     "evaluate_task": "evaluation",
     "evaluate_texts": "evaluation",
+    "prepare_texts": "texts",
     "reinforcement": "reinforcement_stage",
     "supervised": "supervised_stage",
 }

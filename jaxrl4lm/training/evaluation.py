@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxrl4lm import reduce
 from jaxrl4lm.data import Tokenizer
-from jaxrl4lm.data.corpus import Corpus, PromptSet
+from jaxrl4lm.data.corpus import PromptSet
+from jaxrl4lm.data.packing import Sequences
 from jaxrl4lm.data.rewards import Reward, call
 from jaxrl4lm.decoding import Sampling, generate
 from jaxrl4lm.lm import supervised
@@ -26,6 +27,8 @@ from jaxrl4lm.types import Array, Params
 
 AT_ONCE = 64
 """Rows of a batch of evaluation."""
+TOKENS_AT_ONCE = 16_384
+"""Tokens of a batch of texts that is evaluated."""
 SHOWN = 8
 """Samples to look at."""
 
@@ -43,6 +46,8 @@ class Evaluation(NamedTuple):
     """Outputs for a few of the held-out inputs."""
     panels: Mapping[str, str] = {}
     """What the picture shows beside `held_out`: metrics, and their titles."""
+    rank: Callable[[Numbers], float] = lambda metrics: float(np.mean(metrics["held_out"]))
+    """How good the parameters are: higher is better."""
 
 
 def _say_held_out(metrics: Numbers) -> str:
@@ -173,16 +178,26 @@ def decode_completions(tokenizer: Tokenizer, tokens: Array, mask: Array) -> list
 
 def evaluate_texts(
     policy: LanguagePolicy,
-    corpus: Corpus,
+    sequences: Sequences,
     samples: Callable[[Params], Sequence[Sample]] | None = None,
+    *,
+    what: str = "held-out",
 ) -> Evaluation:
-    """Cross-entropy (nats a token) and accuracy of the target tokens of held-out texts."""
-    count = min(AT_ONCE, len(corpus.tokens))
-    padding = -len(corpus.tokens) % count
+    """Cross-entropy (nats a token) and accuracy of the target tokens of texts.
+
+    Args:
+      sequences: texts as `data.pack` or `data.pad_examples` gives them.
+      what: those texts are, in a word.
+    """
+    rows, length = sequences.tokens.shape
+    count = max(1, min(AT_ONCE, TOKENS_AT_ONCE // length, rows))
     # Rows that fill the last batch have no target: they count for nothing.
-    arrays = (np.pad(x, ((0, padding), (0, 0))) for x in corpus[:3])
-    batches = supervised.Texts(*(jnp.asarray(x.reshape(-1, count, x.shape[1])) for x in arrays))
-    batches = batches._replace(mask=batches.mask.at[..., 0].set(True))
+    padded = (np.pad(x, ((0, -rows % count), (0, 0))) for x in sequences)
+    tokens, segments, targets = (jnp.asarray(x.reshape(-1, count, length)) for x in padded)
+    packed = bool((sequences.segments > 1).any())
+    batches = supervised.Texts(
+        tokens, (segments > 0).at[..., 0].set(True), targets, segments if packed else None
+    )
 
     @jax.jit
     def measure(params: Params, batches: supervised.Texts) -> tuple[Array, Array]:
@@ -196,10 +211,11 @@ def evaluate_texts(
 
     return Evaluation(
         score=score,
-        label="held-out token accuracy",
+        label=f"{what} token accuracy",
         headline=lambda m: (
-            f"held-out loss {float(m['held_out/loss']):.3f}, accuracy {float(m['held_out']):.3f}"
+            f"{what} loss {float(m['held_out/loss']):.3f}, accuracy {float(m['held_out']):.3f}"
         ),
         samples=samples,
-        panels={"held_out/loss": "held-out loss (nats a token)"},
+        panels={"held_out/loss": f"{what} loss (nats a token)"},
+        rank=lambda m: -float(m["held_out/loss"]),
     )

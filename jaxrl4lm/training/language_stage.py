@@ -4,8 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import operator
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl4lm import models
-from jaxrl4lm.data import Tokenizer
+from jaxrl4lm.data import Row, Tokenizer
 from jaxrl4lm.lm.population import map_population
+from jaxrl4lm.lm.trainable import Trainable
 from jaxrl4lm.models import LanguagePolicy
+from jaxrl4lm.training.evaluation import Evaluation
+from jaxrl4lm.training.folder import ADAPTER, MODEL
+from jaxrl4lm.training.stage import Stage
 from jaxrl4lm.types import Array, InputError, Params
 
 SEEDS_AT_ONCE = 8
@@ -52,15 +57,51 @@ def fetch(metrics: Mapping[str, Array], seeds: int = 1) -> dict[str, np.ndarray]
     return {name: np.asarray(value).T if seeds > 1 else np.asarray(value) for name, value in fetched.items()}
 
 
-def export_with(
-    policy: LanguagePolicy, tokenizer: Tokenizer | None
-) -> Callable[[pathlib.Path, Params], None]:
-    """A function that writes parameters as a Hugging Face folder."""
+def complete_stage(
+    stage: Stage,
+    policy: LanguagePolicy,
+    tokenizer: Tokenizer | None,
+    trainable: Trainable | None,
+    evaluation: Evaluation | None,
+    seeds: int,
+    settings: Mapping[str, Any],
+) -> Stage:
+    """The stage with what follows from its model and its evaluation: parameters, samples, exports, pictures.
 
-    def export(folder: pathlib.Path, params: Params) -> None:
-        models.save(folder, policy, params, tokenizer)
+    Args:
+      stage: its state has `params`, what learns, and `frozen`, what does not.
+      trainable: how they come together; None: all learns.
+      seeds: of how many runs the parameters have a leading axis.
+      settings: what config.json says of it.
+    """
 
-    return export
+    params_of = operator.attrgetter("params")
+    if trainable is not None:
+        merge = trainable.merge
+        params_of = jax.jit(map_over_seeds(lambda state: merge(state.params, state.frozen), seeds))
+
+    def export_model(folder: pathlib.Path, state: Any, scores: Mapping[str, Any]) -> None:
+        models.save(folder, policy, params_of(state), tokenizer)
+
+    def export_adapter(folder: pathlib.Path, state: Any, scores: Mapping[str, Any]) -> None:
+        assert trainable is not None
+        assert trainable.save is not None
+        trainable.save(folder, policy, state.params)
+
+    exports = {MODEL: export_model} if seeds == 1 else {}
+    if seeds == 1 and trainable is not None and trainable.save is not None:
+        exports[ADAPTER] = export_adapter
+    stage = stage._replace(
+        params_of=params_of, exports=exports, config=describe({"model": policy.config, **settings})
+    )
+    if evaluation is None:
+        return stage
+    return stage._replace(
+        evaluate=evaluation.score,
+        samples=evaluation.samples,
+        rank=evaluation.rank,
+        panels={**evaluation.panels, "held_out": evaluation.label, **stage.panels},
+    )
 
 
 def choose_chunk(every: int, steps: int) -> int:
@@ -87,6 +128,31 @@ def split_indices(total: int, held_out: int | None, what: str) -> tuple[list[int
         return list(range(total)), list(range(min(MOST_HELD_OUT, total)))
     order = np.random.default_rng(0).permutation(total).tolist()
     return sorted(order[count:]), sorted(order[:count])
+
+
+def make_rows(values: Sequence[Any], name: str, column: str) -> list[Row]:
+    """Rows of texts, messages, records or rows; texts and messages get the column of that name.
+
+    Raises:
+      InputError: if there is none, or one is something else; it begins with `name`.
+    """
+    if isinstance(values, str):
+        raise InputError(f"{name} is one text: give a list of texts, or data.load(FILE)")
+    rows = []
+    for number, value in enumerate(values, start=1):
+        if isinstance(value, Row):
+            rows.append(value)
+            continue
+        columns = {column: value} if isinstance(value, str | list) else value
+        if not isinstance(columns, Mapping):
+            kind = type(value).__name__
+            raise InputError(
+                f"{name}, line {number}: a {kind} where a text, messages or a record is expected"
+            )
+        rows.append(Row(number, dict(columns)))
+    if not rows:
+        raise InputError(f"there are no {name}: give at least one")
+    return rows
 
 
 def check_config(config: Any) -> None:
@@ -118,13 +184,18 @@ def describe(value: Any) -> Any:
 
 
 def _find_settings(function: Any) -> dict[str, Any]:
-    """The numbers and words that a function made by another one remembers, as `decoding.top_k(5)` its 5."""
+    """The numbers and words that a function made by another one remembers, as `decoding.top_k(5)` its 5, and those of the
+    functions that it remembers."""
     code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None) or ()
     settings = {}
     for name, cell in zip(code.co_freevars if code else (), cells, strict=False):
         with contextlib.suppress(ValueError):  # of a name that is not bound yet
-            if isinstance(cell.cell_contents, str | int | float):
-                settings[name] = cell.cell_contents
+            value = cell.cell_contents
+            if callable(value):
+                value = describe(value) if _find_settings(value) else None
+            several = value if isinstance(value, tuple | list) else [value]
+            if value is not None and all(isinstance(each, str | int | float | dict) for each in several):
+                settings[name] = value
     return settings
 
 

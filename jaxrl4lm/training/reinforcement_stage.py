@@ -29,10 +29,10 @@ from jaxrl4lm.training.language_stage import (
     check_config,
     choose_chunk,
     choose_keys,
-    describe,
+    complete_stage,
     digest,
-    export_with,
     fetch,
+    make_rows,
     map_over_seeds,
     split_indices,
 )
@@ -108,31 +108,27 @@ def reinforcement(
             evaluation = evaluation or evaluate_prompts(policy, tokenizer, held_out, named, sampling)
             prompts = training
         part = _Hosted(config, learner, tokenizer, prompts, named, seed)
-    merge = jax.jit(map_over_seeds(lambda state: update_rule.merge_params(state, learner), seeds))
-    whole = trainable is None
-    return Stage(
+    stage = Stage(
         name="reinforcement",
         steps=config.updates,
         chunk=every,
         init=init,
         advance=part.advance,
-        evaluate=evaluation.score if evaluation else lambda params: {},
         headline=partial(_say, evaluation),
-        params_of=(lambda state: state.params) if whole else merge,
-        samples=evaluation.samples if evaluation else None,
-        export=export_with(policy, tokenizer) if seeds == 1 else None,
         prepare=lambda params: part.prepare(jax.eval_shape(init, params), every),
-        config={
-            "seed": seed,
-            "seeds": seeds,
-            "algorithm": describe(learner.algorithm),
-            "config": describe(config),
-            "prompts": part.description,
-            "optimizer": describe(optimizer),
-            "trainable": describe(trainable),
-        },
-        panels=_choose_panels(learner, evaluation),
+        panels=_choose_panels(learner),
+        stride=None if on_task else 1,
     )
+    settings = {
+        "seed": seed,
+        "seeds": seeds,
+        "algorithm": learner.algorithm,
+        "config": config,
+        "prompts": part.description,
+        "optimizer": optimizer,
+        "trainable": trainable,
+    }
+    return complete_stage(stage, policy, tokenizer, trainable, evaluation, seeds, settings)
 
 
 def _check(config: ReinforcementConfig, algorithm: algorithms.Algorithm, on_task: bool, seeds: int) -> None:
@@ -185,25 +181,13 @@ def _encode(
     prompts: Sequence[Any], tokenizer: Tokenizer, policy: LanguagePolicy, room: int
 ) -> tuple[PromptSet, PromptSet]:
     """(to train on, held out) of texts or records."""
-    if isinstance(prompts, str):
-        raise InputError("prompts is one text: give a list of texts, or data.load(FILE)")
-    rows = []
-    for number, prompt in enumerate(prompts, start=1):
-        columns = prompt.columns if isinstance(prompt, Row) else prompt
-        line = prompt.line if isinstance(prompt, Row) else number
-        if isinstance(columns, str | list):
-            columns = {"prompt": columns}
-        elif not isinstance(columns, Mapping):
-            kind = type(prompt).__name__
-            raise InputError(f"prompts, line {line}: a {kind} where a text, messages or a record is expected")
-        if "prompt" not in columns:
-            found = ", ".join(map(repr, columns)) or "none"
-            raise InputError(f"prompts, line {line}: no column 'prompt'; its columns are {found}")
-        if not isinstance(columns["prompt"], str):
-            check_messages(columns["prompt"], f"prompts, line {line}: column 'prompt'")
-        rows.append(Row(line, dict(columns)))
-    if not rows:
-        raise InputError("there are no prompts: give at least one")
+    rows = make_rows(prompts, "prompts", "prompt")
+    for row in rows:
+        if "prompt" not in row.columns:
+            found = ", ".join(map(repr, row.columns)) or "none"
+            raise InputError(f"prompts, line {row.line}: no column 'prompt'; its columns are {found}")
+        if not isinstance(row.columns["prompt"], str):
+            check_messages(row.columns["prompt"], f"prompts, line {row.line}: column 'prompt'")
     rows = fill_columns(rows)
     sizes = policy.config
     encoded = encode_prompts(
@@ -327,10 +311,8 @@ def _stack(rows: Sequence[Numbers]) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
-def _choose_panels(learner: update_rule.Learner, evaluation: Evaluation | None) -> dict[str, str]:
+def _choose_panels(learner: update_rule.Learner) -> dict[str, str]:
     panels = {"reward/mean": "mean reward of sampled completions"}
-    if evaluation:
-        panels |= {**evaluation.panels, "held_out": evaluation.label}
     if learner.algorithm.kl.priced:
         panels["kl/ref_sequence"] = "KL to the reference (nats a completion)"
     return panels

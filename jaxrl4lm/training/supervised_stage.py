@@ -1,46 +1,49 @@
 """Teacher forcing as a stage: on a task's solutions, or on texts."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxrl4lm.data import Tokenizer
-from jaxrl4lm.data.corpus import Corpus, epoch_rows
-from jaxrl4lm.lm import SupervisedConfig
+from jaxrl4lm.lm import SupervisedConfig, TextConfig
 from jaxrl4lm.lm import supervised as update_rule
 from jaxrl4lm.lm.optimizer import Optimizer, adam
 from jaxrl4lm.lm.trainable import Trainable, everything
-from jaxrl4lm.models import LanguagePolicy
+from jaxrl4lm.models import LanguagePolicy, parameter_count
 from jaxrl4lm.tasks import Task
-from jaxrl4lm.training.evaluation import Evaluation, evaluate_task
+from jaxrl4lm.training.evaluation import Evaluation, evaluate_task, evaluate_texts
 from jaxrl4lm.training.language_stage import (
     check_config,
     choose_chunk,
     choose_keys,
-    describe,
-    digest,
-    export_with,
+    complete_stage,
     fetch,
     map_over_seeds,
 )
 from jaxrl4lm.training.stage import Numbers, Stage
+from jaxrl4lm.training.texts import TextBatches, TextSet, fill_rows, prepare_texts
 from jaxrl4lm.types import InputError, Params
+
+LARGEST_CALL = 1e13
+"""Arithmetic operations of a call that makes all steps of a chunk: minutes on a core. Where they are more, each step is a
+call of its own, so that a signal is soon obeyed."""
 
 
 def supervised(
     policy: LanguagePolicy,
-    dataset: Task | Corpus,
+    dataset: Task | TextSet | Sequence[Any],
     config: SupervisedConfig,
     *,
     tokenizer: Tokenizer | None = None,
+    texts: TextConfig = TextConfig(),  # noqa: B008 (immutable)
     evaluation: Evaluation | None = None,
     until: Callable[[Numbers], bool] | None = None,
     optimizer: Optimizer = adam,
     trainable: Trainable | None = None,
-    loss: update_rule.TokenLoss = update_rule.negate,
+    loss: update_rule.TokenLoss = update_rule.negative_log_likelihood,
     seed: int = 0,
     seeds: int = 1,
     evaluate_every: int | None = None,
@@ -48,123 +51,148 @@ def supervised(
     """Imitates the solutions of a task, or texts.
 
     Args:
-      dataset: a task, which makes its own problems in the compiled program, or texts as arrays
-        (`data.corpus.encode_documents`), each seen once an epoch in a new order.
-      tokenizer: saved beside the model.
-      evaluation: what is measured; of a task greedy answers, of texts nothing if None.
+      dataset: a task, which makes its own problems in the compiled program; or texts, each seen once an epoch in a new
+        order: strings, records, rows of `data.load`, or a `TextSet` (`training.prepare_texts`).
+      tokenizer: encodes the texts, and is saved beside the model.
+      texts: how rows become sequences; a `TextSet` is encoded already.
+      evaluation: what is measured; if None greedy answers of a task, and the loss of held-out texts.
       until: whether an evaluation is good enough to end before `config.steps`.
       optimizer: (learning rate, config) → an optax transformation.
       trainable: what learns (`lm.trainable`); everything if None.
-      loss: of log π of each target token; the cross-entropy by default.
+      loss: of the target tokens; the cross-entropy by default.
       seed: decides everything.
       seeds: so many runs as one program, on a task; parameters have a leading axis then.
       evaluate_every: steps between evaluations; 10 on a task and 50 on texts if None.
     Raises:
-      InputError: where sizes do not fit.
+      InputError: where sizes do not fit, or a row cannot be used.
     """
     check_config(config)
+    if isinstance(dataset, Task):
+        part: _TaskPart | _TextPart = _TaskPart(config, dataset, seeds)
+        evaluation = evaluation or evaluate_task(policy, dataset, seeds=seeds)
+        tokenizer = tokenizer or dataset.tokenizer
+    else:
+        if seeds > 1:
+            raise InputError(
+                f"seeds {seeds}: several seeds at once need a task, not texts: train one at a time"
+            )
+        known = dataset if isinstance(dataset, TextSet) else _prepare(policy, dataset, tokenizer, texts)
+        pad_id = tokenizer.pad_id if tokenizer else 0
+        batches = TextBatches(known, pad_id, config.batch, seed)
+        if evaluation is None and known.held_out:
+            what = "training" if known.seen else "held-out"
+            evaluation = evaluate_texts(policy, fill_rows(known, known.held_out, pad_id), what=what)
+        if config.epochs is not None:
+            config = config.replace(steps=math.ceil(config.epochs * batches.steps_per_epoch))
+        part = _TextPart(config, batches)
+    every = choose_chunk(part.every if evaluate_every is None else evaluate_every, config.steps)
     teacher = update_rule.Teacher(policy, optimizer, trainable or everything(), loss)
     keys = choose_keys(seed, seeds, "supervised")
 
     def init(params: Params) -> update_rule.SupervisedState:
         return map_over_seeds(lambda k, p: update_rule.init(k, config, teacher, p), seeds)(keys, params)
 
-    if isinstance(dataset, Task):
-        evaluation = evaluation or evaluate_task(policy, dataset, seeds=seeds)
-        every, tokenizer = 10 if evaluate_every is None else evaluate_every, tokenizer or dataset.tokenizer
-        part = _imitate_task(config, teacher, dataset, seeds)
-    else:
-        if seeds > 1:
-            raise InputError(
-                f"seeds {seeds}: several seeds at once need a task, not texts: train one at a time"
-            )
-        if not isinstance(dataset, Corpus):
-            raise InputError("the dataset is neither a task nor texts that data.corpus.encode_documents gave")
-        every = 50 if evaluate_every is None else evaluate_every
-        part = _imitate_texts(config, teacher, dataset, seed)
-    every = choose_chunk(every, config.steps)
-
-    def prepare(params: Params) -> None:
-        part.chunk.lower(jax.eval_shape(init, params), *part.arguments(0, every)).compile()
-
-    merge = jax.jit(map_over_seeds(lambda state: update_rule.merge_params(state, teacher), seeds))
-    whole = trainable is None
-    return Stage(
+    stride = part.build(teacher, every)
+    stage = Stage(
         name="supervised",
         steps=config.steps,
         chunk=every,
         init=init,
-        advance=partial(_advance, part, seeds),
-        evaluate=evaluation.score if evaluation else _measure_nothing,
+        advance=part.advance,
         headline=partial(_say, evaluation),
         until=until,
-        params_of=(lambda state: state.params) if whole else merge,
-        samples=evaluation.samples if evaluation else None,
-        export=export_with(policy, tokenizer) if seeds == 1 else None,
-        prepare=prepare,
-        config={
-            "seed": seed,
-            "seeds": seeds,
-            "config": describe(config),
-            "dataset": part.description,
-            "optimizer": describe(optimizer),
-            "loss": describe(loss),
-            "trainable": describe(trainable),
-        },
-        panels={"loss": "training loss (nats a token)", **_choose_panels(evaluation)},
+        prepare=lambda params: part.prepare(jax.eval_shape(init, params), stride or every),
+        panels={"loss": "training loss (nats a token)"},
+        stride=stride,
     )
+    settings = {
+        "seed": seed,
+        "seeds": seeds,
+        "config": config,
+        "dataset": part.description,
+        "optimizer": optimizer,
+        "loss": loss,
+        "trainable": trainable,
+    }
+    return complete_stage(stage, policy, tokenizer, trainable, evaluation, seeds, settings)
 
 
-class _Part(NamedTuple):
-    """What differs between a task and texts."""
-
-    chunk: Any
-    """A jitted function of the state and what `arguments` gives."""
-    arguments: Callable[[int, int], tuple]
-    """(steps done, steps to do) → the other arguments of `chunk`."""
-    description: Any
-
-
-def _imitate_task(config: SupervisedConfig, teacher: update_rule.Teacher, task: Task, seeds: int) -> _Part:
-    source = update_rule.task_source(task, config.batch)
-
-    @partial(jax.jit, static_argnums=1, donate_argnums=0)
-    def chunk(state: update_rule.SupervisedState, steps: int):
-        return map_over_seeds(lambda s: update_rule.run(s, config, teacher, source, steps), seeds)(state)
-
-    return _Part(chunk, lambda done, count: (count,), task.name)
+def _prepare(
+    policy: LanguagePolicy, rows: Sequence[Any], tokenizer: Tokenizer | None, texts: TextConfig
+) -> TextSet:
+    if tokenizer is None:
+        raise InputError(
+            "texts need a tokenizer: give tokenizer=, as models.load or data.ByteTokenizer() gives one"
+        )
+    sizes = policy.config
+    return prepare_texts(rows, tokenizer, texts, context=sizes.context, embeddings=sizes.vocab_size)
 
 
-def _imitate_texts(
-    config: SupervisedConfig, teacher: update_rule.Teacher, corpus: Corpus, seed: int
-) -> _Part:
-    texts = update_rule.Texts(*(jnp.asarray(x) for x in corpus[:3]))
+class _TaskPart:
+    """Steps on a task, which makes its problems in the program."""
 
-    @partial(jax.jit, donate_argnums=0)
-    def chunk(state: update_rule.SupervisedState, texts: update_rule.Texts, rows):
-        return update_rule.run(state, config, teacher, update_rule.row_source(texts), len(rows), rows)
+    every = 10
 
-    def arguments(done: int, count: int) -> tuple:
-        stream = epoch_rows(seed, done * config.batch, count * config.batch, len(corpus.tokens))
-        return texts, stream.reshape(count, config.batch)
+    def __init__(self, config: SupervisedConfig, task: Task, seeds: int):
+        self._config, self._seeds, self.description = config, seeds, task.name
+        self._source = update_rule.task_source(task, config.batch)
 
-    description = {"texts": len(corpus.tokens), "digest": digest(*corpus[:3])}
-    return _Part(chunk, arguments, description)
+    def build(self, teacher: update_rule.Teacher, every: int) -> int | None:
+        """Makes the program; how many steps a call makes, None: a chunk."""
+        del every
+        config, source = self._config, self._source
+
+        @partial(jax.jit, static_argnums=1, donate_argnums=0)
+        def chunk(state: update_rule.SupervisedState, steps: int):
+            return map_over_seeds(lambda s: update_rule.run(s, config, teacher, source, steps), self._seeds)(
+                state
+            )
+
+        self._chunk = chunk
+        return None
+
+    def advance(self, state: Any, done: int, count: int) -> tuple[Any, Numbers]:
+        del done  # the state knows
+        state, metrics = self._chunk(state, count)
+        return state, fetch(metrics, self._seeds)
+
+    def prepare(self, state: Any, count: int) -> None:
+        self._chunk.lower(state, count).compile()
 
 
-def _advance(part: _Part, seeds: int, state: Any, done: int, count: int) -> tuple[Any, Numbers]:
-    state, metrics = part.chunk(state, *part.arguments(done, count))
-    return state, fetch(metrics, seeds)
+class _TextPart:
+    """Steps on texts: batches come from the host, of few shapes."""
 
+    every = 50
 
-def _choose_panels(evaluation: Evaluation | None) -> dict[str, str]:
-    return {**evaluation.panels, "held_out": evaluation.label} if evaluation else {}
+    def __init__(self, config: SupervisedConfig, batches: TextBatches):
+        self._config, self._batches, self.description = config, batches, batches.description
+
+    def build(self, teacher: update_rule.Teacher, every: int) -> int | None:
+        """Makes the program; how many steps a call makes, None: a chunk. One where rows of several lengths follow each
+        other, or a chunk would take minutes."""
+        config, widths = self._config, self._batches.widths
+
+        @partial(jax.jit, donate_argnums=0)
+        def chunk(state: update_rule.SupervisedState, texts: update_rule.Texts):
+            return update_rule.run(state, config, teacher, lambda _, batch: batch, len(texts.tokens), texts)
+
+        self._chunk = chunk
+        size = parameter_count(jax.eval_shape(teacher.policy.init, jax.random.key(0)))
+        operations = 6 * size * config.batch * max(widths) * every
+        return 1 if len(widths) > 1 or operations > LARGEST_CALL else None
+
+    def advance(self, state: Any, done: int, count: int) -> tuple[Any, Numbers]:
+        state, metrics = self._chunk(state, self._batches.take(done, count))
+        return state, fetch(metrics)
+
+    def prepare(self, state: Any, count: int) -> None:
+        self._chunk.lower(state, self._batches.take(0, count)).compile()
 
 
 def _say(evaluation: Evaluation | None, metrics: Numbers) -> str:
-    held_out = f"  {evaluation.headline(metrics)}" if evaluation else ""
-    return f"loss {float(metrics['loss'].mean()):.3f}{held_out}"
-
-
-def _measure_nothing(params: Params) -> Mapping[str, Any]:
-    return {}
+    parts = [f"loss {float(metrics['loss'].mean()):.3f}"]
+    if evaluation:
+        parts.append(evaluation.headline(metrics))
+    speed = float(metrics["tokens"].sum()) / max(float(metrics["seconds"]), 1e-9)
+    return "  ".join([*parts, f"{speed:,.0f} tokens/s"])

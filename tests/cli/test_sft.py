@@ -3,12 +3,14 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from jaxrl4lm import models
 from jaxrl4lm.cli.options import from_json, to_json
 from jaxrl4lm.cli.sft import SftArguments
+from jaxrl4lm.models.huggingface import flatten
 from tests.cli.conftest import TEXTS
 from tests.model_folders import byte_tokenizer, make_folder, prefixing_tokenizer
 from tests.selection import slow_but
@@ -19,7 +21,15 @@ def records(run):
 
 
 def test_the_run_folder(text_run):
-    names = {"config.json", "metrics.jsonl", "samples.txt", "learning_curve.png", "checkpoints", "model"}
+    names = {
+        "config.json",
+        "metrics.jsonl",
+        "samples.txt",
+        "learning_curve.png",
+        "checkpoints",
+        "model",
+        "best",
+    }
     assert {p.name for p in text_run.iterdir()} == names
     seen = records(text_run)
     assert [(r["stage"], r["step"]) for r in seen] == [("supervised", i) for i in range(5)]
@@ -204,11 +214,105 @@ def test_a_base_that_changes(cli, tmp_path, command, change):
     assert cli("evaluate", run).code == 2
 
 
+CHAT = (
+    "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}{% generation %}{{ m.content }}<eos>"
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_an_adapter_of_conversations(cli, tmp_path):
+    """Several files of columns of their own, packed, a template, a part of the model, micro-batches, another optimizer."""
+    base = make_folder(
+        tmp_path / "base", byte_tokenizer(["<eos>"]), {"eos_token": "<eos>"}, {"eos_token_id": 256}
+    )
+    chats = [
+        [{"from": "human", "value": "ab" * (1 + i % 3)}, {"from": "gpt", "value": "ba" * (1 + i % 4)}]
+        for i in range(12)
+    ]
+    for name, part in (("a.jsonl", chats[:5]), ("b.jsonl", chats[5:])):
+        (tmp_path / name).write_text("".join(json.dumps({"talk": chat}) + "\n" for chat in part))
+    (tmp_path / "chat.jinja").write_text(CHAT)
+    options = ["--dataset", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--columns", "conversations=talk"]
+    options += [
+        "--model",
+        base,
+        "--chat-template",
+        tmp_path / "chat.jinja",
+        "--assistant-only",
+        "--packing",
+        "bfd",
+    ]
+    options += [
+        "--lora-rank",
+        2,
+        "--lora-targets",
+        "q_proj",
+        "up",
+        "--lora-dropout",
+        0.1,
+        "--learning-rate",
+        0.01,
+    ]
+    options += ["--optimizer", "muon", "--schedule", "wsd", "--epochs", 3, "--batch", 2, "--micro-batches", 2]
+    options += ["--remat", "full", "--max-new-tokens", 6, "--z-loss", 1e-4, "--held-out", 2]
+    run = tmp_path / "run"
+    result = cli("sft", *options, "--out", run)
+    assert result.code == 0, result.err
+    assert "user: abassistant: ⟦ba<eos>⟧" in result.out
+    assert "10 texts to imitate; 2 held out" in result.out
+    policy, params, tokenizer = models.load(run / "model")
+    assert tokenizer.chat_template == CHAT
+    _, before, _ = models.load(base)
+    changed = {path for path, x in flatten(params).items() if not np.array_equal(x, flatten(before)[path])}
+    assert changed == {f"layer_0/{name}/kernel" for name in ("attention/query", "mlp/up")}
+    adapters, scale = models.lora.load(run / "adapter", policy)
+    merged = flatten(models.lora.merge(before, adapters, scale))
+    for path, x in flatten(params).items():
+        np.testing.assert_allclose(merged[path], x, atol=1e-6)
+    config = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert (config["lora_dropout"], config["base_model_name_or_path"]) == (0.1, str(base))
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 32.0, ["q_proj", "up_proj"])
+    trained = json.loads((run / "config.json").read_text())
+    assert trained["data"]["dataset"] == [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    # A part of the model, and an adapter of no steps.
+    plain = ["--dataset", tmp_path / "a.jsonl", *options[3:10]]
+    result = cli(
+        "sft", *plain, "--train", "final_norm", "--steps", 2, "--batch", 2, "--out", tmp_path / "part"
+    )
+    assert result.code == 0, result.err
+    _, part, _ = models.load(tmp_path / "part" / "model")
+    moved = [path for path, x in flatten(part).items() if not np.array_equal(x, flatten(before)[path])]
+    assert moved == ["final_norm/scale"]
+    assert not (tmp_path / "part" / "adapter").exists()
+    result = cli("sft", *plain, "--lora-rank", 2, "--steps", 0, "--out", tmp_path / "none")
+    assert result.code == 0, result.err
+    _, same, _ = models.load(tmp_path / "none" / "model")
+    jax.tree.map(np.testing.assert_array_equal, same, before)
+
+
 REFUSED = [
     ([], "--dataset is missing"),
     (["--dataset", "none.txt"], "none.txt does not exist"),
     (["--dataset", "empty.txt"], "empty.txt is empty"),
-    (["--dataset", "rows.jsonl", "--completion-column", "answer"], "rows.jsonl, line 1: no column 'answer'"),
+    (["--dataset", "rows.jsonl", "--columns", "completion=answer"], "rows.jsonl, line 1: no column 'answer'"),
+    (["--dataset", "rows.jsonl", "--columns", "answer"], "--columns answer: write it as prompt=question"),
+    (
+        ["--dataset", "rows.jsonl", "--assistant-only"],
+        "rows.jsonl, line 1: loss on the assistant only needs messages",
+    ),
+    (["--dataset", "text.txt", "rows.jsonl"], "rows.jsonl, line 1: a row of format prompt_completion"),
+    (["--dataset", "text.txt", "--fractions", "0.5", "0.5"], "--fractions has 2 numbers for 1 datasets"),
+    (["--dataset", "text.txt", "--batch", "4", "--micro-batches", "3"], "--batch 4 must be a multiple of"),
+    (["--dataset", "text.txt", "--train", "nothing"], "--train: no parameter is trained by this rule"),
+    (["--dataset", "text.txt", "--train", "("], "--train: "),
+    (
+        ["--dataset", "text.txt", "--lora-rank", "2", "--lora-targets", "q_proj"],
+        "--lora-targets: 'q_proj' names no",
+    ),
+    (["--dataset", "text.txt", "--lora-rank", "2", "--train", "norm"], "give one of them"),
+    (["--dataset", "text.txt", "--loss", "dft", "--label-smoothing", "0.1"], "--label-smoothing belongs to"),
+    (["--dataset", "text.txt", "--chat-template", "none.jinja"], "none.jinja does not exist"),
     (["--dataset", "text.txt", "--held-out", "3"], "--held-out 3 leaves nothing of 3 texts"),
     (["--dataset", "text.txt", "--steps", "-1"], "--steps must not be negative, not -1"),
     (["--dataset", "text.txt", "--learning-rate", "0"], "--learning-rate"),

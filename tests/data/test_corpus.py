@@ -1,62 +1,20 @@
-"""Documents and prompts as arrays, against loops over their tokens."""
-
-import json
+"""Prompts as arrays, against loops over their tokens."""
 
 import numpy as np
 import pytest
 
 from jaxrl4lm.data import ByteTokenizer, CharacterTokenizer
 from jaxrl4lm.data.corpus import (
-    Document,
     bucket,
-    encode_documents,
     encode_prompts,
     epoch_rows,
     pad,
-    read_documents,
 )
 from jaxrl4lm.data.files import Row
 from jaxrl4lm.types import InputError
 
 BYTES = ByteTokenizer()
 BARE = CharacterTokenizer("abc", bos_id=None)
-
-
-def test_documents_of_each_form(tmp_path):
-    plain, rows = tmp_path / "text.txt", tmp_path / "rows.jsonl"
-    plain.write_text("one\n\n two\n")
-    rows.write_text("\n".join(json.dumps({"q": "1+1", "a": a, "prompt": 3}) for a in ("2", "3")))
-    assert read_documents(plain, "q", "a", "line") == [Document("", "one"), Document("", " two")]
-    assert read_documents(plain, "q", "a", "file") == [Document("", "one\n\n two\n")]
-    assert read_documents(rows, "q", "a", "line") == [Document("1+1", "2"), Document("1+1", "3")]
-    with pytest.raises(InputError, match="line 1: no column 'completion'"):
-        read_documents(rows, "q", "completion", "line")
-
-
-@pytest.mark.parametrize(
-    "tokenizer", [BYTES, CharacterTokenizer("abc é"), BARE], ids=["bytes", "begin", "bare"]
-)
-def test_rows_begin_end_and_are_masked(tokenizer):
-    documents = [Document("a", "bc"), Document("", "abcabc"), Document("abcabcabc", "a")]
-    corpus = encode_documents(documents, tokenizer, longest=9)
-    begin = tokenizer.begin_ids
-    assert corpus.cut == sum(len(begin) + len(p + c) + 1 > 9 for p, c in documents)
-    for row, real, target, (prompt, completion) in zip(*corpus[:3], documents, strict=True):
-        whole = [*begin, *tokenizer.encode(prompt + completion), tokenizer.eos_id][:9]
-        assert row[real].tolist() == whole
-        assert real.tolist() == [i < len(whole) for i in range(len(real))]
-        first = len(begin) + len(prompt)
-        assert target.tolist() == [first <= i < len(whole) for i in range(len(real))]
-        assert (row[~real] == tokenizer.pad_id).all()
-
-
-def test_one_long_document_is_a_stream():
-    text = "abc" * 50
-    corpus = encode_documents([Document("", text)], BYTES, longest=8)
-    assert corpus.tokens.shape == (151 // 8, 8)
-    assert BYTES.decode(corpus.tokens.reshape(-1).tolist()) == text[: len(text) - 151 % 8]
-    assert corpus.mask.all()
-    assert corpus.target_mask.all()
 
 
 @pytest.mark.parametrize("left", [True, False])

@@ -1,11 +1,11 @@
 """Special tokens as published models lay them out: transformers says which ids a text has."""
 
-import numpy as np
 import pytest
 import tokenizers
 
 from jaxrl4lm.data import CharacterTokenizer
-from jaxrl4lm.data.corpus import Document, encode_documents, encode_prompt, encode_prompts
+from jaxrl4lm.data.corpus import encode_prompt, encode_prompts
+from jaxrl4lm.data.encoding import encode
 from jaxrl4lm.data.files import Row
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.types import InputError
@@ -79,37 +79,34 @@ def test_what_begins_a_text_comes_once(folder):
         assert encode_prompt(tokenizer, "".join(begin[:count]) + "hi") == encode_prompt(tokenizer, "hi")
 
 
+def encode_pairs(tokenizer, *pairs, **options):
+    rows = [Row(i, {"prompt": p, "completion": c}) for i, (p, c) in enumerate(pairs, start=1)]
+    return encode(rows, tokenizer, **options).examples
+
+
 def test_documents_are_one_text_and_end_once(folder):
     tokenizer = HuggingFaceTokenizer.load(folder)
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     end = str(tokenizer.backend.id_to_token(tokenizer.eos_ids[-1]))
-    documents = [
-        Document("Good mor", "ning"),
-        Document("", "Good morning"),
-        Document("Good morning", ""),
-        Document("Good mor", "ning" + end),
-        Document("Good morning" + end, ""),
-    ]
-    corpus = encode_documents(documents, tokenizer, longest=60)
-    rows = zip(*corpus[:3], documents, strict=True)
-    for tokens, mask, targets, (prompt, completion) in rows:
+    pairs = [("Good mor", "ning"), ("", "Good morning"), ("Good morning", ""), ("Good mor", "ning" + end)]
+    examples = encode_pairs(tokenizer, *pairs)
+    for (tokens, targets), (prompt, completion) in zip(examples, pairs, strict=True):
         text = theirs(prompt + completion).input_ids
         ended = completion.endswith(end)
-        assert tokens[mask].tolist() == text + [tokenizer.eos_id] * (not ended)
+        assert tokens == text + [tokenizer.eos_id] * (not ended)
         begun = theirs(prompt).input_ids
         assert begun == text[: len(begun)]
-        assert (targets == mask & (np.arange(len(mask)) >= len(begun))).all()
-    assert tokenizer.decode(corpus.tokens[0][corpus.mask[0]].tolist()) == "Good morning"
-    assert tokenizer.eos_id in corpus.tokens[0][corpus.target_mask[0]]
+        assert targets == [i >= max(len(begun), 1) for i in range(len(tokens))]
+    assert tokenizer.decode(examples[0].tokens) == "Good morning"
+    assert examples[0].targets[examples[0].tokens.index(tokenizer.eos_id)]
 
 
 def test_a_completion_begins_with_the_token_that_it_shares_with_its_prompt():
     backend = prefixing_tokenizer()
     tokenizer = HuggingFaceTokenizer(backend, pad_id=0, eos_id=2, begin_ids=(1,), eos_ids=(2,))
-    corpus = encode_documents([Document("mo", "rning")], tokenizer, longest=60)
-    tokens = [backend.id_to_token(i) for i in corpus.tokens[0].tolist()]
-    assert tokens == ["<s>", "▁", "mor", "ning", "</s>"]
-    assert corpus.target_mask.tolist() == [[False, False, True, True, True]]
+    ((tokens, targets),) = encode_pairs(tokenizer, ("mo", "rning"))
+    assert [backend.id_to_token(i) for i in tokens] == ["<s>", "▁", "mor", "ning", "</s>"]
+    assert targets == [False, False, True, True, True]
 
 
 def word_tokenizer():
@@ -134,10 +131,9 @@ def test_the_unknown_is_what_the_unknown_token_stands_for(tokenizer, known, unkn
             prompts_of(tokenizer, known[0], text)
 
 
-@pytest.mark.parametrize("longest", [60, 2], ids=["rows", "stream"])
-def test_texts_that_a_model_has_no_embeddings_for(longest):
+def test_texts_that_a_model_has_no_embeddings_for():
     tokenizer = HuggingFaceTokenizer(byte_tokenizer(["<eos>", "<new>"]), 0, 256, eos_ids=(256,))
-    documents = [Document("abc", "a<new>" + "b" * 20)]
-    assert encode_documents(documents, tokenizer, longest).tokens.max() == 257
-    with pytest.raises(InputError, match=r"a text to imitate: the model has 257 tokens.* number 257"):
-        encode_documents(documents, tokenizer, longest, embeddings=257)
+    pair = ("abc", "a<new>" + "b" * 20)
+    assert max(encode_pairs(tokenizer, pair)[0].tokens) == 257
+    with pytest.raises(InputError, match=r"line 1: the model has 257 tokens.* number 257"):
+        encode_pairs(tokenizer, pair, embeddings=257)

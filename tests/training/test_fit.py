@@ -198,7 +198,8 @@ def test_the_best_evaluation_is_kept(tmp_path, interval):
     scores = {0: 9.0, 2: 3.0, 4: 5.0, 6: float("nan"), 8: 4.0}
     done = iter(sorted(scores))
     stage = make_regression(
-        evaluate=lambda params: {"held_out": jnp.float32(scores[next(done)])}, rank=lambda m: float(m["held_out"])
+        evaluate=lambda params: {"held_out": jnp.float32(scores[next(done)])},
+        rank=lambda m: float(m["held_out"]),
     )
     run = fit([stage], make_params(), out=tmp_path / "run", save_interval=interval)
     assert run.progress.best == {"step": 4, "rank": 5.0}

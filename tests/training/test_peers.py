@@ -24,7 +24,11 @@ CASES = {
     "completions": (PAIRS, {}, {}),
     "conversations, the assistant alone": (CHATS, {"assistant_only": True}, {"assistant_only_loss": True}),
     "ids": (TOKENS, {}, {}),
-    "conversations, packed": (CHATS, {"packing": "bfd", "max_length": 64}, {"packing": True, "max_length": 64}),
+    "conversations, packed": (
+        CHATS,
+        {"packing": "bfd", "max_length": 64},
+        {"packing": True, "max_length": 64},
+    ),
     "completions, dynamic fine-tuning": (PAIRS, {}, {"loss_type": "dft"}),
 }
 
@@ -56,7 +60,9 @@ def losses_of_trl(folder, rows, options):
         **options,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    trainer = SFTTrainer(str(folder), args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer = SFTTrainer(
+        str(folder), args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+    )
     trainer.train()
     return [record["loss"] for record in trainer.state.log_history if "loss" in record]
 
@@ -70,7 +76,7 @@ def test_first_losses(folder, case):
     policy, params, tokenizer = models.load(folder)
     assert tokenizer.chat_template == TEMPLATE
     known = training.prepare_texts(
-        training.make_rows(rows, "texts", "text"),
+        rows,
         tokenizer,
         lm.TextConfig(held_out=0, **texts),
         context=policy.config.context,

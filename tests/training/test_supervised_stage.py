@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import lm, models, tasks, training
-from jaxrl4lm.data import CharacterTokenizer
-from jaxrl4lm.data.corpus import Document, encode_documents
+from jaxrl4lm.data import CharacterTokenizer, encode, pad_examples
 from jaxrl4lm.lm import supervised as update_rule
 from jaxrl4lm.lm.trainable import adapters
-from jaxrl4lm.training.language_stage import init_params
+from jaxrl4lm.training.language_stage import init_params, make_rows
 from jaxrl4lm.types import InputError
 from tests.training.stages import interrupt_at
 
@@ -20,16 +19,16 @@ POLICY = models.LanguagePolicy(
 )
 PARAMS = jax.jit(POLICY.init)(jax.random.key(0))
 CONFIG = lm.SupervisedConfig(learning_rate=0.01, steps=5, batch=4)
-DOCUMENTS = [Document(a, b) for a, b in (("ab", "ba"), ("", "aab"), ("b", "a"), ("bb", "bba"), ("a", "b"))]
+PAIRS = [("ab", "ba"), ("", "aab"), ("b", "a"), ("bb", "bba"), ("a", "b")]
+ROWS = [{"prompt": prompt, "completion": completion} for prompt, completion in PAIRS]
 TOKENIZER = CharacterTokenizer.from_texts(["ab"])
 READER = models.LanguagePolicy(
     models.TransformerConfig(TOKENIZER.vocab_size, layers=1, width=16, heads=2, context=8)
 )
-CORPUS = encode_documents(DOCUMENTS, TOKENIZER, 8)
 
 
-def teach(**options) -> training.Stage:
-    return training.supervised(READER, CORPUS, CONFIG, tokenizer=TOKENIZER, **options)
+def teach(rows=ROWS, **options) -> training.Stage:
+    return training.supervised(READER, rows, CONFIG, tokenizer=TOKENIZER, **options)
 
 
 @pytest.fixture(scope="module")
@@ -37,41 +36,68 @@ def start():
     return jax.jit(READER.init)(jax.random.key(0))
 
 
-def test_texts(start, tmp_path):
+@pytest.mark.parametrize("texts", [lm.TextConfig(), lm.TextConfig(packing="bfd", max_length=8)])
+def test_texts(start, tmp_path, texts):
     """Each once an epoch; interrupted in the middle of one and resumed, the same bits."""
-    evaluation = training.evaluate_texts(READER, CORPUS)
-    stage = teach(evaluation=evaluation, evaluate_every=2)
+    stage = teach(evaluate_every=2, texts=texts)
     run = training.fit([stage], start, out=tmp_path / "whole")
     assert run.history["loss"].shape == (5,)
     assert [r["step"] for r in run.records if "held_out/loss" in r] == [0, 2, 4, 5]
-    assert list(stage.panels) == ["loss", "held_out/loss", "held_out"]
+    assert list(stage.panels) == ["held_out/loss", "held_out", "loss"]
     assert run.history["held_out/loss"][-1] < run.history["held_out/loss"][0]
-    nats, right = update_rule.measure(run.params, update_rule.Texts(*map(jnp.asarray, CORPUS[:3])), READER)
+    assert run.progress.best["step"] == 5
+    tokens, segments, targets = map(
+        jnp.asarray, pad_examples(encode(make_rows(ROWS, "texts", "text"), TOKENIZER).examples, 0)
+    )
+    nats, right = update_rule.measure(run.params, update_rule.Texts(tokens, segments > 0, targets), READER)
     np.testing.assert_allclose(run.history["held_out/loss"][-1], nats.total / nats.denominator, rtol=1e-5)
     np.testing.assert_allclose(run.history["held_out"][-1], right.total / right.denominator, rtol=1e-5)
     training.fit([interrupt_at(stage, 2)], start, out=tmp_path / "run")
     resumed = training.fit([stage], start, out=tmp_path / "run", resume=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, run.params)
-    policy, params, tokenizer = models.load(tmp_path / "run" / "model")
-    jax.tree.map(np.testing.assert_array_equal, params, run.params)
+    for name in ("model", "best"):
+        policy, params, tokenizer = models.load(tmp_path / "run" / name)
+        jax.tree.map(np.testing.assert_array_equal, params, run.params)
     assert tokenizer is not None
     assert tokenizer.encode("ab") == TOKENIZER.encode("ab")
     assert policy.config.context == 8
 
 
-def test_without_an_evaluation(start, tmp_path):
-    told = []
-    run = training.fit([teach()], start, out=tmp_path / "run", on_progress=told.append)
-    assert "held_out" not in run.history
-    assert list(teach().panels) == ["loss"]
-    assert told[-1].headline == f"loss {run.history['loss'].mean():.3f}"
-    assert (tmp_path / "run" / "learning_curve.png").exists()
+def test_what_is_held_out_is_not_trained_on(start):
+    """A tenth of enough rows; of fewer all are trained on, and the label says so."""
+    many = [{"prompt": "", "completion": "ab" * (1 + i % 3)} for i in range(20)]
+    texts = training.prepare_texts(many, TOKENIZER, lm.TextConfig(), context=8, embeddings=5)
+    assert (len(texts.training), len(texts.held_out), texts.seen) == (18, 2, False)
+    assert teach(many).panels["held_out"] == "held-out token accuracy"
+    assert teach().panels["held_out"] == "training token accuracy"
+
+
+def test_one_text_is_parted(start):
+    """Cut wherever a row ends, a tenth of the pieces held out; nothing is lost."""
+    texts = training.prepare_texts(["ab" * 80], TOKENIZER, lm.TextConfig(), context=8, embeddings=5)
+    assert texts.packing == "wrapped"
+    assert (len(texts.training), len(texts.held_out)) == (19, 2)
+    assert sum(len(e.tokens) for e in (*texts.training, *texts.held_out)) == 162
+    batches = training.TextBatches(texts, 0, 4, seed=0)
+    assert batches.rows == 19
+    assert batches.take(0, 2).tokens.shape == (2, 4, 8)
+
+
+def test_rows_of_many_lengths_are_few_programs(start):
+    rows = ["ab" * (1 + 7 * i) for i in range(30)]
+    config = models.TransformerConfig(TOKENIZER.vocab_size, layers=1, width=8, heads=2, context=512)
+    policy = models.LanguagePolicy(config)
+    stage = training.supervised(policy, rows, CONFIG.replace(epochs=2.0), tokenizer=TOKENIZER)
+    assert (stage.steps, stage.stride) == (14, 1)  # 13.5
+    batches = [stage.advance.__self__._batches.take(step, 1) for step in range(stage.steps)]
+    widths = {batch.tokens.shape[2] for batch in batches}
+    assert 1 < len(widths) <= 6
+    assert sum(batch.tokens.size for batch in batches) < 1.3 * sum(batch.mask.sum() for batch in batches)
 
 
 def test_other_texts_are_refused(start, tmp_path):
     training.fit([teach()], start, out=tmp_path / "run")
-    other = encode_documents([*DOCUMENTS[:-1], Document("b", "b")], TOKENIZER, 8)
-    stage = training.supervised(READER, other, CONFIG, tokenizer=TOKENIZER)
+    stage = teach([*ROWS[:-1], {"prompt": "b", "completion": "b"}])
     with pytest.raises(InputError, match=r"began with stages\[0\].dataset.digest"):
         training.fit([stage], start, out=tmp_path / "run", resume=True)
 
