@@ -1,10 +1,11 @@
 """Text in: files to rows, rows to tokens and loss masks, packing, tokenizers."""
 
-from jaxrl4lm.data.batching import LengthGroups, group_by_length
+from jaxrl4lm.data.batching import LengthBatch, LengthGroups, group_by_length
 from jaxrl4lm.data.encoding import Encoded, Example, encode
 from jaxrl4lm.data.files import Row
 from jaxrl4lm.data.formats import Format, recognize
 from jaxrl4lm.data.packing import Sequences, pack, pad_examples
+from jaxrl4lm.data.pairs import EncodedJudged, EncodedPairs, Judged, Pair, encode_judged, encode_pairs
 from jaxrl4lm.data.preview import show_example
 from jaxrl4lm.data.sources import load, mix
 from jaxrl4lm.data.tokenizer import ByteTokenizer, CharacterTokenizer, Tokenizer
@@ -13,13 +14,20 @@ __all__ = [
     "ByteTokenizer",
     "CharacterTokenizer",
     "Encoded",
+    "EncodedJudged",
+    "EncodedPairs",
     "Example",
     "Format",
+    "Judged",
+    "LengthBatch",
     "LengthGroups",
+    "Pair",
     "Row",
     "Sequences",
     "Tokenizer",
     "encode",
+    "encode_judged",
+    "encode_pairs",
     "group_by_length",
     "load",
     "mix",

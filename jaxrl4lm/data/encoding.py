@@ -100,16 +100,23 @@ def encode(
         if strict:
             raise InputError(f"{row.where}: {reason}, with {len(targets)} tokens: mend or leave out the row")
         dropped.setdefault(reason, []).append(row.line)
-    return Encoded(examples, dropped, cut, [_warn_of_boundaries(unlike)] if unlike else [])
+    return Encoded(examples, dropped, cut, warn_of_boundaries(unlike))
 
 
-def _warn_of_boundaries(unlike: Sequence[tuple[Row, str]]) -> str:
+def warn_of_boundaries(unlike: Sequence[tuple[Row, str]]) -> list[str]:
+    """A sentence about rows whose prompt's own tokens end otherwise than before a completion, or none.
+
+    Args:
+      unlike: the rows, each with the end of its prompt that is tokenized otherwise.
+    """
+    if not unlike:
+        return []
     named = ", ".join(f"{row.where} ({end!r})" for row, end in unlike[:SHOWN])
     more = ", ..." if len(unlike) > SHOWN else ""
-    return (
+    return [
         f"{len(unlike)} prompts have other tokens alone than before their completion, which then begins earlier: "
         f"{named}{more}. End prompts where a token ends, or use a template that writes them the same both times"
-    )
+    ]
 
 
 def _choose_encoder(
@@ -135,52 +142,59 @@ def _choose_encoder(
 
 def _encode_whole(tokenizer: Tokenizer, assistant_only: bool, row: Row) -> _Whole:
     value = row.columns.get("messages") or row.columns["text"]
-    return _Whole(*_encode_value(tokenizer, value, row, assistant_only), [])
+    return _Whole(*encode_value(tokenizer, value, row, assistant_only), [])
 
 
 def _encode_pair(tokenizer: Tokenizer, completion_only: bool, assistant_only: bool, row: Row) -> _Whole:
     prompt, completion = row.columns["prompt"], row.columns["completion"]
     alone = encode_prompt_of(tokenizer, prompt, row)
-    tokens, targets = _encode_value(tokenizer, prompt + completion, row, assistant_only, empty=not completion)
+    tokens, targets = encode_value(tokenizer, prompt + completion, row, assistant_only, empty=not completion)
     start = count_common(alone, tokens)
     if completion_only:
         targets = [target and i >= start for i, target in enumerate(targets)]
     return _Whole(tokens, targets, alone[start:])
 
 
-def _encode_value(
-    tokenizer: Tokenizer, value: str | list[Message], row: Row, assistant_only: bool, empty: bool = False
+def encode_value(
+    tokenizer: Tokenizer,
+    value: str | list[Message],
+    row: Row,
+    assistant_only: bool = False,
+    *,
+    empty: bool = False,
 ) -> tuple[list[int], list[bool]]:
+    """Ids of a whole text or conversation, and which carry loss: all, or those of what an assistant says.
+
+    Args:
+      empty: nothing completes the text: whatever it ends with, an end token comes.
+    """
     if not isinstance(value, str):
-        return encode_chat(tokenizer, value, row, assistant_only)
+        return _encode_chat(tokenizer, value, row, assistant_only)
     if assistant_only:
         raise InputError(f"{row.where}: loss on the assistant only needs messages, this is text")
-    tokens = encode_text(tokenizer, value, row, empty=empty)
-    return tokens, [True] * len(tokens)
+    ids = _encode_string(tokenizer, value, row)
+    ended = len(ids) > len(tokenizer.begin_ids) and ids[-1] in tokenizer.eos_ids and not empty
+    ids = ids if ended else [*ids, tokenizer.eos_id]
+    return ids, [True] * len(ids)
 
 
 def encode_prompt_of(tokenizer: Tokenizer, prompt: str | list[Message], row: Row) -> list[int]:
     """Ids of a prompt alone, up to where the completion begins."""
     if isinstance(prompt, str):
-        return _run_tokenizer(partial(encode_prompt, tokenizer), prompt, row)
+        return _encode_string(tokenizer, prompt, row)
     return tokenizer.encode(render_messages(tokenizer, prompt, row.where, **_read_variables(row)))
 
 
-def encode_text(tokenizer: Tokenizer, text: str, row: Row, *, empty: bool = False) -> list[int]:
-    """Ids of a text between what begins and what ends every text, each once.
-
-    Args:
-      empty: nothing is completed: whatever the text ends with, an end token comes.
-    """
-    ids = _run_tokenizer(partial(encode_prompt, tokenizer), text, row)
-    ended = ids and ids[-1] in tokenizer.eos_ids and len(ids) > len(tokenizer.begin_ids) and not empty
-    return ids if ended else [*ids, tokenizer.eos_id]
+def _encode_string(tokenizer: Tokenizer, text: str, row: Row) -> list[int]:
+    try:
+        return encode_prompt(tokenizer, text)
+    except ValueError as error:  # a character outside of the vocabulary
+        raise InputError(f"{row.where}: {error}") from None
 
 
-def encode_chat(
-    tokenizer: Tokenizer, messages: list[Message], row: Row, assistant_only: bool = False
+def _encode_chat(
+    tokenizer: Tokenizer, messages: list[Message], row: Row, assistant_only: bool
 ) -> tuple[list[int], list[bool]]:
-    """Ids of a conversation under its template, and which carry loss: all, or those of what an assistant says."""
     options = _read_variables(row)
     text = render_messages(tokenizer, messages, row.where, add_generation_prompt=False, **options)
     if not assistant_only or not isinstance(tokenizer, HuggingFaceTokenizer):
@@ -194,13 +208,6 @@ def encode_chat(
 
 def _read_variables(row: Row) -> dict[str, Any]:
     return {"tools": row.columns.get("tools"), "variables": row.columns.get("chat_template_kwargs")}
-
-
-def _run_tokenizer(encode_one: Callable[[str], list[int]], text: str, row: Row) -> list[int]:
-    try:
-        return encode_one(text)
-    except ValueError as error:  # a character outside of the vocabulary
-        raise InputError(f"{row.where}: {error}") from None
 
 
 def _take_tokens(completion_only: bool, assistant_only: bool, row: Row) -> _Whole:
