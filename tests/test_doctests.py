@@ -13,7 +13,8 @@ MODULES = [
     for name in ("arguments", "reduce", "distributions", "returns", "advantages", "diagnostics")
 ]
 MODULES += [f"jaxrl4lm.losses.{module.name}" for module in pkgutil.iter_modules(jaxrl4lm.losses.__path__)]
-MODULES += ["jaxrl4lm.data.text_stream", "jaxrl4lm.models.partitioning"]
+MODULES += [f"jaxrl4lm.data.{name}" for name in ("packing", "preview", "sources", "text_stream")]
+MODULES += ["jaxrl4lm.models.partitioning"]
 
 
 @pytest.mark.parametrize("name", MODULES)

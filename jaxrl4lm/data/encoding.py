@@ -100,7 +100,7 @@ def encode(
         if strict:
             raise InputError(f"{row.where}: {reason}, with {len(targets)} tokens: mend or leave out the row")
         dropped.setdefault(reason, []).append(row.line)
-    return Encoded(examples, dropped, cut, warn_of_boundaries(unlike))
+    return Encoded(examples, dropped, cut, warn_of_boundaries(unlike) + _warn_of_ends(examples, tokenizer))
 
 
 def warn_of_boundaries(unlike: Sequence[tuple[Row, str]]) -> list[str]:
@@ -116,6 +116,17 @@ def warn_of_boundaries(unlike: Sequence[tuple[Row, str]]) -> list[str]:
     return [
         f"{len(unlike)} prompts have other tokens alone than before their completion, which then begins earlier: "
         f"{named}{more}. End prompts where a token ends, or use a template that writes them the same both times"
+    ]
+
+
+def _warn_of_ends(examples: Sequence[Example], tokenizer: Tokenizer) -> list[str]:
+    """A sentence if nothing teaches a model to end, or none."""
+    ends = set(tokenizer.eos_ids)
+    if any(target and token in ends for example in examples for token, target in zip(*example, strict=True)):
+        return []
+    return [
+        f"no example teaches an end token ({', '.join(map(str, tokenizer.eos_ids))}), so the model will not stop: "
+        "let the template write it where the assistant ends, or cut less"
     ]
 
 

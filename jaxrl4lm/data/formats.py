@@ -111,7 +111,8 @@ def read_label(value: Any) -> bool | None:
 def _check(row: Row, kind: Format) -> Row:
     """The row with its values as the format has them."""
     columns = row.columns
-    for name in (*COLUMNS[kind], "prompt"):
+    mine = (*COLUMNS[kind], "prompt") if kind == "preference" else COLUMNS[kind]
+    for name in mine:
         if name in (*CHATS, "text") and name in columns:
             where = f"{row.where}: column {name!r}"
             if isinstance(columns[name], list) and name != "text":
@@ -122,7 +123,7 @@ def _check(row: Row, kind: Format) -> Row:
         columns = _find_prompt(row)
     elif kind == "unpaired_preference":
         columns = {**columns, "label": read_label(columns["label"])}
-    names = [name for name in CHATS if name in columns and name in (*COLUMNS[kind], "prompt")]
+    names = [name for name in CHATS if name in columns and name in mine]
     texts = [name for name in names if isinstance(columns[name], str)]
     if kind == "messages" and texts:
         raise InputError(f"{row.where}: column 'messages' holds text: call it `text`, or write messages")
