@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jaxrl4lm
-from jaxrl4lm import advantages, losses, models, reduce, returns
+from jaxrl4lm import advantages, data, losses, models, reduce, returns
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -64,6 +64,12 @@ def models_trained(scope):
     )
 
 
+def rows_batched(scope):
+    shown = data.show_example(scope["encoded"].examples[0], scope["tokenizer"]) == "<bos>0+0=⟦0<eos>⟧"
+    mixed = len(scope["mixture"]) == 64 and len(scope["groups"].widths) <= 6
+    return shown and mixed and (scope["packed"].segments > 0).mean() > 0.9
+
+
 def decoding_completed(scope):
     out, best = scope["out"], scope["best"]
     return out.tokens.shape == (8, 16) and len(scope["texts"]) == 8 and best.tokens.shape == (2, 16)
@@ -73,6 +79,7 @@ def decoding_completed(scope):
 HOLDS = {
     "README.md": lambda scope: scope["run"].history["reward/mean"].shape == (20,),
     "docs/bandits.md": bandits_played,
+    "docs/data.md": rows_batched,
     "docs/decoding.md": decoding_completed,
     "docs/getting-started.md": first_run_learned,
     "docs/losses.md": losses_learned,
