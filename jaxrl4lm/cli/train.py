@@ -254,4 +254,4 @@ def _rename(row: Row, column: str) -> Row:
 def _measure(rows: list[Row], documents: list[Row], tokenizer: Tokenizer, source: str, room: int) -> int:
     """How many tokens of context the prompts with their completions need, and the texts."""
     prompts = (len(encode_row(row, "prompt", tokenizer, source)[1]) for row in rows)
-    return max(max(prompts) + room, measure_texts(documents, tokenizer))
+    return max(max(prompts) + room, measure_texts(documents, tokenizer) if documents else 1)

@@ -316,7 +316,11 @@ class _Loop:
 
     def _keep_best(self, stage: Stage, state: Any, score: Mapping[str, Any]) -> None:
         """Exports the parameters if no evaluation of the last stage was better so far."""
-        if self.folder is None or stage is not self.stages[-1] or stage.rank is None or not stage.exports:
+        if (
+            self.folder is None
+            or stage is not self.stages[-1]
+            or not (score and stage.rank and stage.exports)
+        ):
             return
         rank = float(stage.rank({name: np.asarray(value) for name, value in score.items()}))
         best = self.progress.best

@@ -204,7 +204,7 @@ FILES = [
     ("--prompt-column question", "p.jsonl, line 1: no column 'question'"),
     ("--text missing.txt", "missing.txt does not exist"),
     ("--text empty.jsonl", "empty.jsonl is empty"),
-    ("--text p.jsonl", "p.jsonl, line 1: no column 'completion'"),
+    ("--text p.jsonl", "p.jsonl, line 1: rows of format prompt are no documents to imitate"),
     ("--pretrain.steps 10", "--pretrain.steps 10 has nothing to imitate: give --text"),
     ("--held-out 12", "--held-out 12 leaves nothing of 12 prompts"),
     (
