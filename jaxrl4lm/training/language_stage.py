@@ -96,11 +96,12 @@ def complete_stage(
     )
     if evaluation is None:
         return stage
+    first, *others = stage.panels.items()
     return stage._replace(
         evaluate=evaluation.score,
         samples=evaluation.samples,
         rank=evaluation.rank,
-        panels={**evaluation.panels, "held_out": evaluation.label, **stage.panels},
+        panels=dict([first, *evaluation.panels.items(), ("held_out", evaluation.label), *others]),
     )
 
 

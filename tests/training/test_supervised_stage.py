@@ -43,7 +43,7 @@ def test_texts(start, tmp_path, texts):
     run = training.fit([stage], start, out=tmp_path / "whole")
     assert run.history["loss"].shape == (5,)
     assert [r["step"] for r in run.records if "held_out/loss" in r] == [0, 2, 4, 5]
-    assert list(stage.panels) == ["held_out/loss", "held_out", "loss"]
+    assert list(stage.panels) == ["loss", "held_out/loss", "held_out"]
     assert run.history["held_out/loss"][-1] < run.history["held_out/loss"][0]
     assert run.progress.best["step"] == 5
     tokens, segments, targets = map(
