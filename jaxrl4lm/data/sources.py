@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal
@@ -17,6 +18,9 @@ from jaxrl4lm.data.files import Row, decode_text, list_columns, make_row, parse_
 from jaxrl4lm.types import InputError
 
 PACKED = (".gz", ".zst")
+
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+"""NAME or OWNER/NAME."""
 
 
 def load(
@@ -40,9 +44,13 @@ def load(
       InputError: if the source, or a row of it, cannot be used.
     """
     path, name = pathlib.Path(source), str(source)
-    file = path.exists() and not path.is_dir()
-    looks_like_file = path.suffix in (*PACKED, ".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
-    rows = _read_file(path, unit) if file or looks_like_file else _read_dataset(name)
+    place, _, part = (name, "", "") if path.exists() else name.partition(":")
+    if os.path.isdir(place):
+        rows = _read_saved(place, part.partition(":")[2])
+    elif HUB_NAME.fullmatch(place) and not path.exists() and not path.suffix[1:].isalpha():
+        rows = _read_dataset(place, part)
+    else:
+        rows = _read_file(path, unit)
     if not rows:
         raise InputError(f"{name} is empty: give it at least one row")
     return [_rename(row, columns) for row in rows] if columns else rows
@@ -109,7 +117,7 @@ def _unpack(raw: bytes, suffix: str, name: str) -> bytes:
         if suffix == ".gz":
             return gzip.decompress(raw)
         zstandard = _need("zstandard", "zstandard", name)
-        with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(raw), read_across_frames=True) as stream:
+        with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(raw)) as stream:
             return stream.read()
     except InputError:
         raise
@@ -177,22 +185,22 @@ def _number(records: Iterable[dict[str, Any]], name: str) -> list[Row]:
     return [Row(number, record, name) for number, record in enumerate(records, start=1)]
 
 
-def _read_dataset(name: str) -> list[Row]:
-    """A folder that `datasets` saved, or a data set of the hub."""
-    place, _, rest = (name, "", "") if os.path.isdir(name) else name.partition(":")
-    configuration, _, split = rest.partition(":")
-    if os.path.isdir(place):
-        return _read_saved(place, split)
-    fix = "check the path; or, if it names a data set of the hub, pip install 'jaxrl4lm[datasets]'"
+def _read_dataset(name: str, part: str) -> list[Row]:
+    """A data set of the hub, of which CONFIGURATION:SPLIT is read."""
+    configuration, _, split = part.partition(":")
     try:
         datasets = importlib.import_module("datasets")
     except ImportError:
+        fix = "check the path; or, if it names a data set of the hub, pip install 'jaxrl4lm[datasets]'"
         raise InputError(f"{name} does not exist: {fix}") from None
     try:
-        return _number(datasets.load_dataset(place, configuration or None, split=split or "train"), name)
+        content = datasets.load_dataset(name, configuration or None, split=split or "train")
+        return _number(content, name)
     except Exception as error:  # it has many, some of many lines
         reason = " ".join(str(error).split())
-        raise InputError(f"{name} is no file, nor a data set of the hub ({reason}): check the name") from None
+        raise InputError(
+            f"{name} is no file, nor can it be read from the hub ({reason}): check the name"
+        ) from None
 
 
 def _read_saved(folder: str, split: str) -> list[Row]:

@@ -29,6 +29,13 @@ def test_widths_waste_as_little_as_any(lengths, most):
     assert len(groups.widths) <= most
 
 
+def test_a_width_is_worth_its_program():
+    """It saves some hundredths of all tokens, and has a batch of documents."""
+    assert data.group_by_length([100, 101] * 50, 8).widths == [101]
+    assert data.group_by_length([5] * 50 + [90] * 7, 8).widths == [90]
+    assert data.group_by_length([5] * 50 + [90] * 8, 8).widths == [5, 90]
+
+
 def test_few_shapes_and_full_batches():
     groups = data.group_by_length(LENGTHS, 16)
     assert 2 <= len(groups.widths) <= 6
@@ -66,6 +73,9 @@ def test_batches_come_in_another_order_each_epoch_and_by_seed():
         for batches in (first, second)
     ]
     assert members[0] != members[1]
+    twins = data.group_by_length([1] * 64 + [100] * 64, 64)
+    short, long = sorted(twins.batches(0, 0, 2), key=lambda batch: batch.width)
+    assert short.indices.tolist() != (long.indices - 64).tolist()
     assert not same(first, groups.batches(1, 0, steps))
 
 

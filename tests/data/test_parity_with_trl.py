@@ -147,6 +147,8 @@ PAIRS = [
     ("the sea ", "is green"),
     ("été — ", "日本 👍🏽"),
     ("1+1=", ""),
+    ("2</s>", ""),
+    ("God mo", "r"),  # two tokens of the prefixing tokenizer, and one of both
     ("long " * 12, "end"),
     ("short", " longest" * 12),
     ("</s>the", "</s> sky"),
@@ -233,7 +235,7 @@ def test_where_trl_doubles_what_begins_and_ends_a_text(tmp_path):
     assert [*ours, both.ours.eos_id] == prepare([{"text": "a</s> "}], both.theirs)[0][0]
 
 
-OTHERS = [" is red", "sea", "x", "2", "blue", "本", "2", "e", " long", " sea"]
+OTHERS = [" is red", "sea", "x", "2", "blue", "本", "2", "3", "x", "e", " long", " sea"]
 
 
 def test_implicit_prompts_are_those_of_trl():
