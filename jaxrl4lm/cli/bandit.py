@@ -5,8 +5,7 @@ import pathlib
 import time
 from typing import Literal
 
-import tyro
-
+from jaxrl4lm.cli.options import parse
 from jaxrl4lm.types import InputError
 
 
@@ -36,7 +35,7 @@ class BanditArguments:
 
 def main(arguments: list[str]) -> int:
     """Runs the command."""
-    parsed = tyro.cli(BanditArguments, args=arguments, prog="jaxrl4lm bandit")
+    parsed = parse(BanditArguments, arguments, "bandit")
     for name in ("arms", "runs", "steps"):
         smallest = 2 if name == "arms" else 1
         if getattr(parsed, name) < smallest:

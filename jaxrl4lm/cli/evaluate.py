@@ -16,6 +16,7 @@ from rich.table import Table
 from jaxrl4lm.checkpoint import Checkpoints
 from jaxrl4lm.cli import run_folder, sft, train
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
+from jaxrl4lm.cli.options import parse
 from jaxrl4lm.cli.report import format_spread, make_cell
 from jaxrl4lm.cli.session import Session
 from jaxrl4lm.training import Progress, folder
@@ -37,7 +38,7 @@ class EvaluateArguments:
 
 def main(words: list[str]) -> int:
     """Runs the command."""
-    parsed = tyro.cli(EvaluateArguments, args=words, prog="jaxrl4lm evaluate")
+    parsed = parse(EvaluateArguments, words, "evaluate")
     enable_compilation_cache()
     session = _rebuild(parsed.run)
     params, name, done, total = _restore_newest(session, parsed.run)

@@ -12,7 +12,7 @@ import tyro
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 from jaxrl4lm.cli.completions import Completer, Report, converse, print_completions
 from jaxrl4lm.cli.load_model import load_model
-from jaxrl4lm.cli.options import LARGEST_SEED, make_penalties, make_truncations
+from jaxrl4lm.cli.options import LARGEST_SEED, make_penalties, make_truncations, parse
 from jaxrl4lm.data.corpus import encode_prompts
 from jaxrl4lm.data.files import Message, Row, read_jsonl, read_text
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
@@ -70,7 +70,7 @@ class GenerateArguments:
 
 def main(arguments: list[str]) -> int:
     """Runs the command."""
-    parsed = tyro.cli(GenerateArguments, args=arguments, prog="jaxrl4lm generate")
+    parsed = parse(GenerateArguments, arguments, "generate")
     folder = _model_folder(parsed)
     _check(parsed)
     enable_compilation_cache()

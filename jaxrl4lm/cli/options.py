@@ -4,8 +4,8 @@ Hyper-parameters are declared once, in `lm.config`: the commands embed those rec
 """
 
 import dataclasses
+import inspect
 import math
-import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, StructConstructorSpec
 
+from jaxrl4lm.cli.config_file import fill, revive, take_files
 from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.decoding import Sampling, min_new_tokens, min_p, repetition_penalty, top_k, top_p
 from jaxrl4lm.decoding.processors import Penalty, Truncation
@@ -48,11 +49,19 @@ def _leave_sampling_out(info: Any) -> StructConstructorSpec | None:
     return StructConstructorSpec(instantiate=lambda: ReinforcementConfig.sampling, fields=())
 
 
-def parse(kind: Any, arguments: list[str], command: str, default: Any = None) -> Any:
-    """The options of a command, from the words on its command line."""
+def parse(kind: Any, words: list[str], command: str, default: Any = None) -> Any:
+    """The options of a command, from the words on its command line and the files that --config names.
+
+    Raises:
+      InputError: if such a file cannot be used.
+    """
+    files, words = take_files(words)
+    for file in files:
+        default = fill(kind, default, file, command)
+    help_text = f"{inspect.cleandoc(kind.__doc__)}\n\n--config FILE.yaml: a file of options, which words here override."
     with REGISTRY:
         given = {} if default is None else {"default": default}
-        return tyro.cli(kind, args=arguments, prog=f"jaxrl4lm {command}", **given)
+        return tyro.cli(kind, args=words, prog=f"jaxrl4lm {command}", description=help_text, **given)
 
 
 @dataclass(frozen=True)
@@ -256,29 +265,7 @@ def from_json(kind: type, data: typing.Mapping[str, Any]) -> Any:
             else annotation
         )
         hints = typing.get_type_hints(group)
-        return group(**{name: _revive(name, value, hints[name]) for name, value in values.items()})
+        return group(**{name: revive(name, value, hints[name]) for name, value in values.items()})
 
     hints = typing.get_type_hints(kind, include_extras=True)
     return kind(**{f.name: revive_group(hints[f.name], data[f.name]) for f in dataclasses.fields(kind)})
-
-
-def _revive(name: str, value: Any, hint: Any) -> Any:
-    """The value of a field with that annotation, from JSON; raises TypeError if it is of another type."""
-    options: tuple[Any, ...] = typing.get_args(hint)
-    if hint == ScalarLike:
-        return _revive(name, value, float)
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:  # X | None
-        return None if value is None else _revive(name, value, options[0])
-    if typing.get_origin(hint) is tuple:
-        kinds = options if Ellipsis not in options else [options[0]] * len(value)
-        return tuple(_revive(name, v, each) for v, each in zip(value, kinds, strict=True))
-    if typing.get_origin(hint) is Literal:
-        fits = value in options
-    elif hint is Path:
-        return Path(value)
-    else:
-        fits = isinstance(value, int | float if hint is float else hint)
-        fits = fits and isinstance(value, bool) == (hint is bool)
-    if not fits:
-        raise TypeError(f"{name} is {value!r}")
-    return value

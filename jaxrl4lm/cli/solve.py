@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from jaxrl4lm.cli.options import parse
 from jaxrl4lm.types import InputError
 
 BUILT_IN = Literal["russell-norvig", "lecture", "cliff"]
@@ -43,7 +44,7 @@ class SolveArguments:
 
 def main(arguments: list[str]) -> int:
     """Runs the command; exit code 1 if the solver did not converge."""
-    parsed = tyro.cli(SolveArguments, args=arguments, prog="jaxrl4lm solve")
+    parsed = parse(SolveArguments, arguments, "solve")
     if not parsed.tolerance > 0:
         raise InputError(f"--tolerance is {parsed.tolerance:g}: give a positive number.")
     if not 1 <= parsed.max_iterations < 2**31:
