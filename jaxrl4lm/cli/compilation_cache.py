@@ -1,7 +1,9 @@
-"""Compiled programs kept on disk, so that a command's second start compiles nothing."""
+"""Compiled programs: kept on disk, so that a command's second start compiles nothing, and counted."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
 
@@ -12,3 +14,19 @@ def enable_compilation_cache() -> None:
         base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(base) / "jaxrl4lm" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@contextlib.contextmanager
+def count_programs() -> Iterator[list[float]]:
+    """Seconds of each program that is compiled, or read from the folder, until the block ends."""
+    seconds: list[float] = []
+
+    def note(name: str, duration: float, **_: object) -> None:
+        if name.endswith("backend_compile_duration"):
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)

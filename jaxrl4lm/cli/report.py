@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxrl4lm.training import Run, Sample, Stage
-from jaxrl4lm.training.folder import CURVE
+from jaxrl4lm.training.folder import BEST, CURVE
 
 
 def announce(
@@ -28,12 +28,15 @@ def _plan(stage: Stage) -> str:
     return f"{'at most ' if stage.until else ''}{stage.steps} steps {stage.name}"
 
 
-def report(console: Console, run: Run, score_name: str, command: str, first_seed: str = "") -> int:
+def report(
+    console: Console, run: Run, score_name: str, command: str, programs: Sequence[float], first_seed: str = ""
+) -> int:
     """Says how a run ended; the exit code.
 
     Args:
       score_name: what `held_out` is.
       command: that made the run, and goes on with it.
+      programs: seconds that it took to compile each program, or to read it.
       first_seed: whose samples are shown, where there are several.
     """
     if run.interrupted is not None:
@@ -55,8 +58,13 @@ def report(console: Console, run: Run, score_name: str, command: str, first_seed
             f"{run.skipped:g} optimizer steps were not applied, because their gradient was not finite"
         )
     minutes, seconds = divmod(round(run.progress.seconds), 60)
+    compiled = f"{len(programs)} programs compiled in {sum(programs):.0f} s"
+    if best := run.progress.best:
+        compiled += f"; the best evaluation, of step {best['step']}, is kept in {BEST}/"
     where = f"; look at {run.folder / CURVE}" if run.folder else ""
-    console.print(f"{minutes} min {seconds} s{where}", soft_wrap=True, highlight=False, markup=False)
+    console.print(
+        f"{minutes} min {seconds} s, {compiled}{where}", soft_wrap=True, highlight=False, markup=False
+    )
     return 0
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from jaxrl4lm import models
 from jaxrl4lm.cli import run_folder
+from jaxrl4lm.cli.compilation_cache import count_programs
 from jaxrl4lm.cli.language_data import name_device
 from jaxrl4lm.cli.machine_errors import explain_error
 from jaxrl4lm.cli.options import RunOptions
@@ -86,7 +87,7 @@ def _drive(command: str, session: Session, options: RunOptions, config: Any, pat
             place = partial(models.shardings, mesh=models.make_mesh(*options.mesh))
         except ValueError as error:
             raise InputError(f"--mesh: {error}") from None
-    with ProgressLine(console) as progress:
+    with ProgressLine(console) as progress, count_programs() as programs:
         run = fit(
             session.stages,
             session.start(),
@@ -100,4 +101,4 @@ def _drive(command: str, session: Session, options: RunOptions, config: Any, pat
             save_interval=options.save_interval,
         )
     of_first = f" (seed {options.seed})" if session.seeds > 1 else ""
-    return report(console, run, session.evaluation.label, command, of_first)
+    return report(console, run, session.evaluation.label, command, programs, of_first)

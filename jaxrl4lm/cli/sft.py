@@ -196,7 +196,12 @@ def build(arguments: SftArguments) -> Session:
     )
     example = repr(show_example(texts.training[0], model.tokenizer))[1:-1]
     shown = example if len(example) <= SHOWN_EXAMPLE else f"{example[:SHOWN_EXAMPLE]}..."
-    notes = (*describe_texts(texts), f"the first, where ⟦this⟧ is imitated: {shown}")
+    lengths = ", ".join(map(str, stage.config["dataset"]["lengths"]))
+    notes = (
+        *describe_texts(texts),
+        f"rows of {lengths} tokens, a program for each length",
+        f"the first, where ⟦this⟧ is imitated: {shown}",
+    )
     title = f"{', '.join(path.name for path in given.dataset)}, teacher forcing"
     return Session(title, model.policy, model.start, (stage,), evaluation, notes)
 

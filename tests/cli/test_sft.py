@@ -278,8 +278,10 @@ def test_an_adapter_of_conversations(cli, tmp_path):
     # A part of the model, and an adapter of no steps.
     plain = ["--dataset", tmp_path / "a.jsonl", *options[3:10]]
     result = cli(
-        "sft", *plain, "--train", "final_norm", "--steps", 2, "--batch", 2, "--out", tmp_path / "part"
+        *("sft", *plain, "--train", "final_norm", "--steps", 2, "--batch", 2),
+        *("--eval-dataset", tmp_path / "b.jsonl", "--out", tmp_path / "part"),
     )
+    assert "5 texts to imitate; 7 held out" in result.out
     assert result.code == 0, result.err
     _, part, _ = models.load(tmp_path / "part" / "model")
     moved = [path for path, x in flatten(part).items() if not np.array_equal(x, flatten(before)[path])]

@@ -103,15 +103,24 @@ def test_other_texts_are_refused(start, tmp_path):
 
 
 def test_adapters_alone_learn(start, tmp_path):
-    stage = teach(trainable=adapters(rank=2))
+    """With dropout, which a resumed run draws as the run would have drawn it."""
+    stage = teach(trainable=adapters(rank=2, dropout=0.3), evaluate_every=2)
     shapes = jax.eval_shape(stage.init, start)
     size = models.parameter_count
     assert size(shapes.params) < size(shapes.frozen) / 2
     run = training.fit([stage], start, out=tmp_path / "run")
     assert run.history["loss"][-1] < run.history["loss"][0]
     np.testing.assert_array_equal(run.params["final_norm"]["scale"], start["final_norm"]["scale"])
-    _, params, _ = models.load(tmp_path / "run" / "model")
+    policy, params, _ = models.load(tmp_path / "run" / "model")
     jax.tree.map(np.testing.assert_array_equal, params, run.params)
+    learnt, scale = models.lora.load(tmp_path / "run" / "adapter", policy)
+    merged = models.lora.merge(start, learnt, scale)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, params)
+    training.fit([interrupt_at(stage, 2)], start, out=tmp_path / "stopped")
+    resumed = training.fit([stage], start, out=tmp_path / "stopped", resume=True)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, run.params)
+    undropped = training.fit([teach(trainable=adapters(rank=2), evaluate_every=2)], start)
+    assert (undropped.history["loss"][1:] != run.history["loss"][1:]).all()
 
 
 def test_until_a_score_is_reached():
