@@ -21,9 +21,10 @@ def count_programs() -> Iterator[list[float]]:
     """Seconds of each program that is compiled, or read from the folder, until the block ends."""
     seconds: list[float] = []
 
-    def note(name: str, duration: float, **_: object) -> None:
-        if name.endswith("backend_compile_duration"):
-            seconds.append(duration)
+    def note(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del kwargs
+        if event.endswith("backend_compile_duration"):
+            seconds.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(note)
     try:

@@ -23,7 +23,7 @@ from jaxrl4lm.training.folder import ADAPTER, MODEL
 from jaxrl4lm.training.stage import Stage
 from jaxrl4lm.types import Array, InputError, Params
 
-SEEDS_AT_ONCE = 8
+SEEDS_AT_ONCE = 4
 """The best block of `benchmarks/population.py` on a CPU."""
 MOST_HELD_OUT = 256
 PURPOSES = ("params", "supervised", "reinforcement")

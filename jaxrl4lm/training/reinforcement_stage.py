@@ -78,11 +78,10 @@ def reinforcement(
     Raises:
       InputError: where sizes do not fit, or a prompt cannot be used.
     """
-    on_task = isinstance(prompts, Task)
     longest = prompts.completion_length if isinstance(prompts, Task) else LONGEST_COMPLETION
     sampling = config.sampling.complete(longest, tokenizer.eos_ids, tokenizer.pad_id)
     config = config.replace(sampling=sampling)
-    _check(config, algorithm, on_task, seeds)
+    _check(config, algorithm, prompts, seeds)
     learner = update_rule.Learner(
         policy, _drop_free_kl(algorithm, config), optimizer, trainable or everything()
     )
@@ -95,19 +94,11 @@ def reinforcement(
     if isinstance(prompts, Task):
         if rewards:
             raise InputError("a task has its own reward: give no rewards")
-        if sampling.length != longest:
-            raise InputError(
-                f"max_new_tokens {sampling.length}: {prompts.name} is answered in {longest} tokens, leave it open"
-            )
+        part: _Compiled | _Hosted = _Compiled(config, learner, prompts, seeds)
         evaluation = evaluation or evaluate_task(policy, prompts, seeds=seeds)
-        part = _Compiled(config, learner, prompts, seeds)
     else:
-        named = name_rewards(rewards)
-        if not isinstance(prompts, PromptSet):
-            training, held_out = _encode(prompts, tokenizer, policy, sampling.length)
-            evaluation = evaluation or evaluate_prompts(policy, tokenizer, held_out, named, sampling)
-            prompts = training
-        part = _Hosted(config, learner, tokenizer, prompts, named, seed)
+        part = _Hosted(config, learner, tokenizer, prompts, name_rewards(rewards), seed)
+        evaluation = evaluation or part.make_evaluation()
     stage = Stage(
         name="reinforcement",
         steps=config.updates,
@@ -117,7 +108,7 @@ def reinforcement(
         headline=partial(_say, evaluation),
         prepare=lambda params: part.prepare(jax.eval_shape(init, params), every),
         panels=_choose_panels(learner),
-        stride=None if on_task else 1,
+        stride=part.stride,
     )
     settings = {
         "seed": seed,
@@ -131,15 +122,21 @@ def reinforcement(
     return complete_stage(stage, policy, tokenizer, trainable, evaluation, seeds, settings)
 
 
-def _check(config: ReinforcementConfig, algorithm: algorithms.Algorithm, on_task: bool, seeds: int) -> None:
+def _check(config: ReinforcementConfig, algorithm: algorithms.Algorithm, prompts: Any, seeds: int) -> None:
     check_config(config)
     if algorithm.compares_group and config.completions < 2:
         raise InputError(
             f"completions must be at least 2, not {config.completions}: the algorithm compares completions of one prompt"
         )
-    if seeds > 1 and not on_task:
+    if not isinstance(prompts, Task):
+        if seeds > 1:
+            raise InputError(
+                f"seeds {seeds}: several seeds at once need a task (a Python reward cannot be compiled): train one at a time"
+            )
+    elif config.sampling.length != prompts.completion_length:
         raise InputError(
-            f"seeds {seeds}: several seeds at once need a task (a Python reward cannot be compiled): train one at a time"
+            f"max_new_tokens {config.sampling.length}: {prompts.name} is answered in {prompts.completion_length} tokens, "
+            "leave it open"
         )
 
 
@@ -223,6 +220,8 @@ def split_prompts(prompts: PromptSet, held_out: int | None) -> tuple[PromptSet, 
 class _Compiled:
     """Updates on a task: a chunk of them is one program."""
 
+    stride = None
+
     def __init__(self, config: ReinforcementConfig, learner: update_rule.Learner, task: Task, seeds: int):
         @partial(jax.jit, static_argnums=1, donate_argnums=0)
         def chunk(state: update_rule.ReinforcementState, updates: int):
@@ -246,17 +245,22 @@ def _name_kind(value: Any) -> str:
 class _Hosted:
     """Updates on prompts: the rewards are called between two compiled halves."""
 
+    stride = 1
+
     def __init__(
         self,
         config: ReinforcementConfig,
         learner: update_rule.Learner,
         tokenizer: Tokenizer,
-        prompts: PromptSet,
+        prompts: PromptSet | Sequence[Any],
         rewards: Mapping[str, Reward],
         seed: int,
     ):
+        self._held_out = None
+        if not isinstance(prompts, PromptSet):
+            prompts, self._held_out = _encode(prompts, tokenizer, learner.policy, config.sampling.length)
         self._config, self._tokenizer, self._prompts, self._rewards = config, tokenizer, prompts, rewards
-        self._seed = seed
+        self._policy, self._seed = learner.policy, seed
 
         @jax.jit
         def sample(state: update_rule.ReinforcementState, tokens: jax.Array, mask: jax.Array):
@@ -274,6 +278,13 @@ class _Hosted:
             "digest": digest(ids, bytearray(others.encode())),
             "rewards": list(rewards),
         }
+
+    def make_evaluation(self) -> Evaluation | None:
+        """Of what was held out; None where all prompts came encoded, to train on."""
+        if self._held_out is None:
+            return None
+        sampling = self._config.sampling
+        return evaluate_prompts(self._policy, self._tokenizer, self._held_out, self._rewards, sampling)
 
     def _batch(self, update: int) -> tuple[list[int], tuple[np.ndarray, np.ndarray]]:
         count = self._config.prompts_per_update

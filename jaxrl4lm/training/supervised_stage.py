@@ -68,8 +68,7 @@ def supervised(
     """
     check_config(config)
     if isinstance(dataset, Task):
-        part: _TaskPart | _TextPart = _TaskPart(config, dataset, seeds)
-        evaluation = evaluation or evaluate_task(policy, dataset, seeds=seeds)
+        part: _TaskPart | _TextPart = _TaskPart(policy, dataset, config, seeds)
         tokenizer = tokenizer or dataset.tokenizer
     else:
         if seeds > 1:
@@ -77,14 +76,8 @@ def supervised(
                 f"seeds {seeds}: several seeds at once need a task, not texts: train one at a time"
             )
         known = dataset if isinstance(dataset, TextSet) else _prepare(policy, dataset, tokenizer, texts)
-        pad_id = tokenizer.pad_id if tokenizer else 0
-        batches = TextBatches(known, pad_id, config.batch, seed)
-        if evaluation is None and known.held_out:
-            what = "training" if known.seen else "held-out"
-            evaluation = evaluate_texts(policy, fill_rows(known, known.held_out, pad_id), what=what)
-        if config.epochs is not None:
-            config = config.replace(steps=math.ceil(config.epochs * batches.steps_per_epoch))
-        part = _TextPart(config, batches)
+        part = _TextPart(policy, known, config, tokenizer.pad_id if tokenizer else 0, seed)
+    config, evaluation = part.config, evaluation or part.make_evaluation()
     every = choose_chunk(part.every if evaluate_every is None else evaluate_every, config.steps)
     teacher = update_rule.Teacher(policy, optimizer, trainable or everything(), loss)
     keys = choose_keys(seed, seeds, "supervised")
@@ -133,14 +126,18 @@ class _TaskPart:
 
     every = 10
 
-    def __init__(self, config: SupervisedConfig, task: Task, seeds: int):
-        self._config, self._seeds, self.description = config, seeds, task.name
-        self._source = update_rule.task_source(task, config.batch)
+    def __init__(self, policy: LanguagePolicy, task: Task, config: SupervisedConfig, seeds: int):
+        self.config, self.description = config, task.name
+        self._policy, self._task, self._seeds = policy, task, seeds
+
+    def make_evaluation(self) -> Evaluation:
+        """Greedy answers."""
+        return evaluate_task(self._policy, self._task, seeds=self._seeds)
 
     def build(self, teacher: update_rule.Teacher, every: int) -> int | None:
         """Makes the program; how many steps a call makes, None: a chunk."""
         del every
-        config, source = self._config, self._source
+        config, source = self.config, update_rule.task_source(self._task, self.config.batch)
 
         @partial(jax.jit, static_argnums=1, donate_argnums=0)
         def chunk(state: update_rule.SupervisedState, steps: int):
@@ -165,13 +162,27 @@ class _TextPart:
 
     every = 50
 
-    def __init__(self, config: SupervisedConfig, batches: TextBatches):
-        self._config, self._batches, self.description = config, batches, batches.description
+    def __init__(
+        self, policy: LanguagePolicy, texts: TextSet, config: SupervisedConfig, pad_id: int, seed: int
+    ):
+        self._policy, self._texts, self._pad_id = policy, texts, pad_id
+        self._batches = TextBatches(texts, pad_id, config.batch, seed)
+        self.description = self._batches.description
+        if config.epochs is not None:
+            config = config.replace(steps=math.ceil(config.epochs * self._batches.steps_per_epoch))
+        self.config = config
+
+    def make_evaluation(self) -> Evaluation | None:
+        """The loss of the texts that are held out."""
+        if not self._texts.held_out:
+            return None
+        rows = fill_rows(self._texts, self._texts.held_out, self._pad_id)
+        return evaluate_texts(self._policy, rows, what="training" if self._texts.seen else "held-out")
 
     def build(self, teacher: update_rule.Teacher, every: int) -> int | None:
         """Makes the program; how many steps a call makes, None: a chunk. One where rows of several lengths follow each
         other, or a chunk would take minutes."""
-        config, widths = self._config, self._batches.widths
+        config, widths = self.config, self._batches.widths
 
         @partial(jax.jit, donate_argnums=0)
         def chunk(state: update_rule.SupervisedState, texts: update_rule.Texts):
