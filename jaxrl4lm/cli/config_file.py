@@ -11,12 +11,12 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import tyro
 import yaml
 
-from jaxrl4lm.cli import trl_names
+from jaxrl4lm.cli.trl_names import JOINED, NAMES, Entry, translate
 from jaxrl4lm.decoding import Sampling
 from jaxrl4lm.types import InputError, ScalarLike
 
@@ -35,14 +35,6 @@ class Loader(yaml.SafeLoader):
 Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
-
-
-class Entry(NamedTuple):
-    """A value of the file."""
-
-    value: Any
-    where: str
-    """File, line and key."""
 
 
 def take_files(words: list[str]) -> tuple[list[Path], list[str]]:
@@ -75,7 +67,7 @@ def fill(kind: type, default: Any, file: Path, command: str) -> Any:
         default = kind(**dict.fromkeys(required, tyro.MISSING))
     options = dict(list_options(kind))
     changes: dict[tuple[str, ...], Any] = {}
-    for name, entry in trl_names.translate(command, _read(file), set(options)).items():
+    for name, entry in translate(command, _read(file), options).items():
         if name not in options:
             raise InputError(
                 f"{entry.where} is no option of jaxrl4lm {command}: {_suggest(name, command, options)}"
@@ -86,7 +78,7 @@ def fill(kind: type, default: Any, file: Path, command: str) -> Any:
 
 
 def _suggest(name: str, command: str, options: Mapping[str, Any]) -> str:
-    known = [*options, *trl_names.NAMES.get(command, ())]
+    known = {*options, *NAMES.get(command, ()), *JOINED.get(command, ())}
     near = difflib.get_close_matches(name, known) or difflib.get_close_matches(name.rsplit(".", 1)[-1], known)
     return f"did you mean {', '.join(near)}?" if near else f"jaxrl4lm {command} --help lists them"
 
