@@ -1,13 +1,16 @@
 """The metrics file, and what the terminal shows."""
 
+import importlib
 import io
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from jaxrl4lm.cli.progress import ProgressLine
-from jaxrl4lm.metrics import JsonLines, check_sinks
+from jaxrl4lm.metrics import PACKAGES, SINKS, JsonLines, check_sinks
 from jaxrl4lm.types import InputError
 
 
@@ -72,10 +75,102 @@ def test_the_live_display_is_two_rows_at_any_width(width):
     assert all("0:00:0" in line and ("left" in line or "compiling" in line) for line in bars)
 
 
-def test_a_log_needs_its_package(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
-    with pytest.raises(
-        InputError, match=r"--log wandb needs the package wandb: pip install 'jaxrl4lm\[wandb\]'"
-    ):
-        check_sinks(["wandb"])
+@pytest.mark.parametrize("name", SINKS)
+def test_a_log_needs_its_package(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, PACKAGES[name], None)
+    message = rf"--log {name} needs the package {PACKAGES[name]}: pip install 'jaxrl4lm\[{name}\]'"
+    with pytest.raises(InputError, match=message):
+        check_sinks([name])
     check_sinks([])
+
+
+class StandIn:
+    """What the adapters call of wandb, trackio and mlflow; remembers it."""
+
+    def __init__(self):
+        self.begun, self.logged, self.ended = [], [], 0
+        self.id = self.name = "run-1"
+        self.info = SimpleNamespace(run_id=self.id)
+
+    def init(self, **options):
+        self.begun.append(options)
+        return self
+
+    start_run = init
+
+    def set_experiment(self, name):
+        assert name == "jaxrl4lm"
+
+    def log(self, numbers, **options):
+        self.logged.append((numbers, options))
+
+    log_metrics = log
+
+    def finish(self):
+        self.ended += 1
+
+    end_run = finish
+
+
+BEGUN = {
+    "wandb": lambda folder: (
+        {"project": "jaxrl4lm", "name": "run", "dir": folder},
+        {"id": "run-1", "resume": "allow"},
+    ),
+    "trackio": lambda folder: (
+        {"project": "jaxrl4lm", "name": "run", "resume": "never", "embed": False},
+        {"name": "run-1", "resume": "allow"},
+    ),
+    "mlflow": lambda folder: ({"run_id": None, "run_name": "run"}, {"run_id": "run-1"}),
+}
+
+
+@pytest.mark.parametrize("name", BEGUN)
+def test_a_resumed_run_goes_on_in_the_trackers_run_and_tells_no_step_twice(monkeypatch, tmp_path, name):
+    monkeypatch.setitem(sys.modules, PACKAGES[name], package := StandIn())
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for steps in (
+        (("a", 0), ("a", 2), ("b", 1)),
+        (("a", 2), ("b", 1), ("b", 3)),
+    ):  # killed after b 1, resumed from a 1
+        sink = SINKS[name](folder)
+        for stage, step in steps:
+            sink.write({"stage": stage, "step": step, "x": [1.0, 2.0], "nan": None, "seconds": 3})
+        sink.close()
+    first, changed = BEGUN[name](str(folder))
+    assert package.begun == [first, first | changed]
+    assert package.ended == 2
+    sent = [("a", 0), ("a", 2), ("b", 1), ("b", 3)]
+    if name == "wandb":  # which has one count of steps for everything
+        assert package.logged == [({f"{s}/x": 1.5, f"{s}/step": n}, {}) for s, n in sent]
+    else:
+        assert package.logged == [({f"{s}/x": 1.5}, {"step": n}) for s, n in sent]
+
+
+def test_trackio_itself(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # which it reads when it is imported
+    trackio = pytest.importorskip("trackio")
+    (tmp_path / "run").mkdir()
+    for steps in (0, 1), (1, 2):
+        sink = SINKS["trackio"](tmp_path / "run")
+        for step in steps:
+            sink.write({"stage": "a", "step": step, "x": 0.5})
+        sink.close()
+    (run,) = trackio.Api().runs("jaxrl4lm")
+    logs = importlib.import_module("trackio.sqlite_storage").SQLiteStorage.get_logs("jaxrl4lm", run.name)
+    assert [(each["step"], each["a/x"]) for each in logs] == [(0, 0.5), (1, 0.5), (2, 0.5)]
+
+
+def test_mlflow_itself(monkeypatch, tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    for steps in (0, 1), (1, 2):
+        sink = SINKS["mlflow"](tmp_path)
+        for step in steps:
+            sink.write({"stage": "a", "step": step, "x": 0.5})
+        sink.close()
+    (run,) = mlflow.search_runs(experiment_names=["jaxrl4lm"], output_format="list")
+    points = mlflow.MlflowClient().get_metric_history(run.info.run_id, "a/x")
+    assert [(point.step, point.value) for point in points] == [(0, 0.5), (1, 0.5), (2, 0.5)]

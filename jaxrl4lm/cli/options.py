@@ -190,7 +190,7 @@ class RunOptions:
     """Seconds between checkpoints, at least; a run also saves when it is interrupted and when it ends."""
     mesh: tuple[int, int, int] | None = None
     """Devices along the axes data, fsdp, tensor: copies of the model, shards of its parameters, shards of its products."""
-    log: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    log: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
     """Also log there (install the extra of that name)."""
 
 
