@@ -144,12 +144,12 @@ def describe_texts(texts: TextSet) -> list[str]:
 
 
 def choose_trainable(
-    options: AdaptationOptions, policy: LanguagePolicy, base: Path | None
+    options: AdaptationOptions, policy: LanguagePolicy, base: str | None
 ) -> Trainable | None:
     """What of the model learns; None: everything.
 
     Args:
-      base: the folder of the model.
+      base: the model that is trained further.
     Raises:
       InputError: if the options contradict each other, or name no parameter.
     """
@@ -162,15 +162,19 @@ def choose_trainable(
             trainable = matching(models.match_paths(*options.train))
         else:
             targets = lora.match_targets(options.lora_targets, policy)
-            name = str(base) if base else None
             trainable = adapters(
-                options.lora_rank, options.lora_alpha, targets, dropout=options.lora_dropout, base=name
+                options.lora_rank, options.lora_alpha, targets, dropout=options.lora_dropout, base=base
             )
         jax.eval_shape(lambda key: trainable.split(key, policy.init(key)), jax.random.key(0))
     except (ValueError, re.error) as error:
         option = "--train" if options.lora_rank is None else "--lora-targets"
         raise InputError(f"{option}: {error}") from None
     return trainable
+
+
+def name_base(options: ModelOptions) -> str | None:
+    """The model that is trained further; None: a new one."""
+    return str(options.model) if options.model else None
 
 
 def make_absolute(path: Path | None) -> Path | None:

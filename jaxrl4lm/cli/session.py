@@ -20,7 +20,7 @@ from jaxrl4lm.cli.progress import ProgressLine
 from jaxrl4lm.cli.report import announce, exit_code_of_interrupt, report
 from jaxrl4lm.metrics import SINKS, check_sinks
 from jaxrl4lm.models import LanguagePolicy
-from jaxrl4lm.training import Evaluation, Stage, fit
+from jaxrl4lm.training import Evaluation, Stage, fit, with_card
 from jaxrl4lm.training.folder import FolderExists
 from jaxrl4lm.types import InputError, Params
 
@@ -35,6 +35,12 @@ class Session(NamedTuple):
     stages: tuple[Stage, ...]
     """Those that have steps."""
     evaluation: Evaluation
+    method: str
+    """How the last stage trains, in a word, for the model's card."""
+    base: str | None = None
+    """The model that is trained further."""
+    data: tuple[str, ...] = ()
+    """What it is trained on."""
     notes: tuple[str, ...] = ()
     """What the user should know before it starts."""
     seeds: int = 1
@@ -87,9 +93,11 @@ def _drive(command: str, session: Session, options: RunOptions, config: Any, pat
             place = partial(models.shardings, mesh=models.make_mesh(*options.mesh))
         except ValueError as error:
             raise InputError(f"--mesh: {error}") from None
+    *others, last = session.stages
+    last = with_card(last, name=path.name, base=session.base, data=session.data, method=session.method)
     with ProgressLine(console) as progress, count_programs() as programs:
         run = fit(
-            session.stages,
+            [*others, last],
             session.start(),
             out=path,
             resume=options.resume is not None,

@@ -16,6 +16,7 @@ from jaxrl4lm.cli.language_data import (
     list_texts,
     make_absolute,
     measure_texts,
+    name_base,
 )
 from jaxrl4lm.cli.options import (
     AdaptationOptions,
@@ -189,7 +190,7 @@ def build(arguments: SftArguments) -> Session:
         tokenizer=model.tokenizer,
         evaluation=evaluation,
         optimizer=OPTIMIZERS[arguments.imitation.optimizer],
-        trainable=choose_trainable(arguments.adaptation, model.policy, arguments.model.model),
+        trainable=choose_trainable(arguments.adaptation, model.policy, name_base(arguments.model)),
         loss=LOSSES[arguments.imitation.loss],
         seed=run.seed,
         evaluate_every=run.evaluate_every,
@@ -203,7 +204,17 @@ def build(arguments: SftArguments) -> Session:
         f"the first, where ⟦this⟧ is imitated: {shown}",
     )
     title = f"{', '.join(path.name for path in given.dataset)}, teacher forcing"
-    return Session(title, model.policy, model.start, (stage,), evaluation, notes)
+    return Session(
+        title=title,
+        policy=model.policy,
+        start=model.start,
+        stages=(stage,),
+        evaluation=evaluation,
+        method="sft",
+        base=name_base(arguments.model),
+        data=tuple(map(str, given.dataset)),
+        notes=notes,
+    )
 
 
 def _read_columns(words: tuple[str, ...]) -> dict[str, str]:

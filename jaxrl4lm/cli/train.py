@@ -13,6 +13,7 @@ from jaxrl4lm.cli.language_data import (
     describe_texts,
     list_texts,
     measure_texts,
+    name_base,
 )
 from jaxrl4lm.cli.options import name_options
 from jaxrl4lm.cli.session import Session, drive
@@ -77,7 +78,7 @@ def _build_task(arguments: TrainArguments) -> Session:
         )
     evaluation = evaluate_task(policy, task, count=count, seeds=seeds)
     config = arguments.reinforcement.replace(sampling=arguments.sampling.make(task.tokenizer))
-    trainable = choose_trainable(arguments.adaptation, policy, arguments.model.model)
+    trainable = choose_trainable(arguments.adaptation, policy, name_base(arguments.model))
     stages = [
         supervised(
             policy,
@@ -109,6 +110,8 @@ def _build_task(arguments: TrainArguments) -> Session:
         start=lambda: init_params(policy, run.seed, seeds),
         stages=_keep_stages(stages),
         evaluation=evaluation,
+        method=arguments.algorithm.algorithm,
+        data=(task.name,),
         seeds=seeds,
     )
 
@@ -156,7 +159,7 @@ def _build_prompts(arguments: TrainArguments) -> Session:
         run.seed,
     )
     policy, tokenizer, embeddings = model.policy, model.tokenizer, model.policy.config.vocab_size
-    trainable = choose_trainable(arguments.adaptation, policy, arguments.model.model)
+    trainable = choose_trainable(arguments.adaptation, policy, name_base(arguments.model))
     prompts = encode_prompts(rows, "prompt", tokenizer, source, room, model.context, embeddings=embeddings)
     training, held_out = _split(hide_column(prompts, "prompt"), world.held_out)
     notes = [
@@ -205,6 +208,9 @@ def _build_prompts(arguments: TrainArguments) -> Session:
         start=model.start,
         stages=_keep_stages(stages),
         evaluation=evaluation,
+        method=arguments.algorithm.algorithm,
+        base=name_base(arguments.model),
+        data=tuple(str(path) for path in (world.prompts, arguments.text.text) if path),
         notes=tuple(notes),
     )
 

@@ -20,6 +20,7 @@ _CONSTRUCTORS = {
     "prepare_texts": "texts",
     "reinforcement": "reinforcement_stage",
     "supervised": "supervised_stage",
+    "with_card": "language_stage",
 }
 
 __all__ = ["Progress", "Report", "Run", "Sample", "Stage", "StepFailed", "fit", *_CONSTRUCTORS]

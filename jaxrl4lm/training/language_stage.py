@@ -18,6 +18,7 @@ from jaxrl4lm.data import Row, Tokenizer
 from jaxrl4lm.lm.population import map_population
 from jaxrl4lm.lm.trainable import Trainable
 from jaxrl4lm.models import LanguagePolicy
+from jaxrl4lm.models.model_card import write_model_card
 from jaxrl4lm.training.evaluation import Evaluation
 from jaxrl4lm.training.folder import ADAPTER, MODEL
 from jaxrl4lm.training.stage import Stage
@@ -103,6 +104,39 @@ def complete_stage(
         rank=evaluation.rank,
         panels=dict([first, *evaluation.panels.items(), ("held_out", evaluation.label), *others]),
     )
+
+
+def with_card(
+    stage: Stage, *, name: str, base: str | None, data: Sequence[str], method: str | None = None
+) -> Stage:
+    """The stage, whose exported model has a README.md that the Hugging Face hub reads.
+
+    Args:
+      name: of the model.
+      base: the model that it is trained from, by its folder or its name on the hub; None: a new one.
+      data: names of what it is trained on.
+      method: the stage's name if None.
+    """
+    if MODEL not in stage.exports:
+        return stage
+
+    def export(folder: pathlib.Path, state: Any, scores: Mapping[str, Any]) -> None:
+        stage.exports[MODEL](folder, state, scores)
+        settings = {
+            key: value for key, value in stage.config["config"].items() if not isinstance(value, dict)
+        }
+        figures = {f"{key} at the start": value for key, value in scores.get("start", {}).items()}
+        write_model_card(
+            folder,
+            name=name,
+            base=base,
+            data=data,
+            method=method or stage.name,
+            settings=settings,
+            figures=figures | dict(scores.get(stage.name, {})),
+        )
+
+    return stage._replace(exports={**stage.exports, MODEL: export})
 
 
 def choose_chunk(every: int, steps: int) -> int:

@@ -130,7 +130,8 @@ class TextBatches:
         )
         self.description: dict[str, Any] = {
             "texts": len(examples),
-            "rows": len(lengths),
+            "rows": self.rows,
+            "lengths": list(self.widths),
             "digest": digest(*flat),
         }
 

@@ -273,6 +273,16 @@ def test_an_adapter_of_conversations(cli, tmp_path):
     config = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert (config["lora_dropout"], config["base_model_name_or_path"]) == (0.1, str(base))
     assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 32.0, ["q_proj", "up_proj"])
+    card = (run / "model" / "README.md").read_text()
+    for said in (
+        "# run\n",
+        "- a.jsonl\n- b.jsonl",
+        "| schedule | wsd |",
+        "| held_out/loss at the start |",
+        "- sft",
+    ):
+        assert said in card
+    assert str(tmp_path) not in card
     trained = json.loads((run / "config.json").read_text())
     assert trained["data"]["dataset"] == [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
     # A part of the model, and an adapter of no steps.
