@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -183,7 +183,7 @@ def save(
     others = {name: width for name, width in ranks.items() if width != rank}
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha}
     config |= {
-        "target_modules": sorted({name.rsplit(".", 1)[-1] for name in ranks}),
+        "target_modules": _name_targets(ranks, policy),
         "rank_pattern": others,
         "alpha_pattern": {name: alpha * width / rank for name, width in others.items()},
         "lora_dropout": dropout,
@@ -194,6 +194,14 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder, tensors, STEM)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _name_targets(names: Collection[str], policy: LanguagePolicy) -> list[str]:
+    """What PEFT shall adapt: names of layers, or whole names where others that are called so are not adapted."""
+    modules = [row.name.removesuffix(".weight") for row in rows_of(policy)]
+    short = {name.rsplit(".", 1)[-1] for name in names}
+    every = {name for name in modules if name.rsplit(".", 1)[-1] in short} <= set(names)
+    return sorted(short if every else names)
 
 
 def _strip_kernel(leaf: str) -> str:
