@@ -12,6 +12,7 @@ import pytest
 
 import jaxrl4lm
 from jaxrl4lm import advantages, data, losses, models, reduce, returns
+from tests.selection import slow_but
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -90,7 +91,9 @@ HOLDS = {
 }
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)])
+@pytest.mark.parametrize(
+    "page", slow_but(filter(python_blocks, PAGES), ["README.md", "docs/getting-started.md"])
+)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     """All blocks in order, in an empty folder, with nothing given."""
     monkeypatch.chdir(tmp_path)
@@ -149,6 +152,7 @@ def small(name):
     return module.main, module.SMALL
 
 
+@pytest.mark.slow
 def test_example_of_a_own_reward(tmp_path):
     main, sizes = small("own_reward")
     run = main(sizes, str(tmp_path / "run"))
@@ -156,6 +160,7 @@ def test_example_of_a_own_reward(tmp_path):
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_example_of_a_sft_then_rl():
     main, sizes = small("sft_then_rl")
     run = main(sizes, None)

@@ -102,7 +102,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("arguments, said", OPTIONS, ids=[a for a, _ in OPTIONS])
+@pytest.mark.parametrize("arguments, said", slow_but(OPTIONS, 18), ids=[a for a, _ in OPTIONS])
 def test_options_of_train(cli, here, arguments, said):
     (here / "file").write_text("mine")
     (here / "full").mkdir()
@@ -140,13 +140,24 @@ def test_the_parser_names_what_it_does_not_know(cli, here, arguments, said):
 
 @pytest.mark.parametrize(
     "raised, code, said",
-    [
-        (OSError(28, "No space left on device"), 2, "a file cannot be written (No space left on device)"),
-        (PermissionError(13, "Permission denied", "run/x"), 2, "run/x cannot be used (Permission denied)"),
-        (MemoryError(), 2, "the memory of this machine is too small (out of memory)"),
-        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nx"), 2, "(RESOURCE_EXHAUSTED: Out of memory x)"),
-        (KeyboardInterrupt(), 130, "interrupted"),
-    ],
+    slow_but(
+        [
+            (OSError(28, "No space left on device"), 2, "a file cannot be written (No space left on device)"),
+            (
+                PermissionError(13, "Permission denied", "run/x"),
+                2,
+                "run/x cannot be used (Permission denied)",
+            ),
+            (MemoryError(), 2, "the memory of this machine is too small (out of memory)"),
+            (
+                RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nx"),
+                2,
+                "(RESOURCE_EXHAUSTED: Out of memory x)",
+            ),
+            (KeyboardInterrupt(), 130, "interrupted"),
+        ],
+        2,
+    ),
     ids=lambda x: type(x).__name__,
 )
 def test_what_the_machine_refuses(cli, here, monkeypatch, raised, code, said):
@@ -167,6 +178,7 @@ def test_what_the_machine_refuses(cli, here, monkeypatch, raised, code, said):
             assert not list(here.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_that_fills_the_disk_says_how_to_go_on(cli, here, run, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
@@ -234,7 +246,7 @@ BROKEN = (
 )
 
 
-@pytest.mark.parametrize("arguments, said", FILES, ids=[a for a, _ in FILES])
+@pytest.mark.parametrize("arguments, said", slow_but(FILES, 9), ids=[a for a, _ in FILES])
 def test_files_of_train(cli, here, arguments, said):
     (here / "p.jsonl").write_text(PROMPTS)
     (here / "empty.jsonl").write_text("\n")
@@ -347,6 +359,7 @@ def test_checkpoints_that_are_damaged(cli, here, run, command, damage):
     assert (run / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_falling_back_to_the_checkpoint_before(cli, here, run, task_run):
     truncate_state(run)
     shutil.rmtree(newest(run))
@@ -423,7 +436,7 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("arguments, said", OTHERS, ids=[a for a, _ in OTHERS])
+@pytest.mark.parametrize("arguments, said", slow_but(OTHERS, 8), ids=[a for a, _ in OTHERS])
 def test_evaluate_and_generate(cli, here, run, arguments, said):
     (here / "empty.jsonl").touch()
     for name in ("saved_nothing", "unfinished", "torn"):

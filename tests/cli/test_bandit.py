@@ -7,10 +7,12 @@ import pytest
 from jaxrl4lm.cli import bandit
 from jaxrl4lm.plots.bandits import draw_learning_curves
 from jaxrl4lm.types import InputError
+from tests.selection import slow_but
 
 
 @pytest.mark.parametrize(
-    "rewards, names", [("gaussian", ["UCB", "Thompson, Gaussian"]), ("bernoulli", ["KL-UCB", "EXP3"])]
+    "rewards, names",
+    slow_but([("gaussian", ["UCB", "Thompson, Gaussian"]), ("bernoulli", ["KL-UCB", "EXP3"])], 1),
 )
 def test_table_and_pictures(tmp_path, capsys, monkeypatch, rewards, names):
     monkeypatch.setenv("COLUMNS", "200")

@@ -6,12 +6,14 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.selection import slow_but
+
 
 def lines(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("name", ["task_run", "prompt_run"])
+@pytest.mark.parametrize("name", slow_but(["task_run", "prompt_run"], 1))
 def test_evaluate_gives_what_training_saw(cli, request, name):
     run = request.getfixturevalue(name)
     before = sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*"))
@@ -30,6 +32,7 @@ def test_evaluate_gives_what_training_saw(cli, request, name):
     assert sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_evaluate_of_a_model_that_was_not_trained(cli, prompt_options, tmp_path):
     options = [*prompt_options, "--pretrain.steps", "0", "--updates", "0"]
     assert cli("train", *options, "--out", tmp_path / "run").code == 0
@@ -80,7 +83,7 @@ def texts():
     return ["a bab", "the cat — é", "ab ba ab"]
 
 
-@pytest.fixture(scope="module", params=["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
 def pretrained(request, tmp_path_factory):
     """A random model of transformers, with a byte-pair tokenizer.json of its own."""
     transformers = pytest.importorskip("transformers")
@@ -109,6 +112,7 @@ def pretrained(request, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch and transformers
 def test_a_model_of_transformers_in_and_out(cli, pretrained, tmp_path, files):
     transformers = pytest.importorskip("transformers")

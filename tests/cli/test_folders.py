@@ -8,6 +8,7 @@ import pytest
 
 from jaxrl4lm.models.tensor_files import Tensor, read_tensors, write_tensors
 from tests.model_folders import byte_tokenizer, make_folder
+from tests.selection import slow_but
 
 QWEN = ["<eot>", "<im_start>", "<im_end>"]
 QWEN_CONFIG = {"eos_token": "<im_end>", "pad_token": "<eot>"}
@@ -34,13 +35,13 @@ def pad_ends(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("qwen"), byte_tokenizer(QWEN), QWEN_CONFIG, generation)
 
 
-@pytest.mark.parametrize("prompt", ["hi", "<bos>hi<eos>"])
+@pytest.mark.parametrize("prompt", slow_but(["hi", "<bos>hi<eos>"], 1))
 def test_a_tokenizer_without_padding(cli, no_pad, prompt):
     options = ["--greedy", "--json", "--max-new-tokens", "6"]
     assert len(completions(cli("generate", no_pad, "--prompt", prompt, "longer than that", *options))) == 2
 
 
-@pytest.mark.parametrize("prompt", ["a<im_end>b", "<im_start>user\nhi<im_end>", "<eot>"])
+@pytest.mark.parametrize("prompt", slow_but(["a<im_end>b", "<im_start>user\nhi<im_end>", "<eot>"], 1))
 def test_padding_among_the_ends(cli, pad_ends, prompt):
     options = ["--greedy", "--json", "--max-new-tokens", "6"]
     assert len(completions(cli("generate", pad_ends, "--prompt", prompt, *options))) == 1
@@ -53,6 +54,7 @@ def test_what_a_template_has_begun_is_completed_the_same(cli, no_pad):
     assert bare == begun
 
 
+@pytest.mark.slow
 def test_messages_are_completed_under_the_template(cli, pad_ends, tmp_path):
     """A file of them, without --chat; its rows go out as they came in."""
     template = "{% for m in messages %}<im_start>{{ m.role }}:{{ m.content }}<im_end>{% endfor %}{{ tools }}"

@@ -150,6 +150,7 @@ def test_a_chat_is_the_template_completed(cli, folder):
     assert result.out == reference(folder, '[system]"s"[user]"<b>"[assistant]', 9, begin=False) + "\n"
 
 
+@pytest.mark.slow
 def test_a_conversation_remembers_itself(cli, folder, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("a\n\nb\n"))
     result = cli("generate", folder, "--chat", "--greedy", "--max-new-tokens", "5")

@@ -60,7 +60,8 @@ def moments(steps: int, kind: str) -> list:
     ]
 
 
-@pytest.mark.parametrize("kind", slow_but(["task", "prompts", "texts"], ["task"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["task", "prompts", "texts"])
 def test_killed_at_any_moment(kind, spawn, task_options, prompt_options, text_options, tmp_path):
     command, steps = {
         "task": ("train", TASK_STEPS),
@@ -143,7 +144,7 @@ def unsteady(tmp_path_factory, prompt_options):
             ("raise 8", 2, "RuntimeError", None),
             ("raise 14", 2, "RuntimeError", 8),
         ],
-        3,
+        1,
     ),
 )
 def test_stopped_or_let_down(cli, unsteady, tmp_path, trouble, code, said, done):
@@ -189,6 +190,7 @@ def test_a_finished_run_stays_as_it_is(cli, task_run, tmp_path):
     assert not list(run.glob("*.tmp*"))
 
 
+@pytest.mark.slow
 def test_lines_beyond_the_checkpoint_are_written_anew(cli, task_run, tmp_path):
     """As after a kill: the file of metrics is ahead of the state, its last line torn."""
     run = tmp_path / "run"

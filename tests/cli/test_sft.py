@@ -42,6 +42,7 @@ def test_the_run_folder(text_run):
     assert (text_run / "samples.txt").read_text().startswith("# before supervised")
 
 
+@pytest.mark.slow
 def test_evaluate_and_generate(cli, text_run):
     result = cli("evaluate", text_run, "--json")
     assert result.code == 0, result.err
@@ -67,7 +68,8 @@ def test_a_finished_run_can_be_resumed(cli, text_run, tmp_path):
     assert "takes the options of that run: give no other option" in refused.err
 
 
-@pytest.mark.parametrize("unit", slow_but(["line", "file"], ["line"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("unit", ["line", "file"])
 def test_plain_texts(cli, files, tmp_path, unit):
     text = files / "text.txt"
     if unit == "file":  # longer than ten rows: a stream, cut into rows
@@ -133,6 +135,7 @@ def test_published_folders_are_taught_and_trained(cli, base, tmp_path):
     assert [r["advantage/std"] for r in records(tmp_path / "train")[1:]] == [0, 0]
 
 
+@pytest.mark.slow
 def test_train_takes_messages(cli, tmp_path):
     """Rendered by the model's template; the reward gets them as they are in the file."""
     model = chat_folder(tmp_path / "model")
@@ -169,7 +172,7 @@ def test_train_takes_messages(cli, tmp_path):
     "command, change",
     [
         ("sft", "edited"),
-        ("train", "deleted"),
+        pytest.param("train", "deleted", marks=pytest.mark.slow),
         pytest.param("sft", "replaced", marks=pytest.mark.slow),
         pytest.param("sft", "deleted", marks=pytest.mark.slow),
         pytest.param("train", "edited", marks=pytest.mark.slow),

@@ -7,6 +7,7 @@ import pytest
 
 from jaxrl4lm.cli import solve
 from jaxrl4lm.types import InputError
+from tests.selection import slow_but
 
 
 @pytest.fixture
@@ -30,7 +31,9 @@ def test_russell_and_norvig_is_the_default(run, tmp_path):
     assert (tmp_path / "solution.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("method", ["value-iteration", "policy-iteration", "modified-policy-iteration"])
+@pytest.mark.parametrize(
+    "method", slow_but(["value-iteration", "policy-iteration", "modified-policy-iteration"], 1)
+)
 def test_a_map_with_options(run, tmp_path, method):
     path = tmp_path / "corridor.txt"
     path.write_text("S . +1\n# . -1\n")
@@ -46,6 +49,7 @@ def test_a_map_may_begin_with_a_byte_order_mark(run, tmp_path):
     assert run(tmp_path / "map.txt", "--picture", "None")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_is_no_error():
     program = "import sys; from jaxrl4lm.cli import main; sys.stdin.read(); sys.exit(main(['solve', '--picture', 'None']))"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

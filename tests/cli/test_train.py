@@ -71,6 +71,7 @@ def test_the_run_folder(name, request):
     assert json.loads(json.dumps(to_json(from_json(TrainArguments, config)))) == config
 
 
+@pytest.mark.slow
 def test_a_seed_decides_everything(cli, task_run, task_options, tmp_path):
     shown = cli("train", *task_options, "--out", tmp_path / "same")
     assert shown.code == 0, shown.err
@@ -138,7 +139,7 @@ CONFIG = ReinforcementConfig(
 )
 
 
-@pytest.mark.parametrize("algorithm, kl", ALL)
+@pytest.mark.parametrize("algorithm, kl", slow_but(ALL, 5))
 def test_every_algorithm_takes_every_kl(algorithm, kl):
     """The parts fit: one update gives a state of the same shapes."""
     learner = reinforcement.Learner(POLICY, ALGORITHMS[algorithm]._replace(kl=KL_PLACEMENTS[kl]))
@@ -151,7 +152,7 @@ def test_every_algorithm_takes_every_kl(algorithm, kl):
     assert all(m.shape == () for m in metrics.values())
 
 
-@pytest.mark.parametrize("algorithm, kl", slow_but(RUN, 2))
+@pytest.mark.parametrize("algorithm, kl", slow_but(RUN, 1))
 def test_algorithms_and_kls_run(algorithm, kl):
     composed = ALGORITHMS[algorithm]._replace(kl=KL_PLACEMENTS[kl])
     stage = training.reinforcement(POLICY, TASK.tokenizer, TASK, algorithm=composed, config=CONFIG)
@@ -164,6 +165,7 @@ def test_algorithms_and_kls_run(algorithm, kl):
     assert not metrics["skipped_updates"].any()
 
 
+@pytest.mark.slow
 def test_rewards_see_the_columns_of_their_rows(cli, prompt_options, tmp_path, files):
     """Each completion comes with its own row's columns; rows that lack one have None."""
     (tmp_path / "spy.py").write_text(
@@ -191,32 +193,24 @@ def test_rewards_see_the_columns_of_their_rows(cli, prompt_options, tmp_path, fi
     assert 0 < records(tmp_path / "run")[-1]["reward/mean"] < 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         # Built-in rewards; names that look like markup or mathematics in titles; documents of other forms.
         ["--reward", "regex:[/b]$a$", "--algorithm", "rloo", "--kl-controller", "adaptive"],
-        pytest.param(
-            [
-                "--reward",
-                "length:3",
-                "--text-unit",
-                "file",
-                "--tokenizer",
-                "byte",
-                "--evaluate-by",
-                "sampling",
-            ],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["--reward", "exact_match", "--style", "llama", "--algorithm", "grpo", "--micro-batches", "2"],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["--reward", "numeric_answer", "--pretrain.steps", "0", "--held-out", "0", "--dtype", "bfloat16"],
-            marks=pytest.mark.slow,
-        ),
+        [
+            "--reward",
+            "length:3",
+            "--text-unit",
+            "file",
+            "--tokenizer",
+            "byte",
+            "--evaluate-by",
+            "sampling",
+        ],
+        ["--reward", "exact_match", "--style", "llama", "--algorithm", "grpo", "--micro-batches", "2"],
+        ["--reward", "numeric_answer", "--pretrain.steps", "0", "--held-out", "0", "--dtype", "bfloat16"],
     ],
     ids=["regex", "length", "exact_match", "numeric_answer"],
 )
@@ -231,6 +225,7 @@ def test_options_of_prompt_runs(cli, prompt_options, tmp_path, options):
     assert [r["step"] for r in records(tmp_path / "run") if r["stage"] == "reinforcement"] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_empty_prompts_are_completed(cli, prompt_options, tmp_path, files):
     options = list(prompt_options)
     del options[(at := options.index("--prompts")) : at + 2]
@@ -239,6 +234,7 @@ def test_empty_prompts_are_completed(cli, prompt_options, tmp_path, files):
     assert "'' -> " in (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["1e30"])
 def test_a_score_that_overflows_is_never_applied(cli, prompt_options, tmp_path, score):
     """Whatever float32 makes of it: parameters stay finite, and steps that were left out are counted and told."""
@@ -255,6 +251,7 @@ def test_a_score_that_overflows_is_never_applied(cli, prompt_options, tmp_path, 
     assert (f"{skipped} optimizer steps were not applied" in result.out) == (skipped > 0)
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_explodes_is_reported(cli, task_options, tmp_path):
     result = cli(
         "train", *task_options, "--learning-rate", "1e25", "--updates", "4", "--out", tmp_path / "run"
@@ -268,6 +265,7 @@ def test_a_learning_rate_that_explodes_is_reported(cli, task_options, tmp_path):
     assert f"{skipped} optimizer steps were not applied" in result.out
 
 
+@pytest.mark.slow
 def test_tensorboard(cli, task_options, tmp_path):
     pytest.importorskip("tensorboardX")
     assert cli("train", *task_options, "--log", "tensorboard", "--out", tmp_path / "run").code == 0
@@ -285,6 +283,7 @@ def test_help_says_what_every_option_does(cli):
             assert (option in text) == (field.name != "sampling")
 
 
+@pytest.mark.slow
 def test_teacher_forcing_ends_at_the_score_that_was_asked(cli, task_options, tmp_path):
     """Every score is at least 0, so it ends at its first evaluation; a resumed run ends it there as well."""
     options = [*task_options, "--pretrain.steps", "60", "--pretrain-until", "0", "--updates", "2"]
