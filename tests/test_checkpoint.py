@@ -191,6 +191,7 @@ def test_a_disk_that_is_full_is_one_sentence(tmp_path):
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_read_that_fails_leaves_nothing_under_way(tmp_path, caplog, monkeypatch):
     """Where one read fails others are under way: what became of them must not be told later."""
     checkpoints = Checkpoints(tmp_path / "saved")

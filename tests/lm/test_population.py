@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm.lm.population import map_population
+from tests.selection import slow_but
 
 
 def train(key, config, scale):
@@ -26,7 +27,7 @@ def arguments(runs):
     return keys, {"decay": jnp.float32(0.9), "rate": jnp.arange(1.0, runs + 1)}, {"rows": jnp.ones((3, runs))}
 
 
-@pytest.mark.parametrize("runs, batch_size", [(5, 5), (5, 8), (6, 2), (7, 3), (7, 1), (9, 8)])
+@pytest.mark.parametrize("runs, batch_size", slow_but([(5, 5), (5, 8), (6, 2), (7, 3), (7, 1), (9, 8)], 2))
 def test_blocks_of_any_size_give_what_vmap_gives(runs, batch_size):
     expected = jax.jit(jax.vmap(train, AXES))(*arguments(runs))
     blocked = jax.jit(map_population(train, batch_size, AXES))(*arguments(runs))

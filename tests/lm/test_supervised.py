@@ -9,6 +9,7 @@ from jaxrl4lm import tasks
 from jaxrl4lm.lm import SupervisedConfig, supervised
 from jaxrl4lm.lm.optimizer import OPTIMIZERS
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
+from tests.selection import slow_but
 
 TASK = tasks.reverse(2)
 POLICY = LanguagePolicy(
@@ -96,6 +97,7 @@ def test_micro_batches_change_nothing():
             np.testing.assert_allclose(same[name], value, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_first_token_of_a_document_is_predicted_by_nothing():
     tokens = jnp.array([[3, 4, 5, 3, 4, 5, 0, 0]])
     segments = jnp.array([[1, 1, 1, 2, 2, 2, 0, 0]])
@@ -107,7 +109,7 @@ def test_the_first_token_of_a_document_is_predicted_by_nothing():
     np.testing.assert_allclose(b.total / 2, d.total)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", slow_but(OPTIMIZERS, 1))
 def test_optimizers(name):
     """Each step is of the size that its learning rate says, descends, and decays matrices alone."""
     batch = supervised.task_source(TASK, 16)(jax.random.key(2), None)

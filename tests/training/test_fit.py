@@ -14,6 +14,7 @@ import pytest
 from jaxrl4lm import lm, models, tasks, training
 from jaxrl4lm.training import Run, StepFailed, fit
 from jaxrl4lm.types import InputError
+from tests.selection import slow_but
 from tests.training.stages import SLOPE, interrupt_at, make_agent, make_params, make_regression
 
 pytestmark = pytest.mark.usefixtures("own_handlers")
@@ -157,7 +158,7 @@ def test_a_folder_that_exists_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("step", [0, 3, 6, 9])
+@pytest.mark.parametrize("step", slow_but([0, 3, 6, 9], 2))
 def test_interrupted_at_every_chunk(tmp_path, step, number):
     """Two stages, the signal in any chunk of the second or in the last of the first; saved now and then, or only then."""
     first, second = make_regression(4, chunk=4), make_regression(10, chunk=3, name="second")
@@ -242,12 +243,15 @@ def test_a_run_that_was_never_saved_starts_again(tmp_path, whole):
 
 @pytest.mark.parametrize(
     "change, said",
-    [
-        ({"steps": 9}, "began with stages[0].steps = 8, now it is 9"),
-        ({"name": "other"}, "began with stages[0].name = 'regression', now it is 'other'"),
-        ({"config": {"rate": 0.2, "f": fit}}, "began with stages[0].rate = 0.1, now it is 0.2"),
-        ({"config": {"rate": 0.1, "f": StepFailed}}, "stages[0].f = 'fit', now it is 'StepFailed'"),
-    ],
+    slow_but(
+        [
+            ({"steps": 9}, "began with stages[0].steps = 8, now it is 9"),
+            ({"name": "other"}, "began with stages[0].name = 'regression', now it is 'other'"),
+            ({"config": {"rate": 0.2, "f": fit}}, "began with stages[0].rate = 0.1, now it is 0.2"),
+            ({"config": {"rate": 0.1, "f": StepFailed}}, "stages[0].f = 'fit', now it is 'StepFailed'"),
+        ],
+        2,
+    ),
 )
 def test_another_configuration_is_refused(tmp_path, change, said):
     stage = make_regression(config={"rate": 0.1, "f": fit, "none": np.float32("nan")})
@@ -274,7 +278,7 @@ def fail_at(step: int, stage: training.Stage) -> training.Stage:
 
 
 @pytest.mark.parametrize("interval", [0, pytest.param(float("inf"), marks=pytest.mark.slow)])
-@pytest.mark.parametrize("step", [0, 1, 4, 7])
+@pytest.mark.parametrize("step", slow_but([0, 1, 4, 7], 2))
 def test_what_was_done_before_a_failure_is_saved(tmp_path, whole, step, interval):
     with pytest.raises(StepFailed, match="the verifier is down"):
         fit(
@@ -472,6 +476,7 @@ def transformer():
     return stage, jax.jit(policy.init)(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_on_a_mesh(tmp_path, transformer):
     """The same numbers as on one device; a resumed run is laid out as it was, and ends with the same bits."""
     stage, params = transformer

@@ -7,6 +7,7 @@ import pytest
 
 from jaxrl4lm import lm, models, training
 from jaxrl4lm.lm.supervised import LOSSES
+from tests.selection import slow_but
 from tests.training.trl_oracle import TEMPLATE, make_llama
 
 pytest.importorskip("trl", reason="needs the extra 'peers'")
@@ -68,7 +69,7 @@ def losses_of_trl(folder, rows, options):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(CASES, ["completions", "conversations, packed"]))
 def test_first_losses(folder, case):
     rows, texts, options = CASES[case]
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -56,6 +56,7 @@ def plain():
     return training.fit([reinforce()], PARAMS)
 
 
+@pytest.mark.slow
 def test_the_compiled_and_the_host_way_agree():
     """The same task, its reward written twice, on the prompts that the compiled program drew."""
 
@@ -82,6 +83,7 @@ def test_the_compiled_and_the_host_way_agree():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), hosted.params, compiled.params)
 
 
+@pytest.mark.slow
 def test_the_next_stage_is_compiled_while_the_first_one_runs(caplog):
     """When its turn comes, the main thread compiles no update."""
     began = []
@@ -114,7 +116,7 @@ def test_the_next_stage_is_compiled_while_the_first_one_runs(caplog):
             assert not any(program in text for text in late), late
 
 
-@pytest.mark.parametrize("form", ["records", "rows"])
+@pytest.mark.parametrize("form", slow_but(["records", "rows"], 1))
 def test_forms_of_prompts(plain, form):
     """Texts, records and rows of a file are the same; other columns go to the reward, that of the prompts does not."""
     seen = {}
@@ -131,6 +133,7 @@ def test_forms_of_prompts(plain, form):
     assert set(seen) == {"number"}
 
 
+@pytest.mark.slow
 def test_rewards_are_summed(plain):
     def half(prompts, completions, **columns):
         return [0.5 * score for score in count_ones(prompts, completions)]
@@ -165,6 +168,7 @@ def test_the_held_out_score_is_the_mean_reward_of_greedy_completions():
     assert stage.evaluate(PARAMS)["held_out"] == np.mean([s.score for s in samples])
 
 
+@pytest.mark.slow
 def test_a_reward_that_raises_costs_no_update(tmp_path):
     calls = []
 
@@ -278,6 +282,7 @@ def test_descriptions_tell_settings_apart():
     assert describe(adapters(rank=2)) != describe(adapters(rank=3))
 
 
+@pytest.mark.slow
 def test_ones_own_optimizer_algorithm_and_evaluation():
     seen = []
 

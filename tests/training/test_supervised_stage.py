@@ -11,6 +11,7 @@ from jaxrl4lm.lm import supervised as update_rule
 from jaxrl4lm.lm.trainable import adapters
 from jaxrl4lm.training.language_stage import init_params, make_rows
 from jaxrl4lm.types import InputError
+from tests.selection import slow_but
 from tests.training.stages import interrupt_at
 
 TASK = tasks.copy(2)
@@ -36,7 +37,7 @@ def start():
     return jax.jit(READER.init)(jax.random.key(0))
 
 
-@pytest.mark.parametrize("texts", [lm.TextConfig(), lm.TextConfig(packing="bfd", max_length=8)])
+@pytest.mark.parametrize("texts", slow_but([lm.TextConfig(), lm.TextConfig(packing="bfd", max_length=8)], 1))
 def test_texts(start, tmp_path, texts):
     """Each once an epoch; interrupted in the middle of one and resumed, the same bits."""
     stage = teach(evaluate_every=2, texts=texts)
@@ -102,6 +103,7 @@ def test_other_texts_are_refused(start, tmp_path):
         training.fit([stage], start, out=tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_adapters_alone_learn(start, tmp_path):
     """With dropout, which a resumed run draws as the run would have drawn it."""
     stage = teach(trainable=adapters(rank=2, dropout=0.3), evaluate_every=2)
