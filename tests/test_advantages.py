@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import advantages, reduce
+from tests.selection import slow_but
 
 rng = np.random.default_rng(0)
 REWARDS = rng.normal(size=(3, 5)).astype(np.float32)
@@ -65,7 +66,7 @@ def test_pass_at_1_is_leave_one_out():
 
 
 @pytest.mark.parametrize("reward", [0.0, 0.7, -1.1, 1e6, 1e-6])
-@pytest.mark.parametrize("n", [2, 8, 33])
+@pytest.mark.parametrize("n", slow_but([2, 8, 33], [8]))
 def test_a_group_without_information_gets_exactly_zero(reward, n):
     """0.7 in float32 has a computed deviation that an eps of 1e-9 turns into an advantage of 0.9."""
     equal = np.full((1, n), reward, np.float32)
@@ -85,12 +86,15 @@ def test_a_group_without_information_gets_exactly_zero(reward, n):
 
 @pytest.mark.parametrize(
     "estimate",
-    [
-        advantages.group_normalized,
-        advantages.centered,
-        advantages.leave_one_out,
-        lambda rewards: advantages.gdpo(rewards[None], np.ones(1)),
-    ],
+    slow_but(
+        [
+            advantages.group_normalized,
+            advantages.centered,
+            advantages.leave_one_out,
+            lambda rewards: advantages.gdpo(rewards[None], np.ones(1)),
+        ],
+        2,
+    ),
     ids=["group_normalized", "centered", "leave_one_out", "gdpo"],
 )
 def test_equal_rewards_have_a_gradient_of_zero(estimate):
@@ -110,6 +114,7 @@ def test_a_reward_that_is_not_finite_is_seen(broken):
     assert not np.isfinite(reduce.whiten(rewards)).all()
 
 
+@pytest.mark.slow
 def test_leading_axes_are_free():
     objectives = np.stack([REWARDS, REWARDS[::-1]])
     weights, mask = np.array([0.3, 0.7]), np.array(rng.random((3, 5, 4)) < 0.7)
@@ -143,7 +148,7 @@ TUNED = {
 }
 
 
-@pytest.mark.parametrize("call", TUNED.values(), ids=TUNED)
+@pytest.mark.parametrize("call", slow_but(TUNED.values(), 3), ids=TUNED)
 def test_hyper_parameters_are_traced_mapped_and_of_one_shape(call):
     pair = jnp.array([0.5, 0.75])
     both = jax.jit(jax.vmap(call))(pair)

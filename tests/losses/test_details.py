@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import advantages, losses, reduce
+from tests.selection import slow_but
 
 rng = np.random.default_rng(1)
 LOG_PROBS, OLD = (jnp.asarray(-rng.random((3, 5)) - 0.1, jnp.float32) for _ in range(2))
@@ -27,7 +28,7 @@ RATIO_LOSSES = [
 ]
 
 
-@pytest.mark.parametrize("loss", RATIO_LOSSES)
+@pytest.mark.parametrize("loss", slow_but(RATIO_LOSSES, 3))
 @pytest.mark.parametrize("gap", [1e2, 1e6, -1e2, -1e6])
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_extreme_ratios_stay_finite(loss, gap, advantage):
@@ -222,7 +223,7 @@ def naive(hidden, unembedding, tokens, temperature=1.0):
     return chosen, -(jnp.exp(log_p) * log_p).sum(-1)
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4, 7, 10, 11, 64])
+@pytest.mark.parametrize("chunk_size", slow_but([1, 4, 7, 10, 11, 64], 3))
 def test_chunks_of_any_size_agree(chunk_size):
     """Also those that do not divide the vocabulary (11)."""
     hidden = jnp.asarray(rng.normal(size=(2, 3, 8)), jnp.float32)
@@ -242,6 +243,7 @@ def test_chunks_of_any_size_agree(chunk_size):
     chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_chunks_are_those_of_the_naive_form():
     """Forward over reverse (a Fisher-vector product), and reverse over reverse."""
     shapes = ((4, 6), (6, 11), (4, 6))
@@ -315,7 +317,7 @@ def test_a_token_outside_the_vocabulary_has_no_log_prob(token):
     assert log_probs[0] == 0
 
 
-@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.uint16])
+@pytest.mark.parametrize("dtype", slow_but([jnp.int8, jnp.uint8, jnp.uint16], 1))
 def test_tokens_may_be_small_integers(dtype):
     """The size of their vocabulary is no number of their type: 256 would be 0 as a byte."""
     largest = jnp.iinfo(dtype).max
@@ -336,13 +338,16 @@ def test_chunked_temperature_is_as_precise_as_the_states(x64):
 
 @pytest.mark.parametrize(
     "call",
-    [
-        lambda x: losses.bradley_terry(x, x),
-        lambda x: losses.bradley_terry(x, x, margin=0.3),
-        lambda x: losses.sppo(x, x, x, x),
-        lambda x: losses.cpo(x, x),
-        lambda x: losses.kto(x, x, x > 0, 0.3),
-    ],
+    slow_but(
+        [
+            lambda x: losses.bradley_terry(x, x),
+            lambda x: losses.bradley_terry(x, x, margin=0.3),
+            lambda x: losses.sppo(x, x, x, x),
+            lambda x: losses.cpo(x, x),
+            lambda x: losses.kto(x, x, x > 0, 0.3),
+        ],
+        2,
+    ),
 )
 def test_numbers_do_not_widen_the_result(call, x64):
     """In double-precision mode a Python number is no float64 input."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import advantages, distributions, losses, reduce, returns
+from tests.selection import slow_but
 
 V, T = 4, 3
 PREFIXES = [p for n in range(T) for p in itertools.product(range(1, V), repeat=n)]
@@ -139,7 +140,7 @@ def test_kl_forms_with_the_gradient_of_the_sequence_kl(form):
     )
 
 
-@pytest.mark.parametrize("form", WRONG_FOR_SEQUENCES)
+@pytest.mark.parametrize("form", slow_but(WRONG_FOR_SEQUENCES, 2))
 def test_kl_forms_without_it(form):
     """A warning kept true: were one of these right, the table in the documentation would be wrong."""
     exact = exact_gradient(sequence_kl)
@@ -278,13 +279,14 @@ def test_leave_one_out_is_unbiased():
     )
 
 
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", slow_but([2, 3], 1))
 def test_centred_group_is_scaled(n):
     """GRPO without the standard deviation (Dr.GRPO): (n−1)/n of the exact gradient."""
     expected = (n - 1) / n * minus_gradient_of_return()
     np.testing.assert_allclose(group_gradient(advantages.centered, n), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_pass_at_k_has_the_gradient_of_the_best_of_k():
     pairs = np.array(list(itertools.product(range(N), repeat=2)))
     best = REWARDS[pairs].max(-1)

@@ -20,8 +20,8 @@ GARBAGE = np.array([np.nan, np.inf, -np.inf])
 
 ROWS = {row.name: row for row in TABLE}
 rows = pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
-# For what is hardly ever wrong of a single row: each fifth row every time, the others with the slow tests.
-fifth = pytest.mark.parametrize("row", slow_but(TABLE, len(TABLE) // 5), ids=lambda row: row.name)
+# For what is hardly ever wrong of a single row: each tenth row every time, the others with the slow tests.
+tenth = pytest.mark.parametrize("row", slow_but(TABLE, len(TABLE) // 10), ids=lambda row: row.name)
 
 
 def as_tuple(x):
@@ -116,7 +116,7 @@ def test_masked_slots_are_never_read(row):
     assert_unread(row, compiled(row.name), atol=0)
 
 
-@fifth
+@tenth
 def test_masked_slots_are_never_read_outside_of_jit(row):
     assert_unread(row, evaluate(row), atol=2e-6)
 
@@ -152,7 +152,7 @@ FLOWS = [(row, name) for row in TABLE for name in row.flows]
 
 
 @pytest.mark.parametrize(
-    "row, name", slow_but(FLOWS, len(FLOWS) // 3), ids=[f"{row.name}-{name}" for row, name in FLOWS]
+    "row, name", slow_but(FLOWS, len(FLOWS) // 9), ids=[f"{row.name}-{name}" for row, name in FLOWS]
 )
 def test_the_gradient_is_the_derivative_of_the_surrogate(row, name, x64):
     """By finite differences, element by element, in double precision: what counts is exactly what moves."""
@@ -185,7 +185,7 @@ def jitted(name):
     return jax.jit(lambda hyper, mask, **values: ROWS[name].function(**values, **hyper, mask=mask))
 
 
-@fifth
+@tenth
 def test_vmap_is_a_loop_and_leading_axes_are_free(row):
     values, hyper = cast(arguments(row.name)), hyper_arrays(row)
     in_axes = {k: 0 if k in per_token(values) else None for k in values}
@@ -199,7 +199,7 @@ def test_vmap_is_a_loop_and_leading_axes_are_free(row):
     assert_close(apply(deeper, MASK[None]), tuple(out[None] for out in whole))
 
 
-@fifth
+@tenth
 def test_a_second_call_does_not_trace_again(row):
     chex.clear_trace_counter()  # chex takes each row's function for the same
 
@@ -215,7 +215,7 @@ def test_a_second_call_does_not_trace_again(row):
     )
 
 
-@fifth
+@tenth
 def test_lists_and_masks_of_numbers_are_arrays(row):
     values = arguments(row.name)
     lists = {k: x.tolist() for k, x in values.items()}
@@ -261,7 +261,7 @@ def test_hyper_parameters_may_differ_by_sequence(row):
         assert_close(tuple(x[i] for x in together), tuple(x[i] for x in as_tuple(alone)))
 
 
-@rows
+@tenth
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
 def test_dtypes(row, dtype):
     """Losses are float32 or wider, whatever a hyper-parameter is; a gradient has the dtype of its argument."""
@@ -275,7 +275,7 @@ def test_dtypes(row, dtype):
         assert grad.dtype == values[name].dtype, name
 
 
-@rows
+@tenth
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_strict_promotion_is_respected(row, dtype):
     """For users who set `jax_numpy_dtype_promotion`: nothing in here relies on an implicit promotion."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import distributions, losses
+from tests.selection import slow_but
 
 rng = np.random.default_rng(0)
 OBSERVATIONS = jnp.asarray(rng.normal(size=(40, 3)), jnp.float32)
@@ -78,7 +79,7 @@ def test_conjugate_gradient_is_a_dense_solve(x64):
     assert (flat(zero) == 0).all()
 
 
-@pytest.mark.parametrize("max_kl", [1e-4, 0.01, 0.5])
+@pytest.mark.parametrize("max_kl", slow_but([1e-4, 0.01, 0.5], 1))
 def test_step_stays_inside_the_trust_region_and_improves(max_kl):
     params, info = jax.jit(lambda p, d: losses.trpo.step(loss, kl, p, max_kl=d, damping=1e-3))(PARAMS, max_kl)
     assert info.accepted
@@ -141,6 +142,7 @@ def test_no_advantage_no_step():
     np.testing.assert_array_equal(flat(params), flat(PARAMS))
 
 
+@pytest.mark.slow
 def test_steps_map_over_hyper_parameters():
     deltas = jnp.array([1e-3, 1e-2])
     mapped, info = jax.vmap(lambda d: losses.trpo.step(loss, kl, PARAMS, max_kl=d))(deltas)
