@@ -37,7 +37,7 @@ TESTBED = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(TESTBED, 4))
+@pytest.mark.parametrize("name", slow_but(TESTBED, 1))
 def test_the_testbed_of_sutton_and_barto(name):
     *_, reward, optimal, known = TESTBED[name]
     ((mean, error), (share, share_error)), _ = curves(name)
@@ -56,7 +56,7 @@ BETTER = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(BETTER, 3))
+@pytest.mark.parametrize("name", slow_but(BETTER, 1))
 def test_regret_is_far_below_that_of_choosing_at_random(name):
     problem, algorithm, bound = BETTER[name]
     run = jax.jit(lambda key: B.run(key, problem, algorithm, STEPS, 200).regrets.sum(axis=0).mean())
@@ -240,7 +240,7 @@ def test_first_argmax_orders_all_floats_and_takes_the_first_of_equals(x64):
         np.testing.assert_array_equal(found, np.asarray(values, dtype).argmax(axis=0))
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "beta"])
+@pytest.mark.parametrize("kind", slow_but(["gaussian", "beta"], 1))
 def test_thompson_draws_from_the_posterior(kind, key):
     algorithm = (
         B.thompson_gaussian(prior_mean=0.3, prior_scale=1.5, noise=2.0)
@@ -263,6 +263,7 @@ def test_thompson_draws_from_the_posterior(kind, key):
     assert abs(share - draws.argmax(axis=1).mean()) < 0.02
 
 
+@pytest.mark.slow
 def test_a_drifting_world_needs_a_constant_step():
     problem = B.gaussian(spread=0.0, drift=0.1)
     lost = [
@@ -313,7 +314,7 @@ HYPERPARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", slow_but(HYPERPARAMETERS, 6))
+@pytest.mark.parametrize("name", slow_but(HYPERPARAMETERS, 3))
 def test_every_hyperparameter_may_be_traced(name, key):
     """One `vmap` equals a loop over Python numbers, and the two values make different runs."""
     problem, algorithm, values = HYPERPARAMETERS[name]

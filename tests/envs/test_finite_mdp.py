@@ -7,6 +7,7 @@ import pytest
 
 from jaxrl4lm import mdp as M
 from jaxrl4lm.envs.finite_mdp import as_environment
+from tests.selection import slow_but
 
 LISTS = M.garnet(jax.random.key(3), 5, 2, 2, discount=0.7)
 RNG = np.random.default_rng(0)
@@ -40,7 +41,7 @@ def sampled_return(environment, params, policy, steps, key):
     return jax.lax.scan(step, start, jax.random.split(key_steps, steps))[0][3]
 
 
-@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+@pytest.mark.parametrize("world", slow_but(WORLDS.values(), 1), ids=WORLDS)
 def test_sampled_returns_converge_to_the_exact_objective(world, key):
     environment, params = as_environment(world)
     policy = jnp.asarray(RNG.dirichlet(np.ones(world.num_actions), world.num_states), jnp.float32)
@@ -105,6 +106,7 @@ def test_missing_params_are_refused(key):
         environment.reset(key)
 
 
+@pytest.mark.slow
 def test_enumerating_the_environment_gives_back_the_mdp():
     world = M.lecture(0.9).mdp
     environment, params = as_environment(world)
@@ -113,7 +115,7 @@ def test_enumerating_the_environment_gives_back_the_mdp():
     np.testing.assert_allclose(np.sort(found[:-1]), np.sort(values[~world.terminal]), atol=1e-5)
 
 
-@pytest.mark.parametrize("name, samples", [("Catch-bsuite", 1), ("FrozenLake-misc", 300)])
+@pytest.mark.parametrize("name, samples", slow_but([("Catch-bsuite", 1), ("FrozenLake-misc", 300)], 1))
 def test_gymnax_worlds_enumerate(name, samples):
     gymnax = __import__("gymnax")
     environment, params = gymnax.make(name)

@@ -11,11 +11,12 @@ from jaxrl4lm.decoding import Sampling, draw, draw_row_uniforms
 from jaxrl4lm.envs.token import TokenEnvironment
 from jaxrl4lm.lm.rollouts import rollout
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
+from tests.selection import slow_but
 
 ROWS, TEMPERATURE = 12, 0.9
 
 
-@pytest.fixture(scope="module", params=["sparse", "dense"])
+@pytest.fixture(scope="module", params=slow_but(["sparse", "dense"], 1))
 def both(request):
     """The same texts twice: the rollout's, and those of an agent in the environment with the same uniforms."""
     any_even = tasks.addition(1)._replace(

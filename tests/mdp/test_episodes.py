@@ -40,7 +40,7 @@ def episodic(seed, leak, scale=1.0):
     )
 
 
-@pytest.mark.parametrize("solver", OPTIMAL)
+@pytest.mark.parametrize("solver", OFTEN)
 def test_the_bound_holds_in_episodes_whatever_the_tolerance(solver, x64):
     """The best policy may be slower than the one that was found; rewards of both signs."""
     for seed in range(24):
@@ -74,7 +74,8 @@ def test_the_soft_bound_of_an_episode_is_that_of_the_soft_policy(stay, x64):
     assert abs(solution.values[0] - 1) <= solution.error_bound
 
 
-@pytest.mark.parametrize("solver", OFTEN)
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", OPTIMAL)
 def test_an_improper_world_is_reported_not_endless(solver):
     kernel = np.zeros((3, 1, 3))
     kernel[0, 0, 0] = kernel[1, 0, 2] = 1
@@ -93,7 +94,7 @@ def test_a_world_that_never_ends_is_not_converged_because_nothing_is_paid(solver
     assert np.isinf(M.evaluate_policy(world, jnp.zeros(4, jnp.int32), max_iterations=50).error_bound)
 
 
-@pytest.mark.parametrize("solver", [M.modified_policy_iteration, M.policy_iteration])
+@pytest.mark.parametrize("solver", slow_but([M.modified_policy_iteration, M.policy_iteration], 1))
 def test_an_answer_far_behind_a_free_place_is_found(solver, x64):
     """Staying costs nothing, walking a little, and only the end pays: the first sweeps see no reason to go."""
     kernel = np.zeros((6, 2, 6))

@@ -7,6 +7,7 @@ import pytest
 
 from jaxrl4lm import mdp as M
 from jaxrl4lm.envs.finite_mdp import as_environment
+from tests.selection import slow_but
 
 STATES, ACTIONS, WIDTH = 7, 3, 2
 
@@ -62,14 +63,17 @@ def test_a_hub_is_found_and_gives_the_same_expectations(x64):
 
 @pytest.mark.parametrize(
     "offsets, hub_from, layout",
-    [
-        (range(-4, 5), None, "diagonals"),
-        (range(-3, 1), None, "diagonals"),
-        (range(-4, 6), None, "lists"),
-        (range(-1, 2), 0, "a hub"),
-        (range(-1, 2), 13, "lists"),
-        (range(-1, 3), 0, "lists"),
-    ],
+    slow_but(
+        [
+            (range(-4, 5), None, "diagonals"),
+            (range(-3, 1), None, "diagonals"),
+            (range(-4, 6), None, "lists"),
+            (range(-1, 2), 0, "a hub"),
+            (range(-1, 2), 13, "lists"),
+            (range(-1, 3), 0, "lists"),
+        ],
+        3,
+    ),
 )
 def test_few_diagonals_or_three_and_a_hub_are_stored_as_such(offsets, hub_from, layout):
     """The hub, state 7, follows from `hub_from` on: from fewer than all states it is none."""
@@ -94,7 +98,7 @@ def test_few_diagonals_or_three_and_a_hub_are_stored_as_such(offsets, hub_from, 
     np.testing.assert_array_equal(following.T, successors)
 
 
-@pytest.mark.parametrize("layout", [M.as_dense, M.as_sparse])
+@pytest.mark.parametrize("layout", slow_but([M.as_dense, M.as_sparse], 1))
 def test_where_every_state_is_terminal_nothing_follows(layout):
     world = M.from_successors(
         np.zeros((2, 1, 1), int), np.ones((2, 1, 1)), [3.0, -1.0], 0.9, terminal=[True, True]
@@ -114,7 +118,7 @@ def expectations_agree(kernel, full, values, policy):
     np.testing.assert_allclose(chosen, full[np.arange(len(full)), actions] @ values, atol=1e-12)
 
 
-@pytest.mark.parametrize("layout", ["sparse", "banded"])
+@pytest.mark.parametrize("layout", slow_but(["sparse", "banded"], 1))
 def test_many_actions_take_the_other_program_and_give_the_same(layout, monkeypatch, x64):
     world = M.garnet(jax.random.key(0), STATES, ACTIONS, WIDTH) if layout == "sparse" else M.queue(STATES)
     values = jnp.arange(STATES, dtype=float) ** 2
@@ -324,6 +328,7 @@ def test_enumeration_recovers_a_known_environment():
     assert world.initial.tolist() == [1, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_enumeration_of_an_mdp_as_an_environment_gives_it_back(x64):
     """99 states, which is more than are expanded at once; a start drawn from 98."""
     world = M.grid_world("\n".join([". . . . . . . . ." for _ in range(10)] + [". . . . . . . . +1"]))
@@ -336,6 +341,7 @@ def test_enumeration_of_an_mdp_as_an_environment_gives_it_back(x64):
     np.testing.assert_allclose(theirs[1:], ours[:-1], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_enumeration_averages_rewards_over_draws_of_the_key_it_is_given():
     class Noisy(Counter):
         def step_env(self, key, state, action, params):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxrl4lm.mdp.implicit import attach_derivative, fixed_point
 
@@ -23,6 +24,7 @@ def slopes(matrix, solution, weights):
     return by_shift, by_matrix, along
 
 
+@pytest.mark.slow
 def test_derivatives_of_a_fixed_point_are_those_of_the_linear_solve(x64):
     matrix, (solution, weights) = chain(0, 0.9, 8), np.random.default_rng(1).normal(size=(2, 8))
     by_shift, by_matrix, along = jax.jit(slopes)(matrix, solution, weights)

@@ -106,6 +106,7 @@ def test_each_improvement_shrinks_the_span_as_far_as_the_last_one_earned(x64):
             np.testing.assert_allclose(bound, 19 * spans[-1] / 2, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_without_evaluation_it_is_value_iteration(x64):
     world = M.garnet(jax.random.key(0), 12, 2, 12, discount=0.95)
     for limit in (1, 4):

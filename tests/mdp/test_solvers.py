@@ -148,6 +148,7 @@ def test_contraction_monotonicity_and_shift(seed, discount):
         np.testing.assert_allclose(backup(world, jnp.asarray(v) + 3), down + 3 * discount, atol=1e-9)
 
 
+@pytest.mark.slow
 @several
 @hypothesis.given(st.integers(0, 10_000))
 def test_relabelling_states_and_changing_the_layout_change_nothing(seed):
@@ -173,7 +174,9 @@ def test_discount_limits(x64):
     np.testing.assert_allclose(near, M.value_iteration(episodic, tolerance=1e-7).values, atol=1e-5)
 
 
-@pytest.mark.parametrize("solver", [*OFTEN, M.soft_value_iteration])
+@pytest.mark.parametrize(
+    "solver", slow_but([*OPTIMAL, M.soft_value_iteration], [M.modified_policy_iteration])
+)
 def test_a_batch_of_mdps_and_discounts_equals_the_loop(solver, x64):
     worlds = [random_mdp(seed) for seed in range(3)]
     population = jax.tree.map(lambda *leaves: jnp.stack(leaves), *worlds)
@@ -188,8 +191,9 @@ def test_a_batch_of_mdps_and_discounts_equals_the_loop(solver, x64):
         assert together.iterations[i, j] == alone.iterations
 
 
-@pytest.mark.parametrize("precision, digits", slow_but([("float32", 6), ("float64", 10)], 1))
-@pytest.mark.parametrize("solver", OFTEN)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision, digits", [("float32", 6), ("float64", 10)])
+@pytest.mark.parametrize("solver", OPTIMAL)
 def test_rows_that_sum_to_nearly_1_are_made_to(precision, digits, solver):
     with jax.enable_x64(precision == "float64"):
         rows = np.full((3, 1, 3), round(1 / 3, digits), precision)
@@ -204,6 +208,7 @@ def test_rows_that_sum_to_nearly_1_are_made_to(precision, digits, solver):
             assert np.abs(solution.values - exact).max() <= solution.error_bound
 
 
+@pytest.mark.slow
 def test_a_tolerance_of_0_ends_where_nothing_changes_any_more():
     world = M.russell_norvig(0.9).mdp
     solution = jax.jit(M.modified_policy_iteration)(world, tolerance=0.0)
@@ -229,7 +234,8 @@ def test_a_soft_value_has_a_gradient_where_the_reference_is_0(x64):
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("solver", OFTEN)
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", OPTIMAL)
 def test_float32_at_the_rounding_level_stops_and_says_so(solver):
     world = M.garnet(jax.random.key(0), 50, 3, 4, discount=0.999)
     solution = compiled(solver)(world, tolerance=1e-7)
@@ -246,6 +252,7 @@ def test_span_and_supremum_stop_at_the_same_answer_and_span_stops_first(x64):
     assert by_span.iterations < by_norm.iterations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rewards", [[-1.0, -2.0], [2.0, 1.0]])
 def test_the_textbooks_bound_holds_whatever_the_sign_of_the_change(rewards, x64):
     world = M.from_arrays(np.eye(2)[:, None], rewards, 0.9)  # each stays where it is
@@ -255,7 +262,8 @@ def test_the_textbooks_bound_holds_whatever_the_sign_of_the_change(rewards, x64)
         assert 0.01 < np.abs(solution.values - truth).max() <= solution.error_bound <= 0.1
 
 
-@pytest.mark.parametrize("solver", OFTEN)
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", OPTIMAL)
 @pytest.mark.parametrize("leak", [0.0, 0.05])
 def test_a_limit_on_iterations_is_kept_and_the_bound_holds_there(solver, leak, x64):
     world = random_mdp(7, 0.99, states=60, actions=9, leak=leak)
@@ -270,9 +278,8 @@ def test_a_limit_on_iterations_is_kept_and_the_bound_holds_there(solver, leak, x
     assert np.abs(evaluation.values - M.policy_values(world, policy)).max() <= evaluation.error_bound
 
 
-@pytest.mark.parametrize(
-    "solver", slow_but([M.modified_policy_iteration, M.action_value_iteration, M.value_iteration], 2)
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", [M.modified_policy_iteration, M.action_value_iteration, M.value_iteration])
 def test_who_starts_at_the_answer_is_there_at_once(solver, x64):
     world = random_mdp(7, 0.99, leak=0.05)
     cold = compiled(solver, tolerance=1e-7)(world)
@@ -391,11 +398,10 @@ def test_objective_gradient_and_visits(x64):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "world",
-    slow_but(
-        [M.queue(300, discount=0.999), M.garnet(jax.random.key(2), 300, 3, 4, discount=0.99), M.forest(60)], 1
-    ),
+    [M.queue(300, discount=0.999), M.garnet(jax.random.key(2), 300, 3, 4, discount=0.99), M.forest(60)],
 )
 def test_krylov_evaluation_gives_what_plain_sweeps_give(world, x64):
     world = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, world)
@@ -409,7 +415,8 @@ def test_krylov_evaluation_gives_what_plain_sweeps_give(world, x64):
     assert bool(krylov.converged)
 
 
-@pytest.mark.parametrize("make", slow_but([M.queue, M.forest], 1))
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [M.queue, M.forest])
 def test_a_birth_death_chain_is_evaluated_directly(make, x64):
     world = make(60, discount=0.999)
     assert isinstance(world.transitions, M.Banded)
@@ -428,6 +435,7 @@ def test_a_birth_death_chain_is_evaluated_directly(make, x64):
     np.testing.assert_allclose(swept + rest.total, values, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_action_values_are_differentiable_and_their_maximum_is_the_value(x64):
     world = random_mdp(9, 0.9)
 
