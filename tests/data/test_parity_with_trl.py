@@ -18,6 +18,7 @@ from jaxrl4lm import data
 from jaxrl4lm.data.encoding import CUT
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from tests.model_folders import byte_tokenizer, prefixing_tokenizer
+from tests.selection import slow_but
 
 datasets = pytest.importorskip("datasets")
 transformers = pytest.importorskip("transformers")
@@ -183,7 +184,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("max_length", [None, 16], ids=["whole", "cut"])
-@pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("kind", slow_but(ROWS, len(ROWS) // 3))
 def test_documents_are_those_of_trl(both, kind, max_length):
     theirs = prepare(ROWS[kind], both.theirs, max_length=max_length)
     ours = encode(ROWS[kind], both.ours, max_length=max_length)
@@ -193,7 +194,7 @@ def test_documents_are_those_of_trl(both, kind, max_length):
     assert ours.cut == sum(n > (max_length or n) for n in whole) - len(ours.dropped.get(CUT, []))
 
 
-@pytest.mark.parametrize("kind", ["messages", "chats", "tools"])
+@pytest.mark.parametrize("kind", slow_but(["messages", "chats", "tools"], 1))
 def test_what_the_assistant_says_is_what_trl_finds(both, kind):
     """In conversations where it says something; with completions, where both masks say so."""
     rows = [row for row in ROWS[kind] if kind != "messages" or len(row["messages"]) > 1]
@@ -253,7 +254,7 @@ def test_implicit_prompts_are_those_of_trl():
 
 
 @pytest.mark.parametrize("max_length", [None, 12], ids=["whole", "cut"])
-@pytest.mark.parametrize("chats", [False, True], ids=["strings", "chats"])
+@pytest.mark.parametrize("chats", slow_but([False, True], [True]), ids=["strings", "chats"])
 def test_preferences_are_those_of_trl(both, chats, max_length):
     rows = [
         {"prompt": prompt, "chosen": completion, "rejected": other}
@@ -280,7 +281,7 @@ def test_preferences_are_those_of_trl(both, chats, max_length):
     ]
 
 
-@pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
+@pytest.mark.parametrize("strategy", slow_but(["bfd", "bfd_split", "wrapped"], 1))
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(0, 20), min_size=1, max_size=40), length=st.integers(1, 12))
 def test_packed_rows_are_those_of_trl(strategy, lengths, length):

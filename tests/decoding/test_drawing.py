@@ -47,7 +47,7 @@ def test_a_million_draws_never_take_a_token_of_probability_zero(vocab):
     assert chi2 < kept.sum() + 5 * np.sqrt(2 * kept.sum())
 
 
-@pytest.mark.parametrize("vocab", [200, 400, 1000])
+@pytest.mark.parametrize("vocab", slow_but([200, 400, 1000], 1))
 def test_whole_blocks_may_be_removed_and_the_normaliser_is_that_of_what_is_left(vocab):
     """As top-k leaves it: one token of a block, nothing of others; the largest first, last and in the middle."""
     rows = np.full((4, vocab), -np.inf, np.float32)

@@ -133,6 +133,7 @@ def test_a_stream_gives_the_same_tokens_as_they_come(model, eos_id):
     np.testing.assert_array_equal(np.concatenate([real for _, real in parts], 1), whole.mask)
 
 
+@pytest.mark.slow
 def test_other_settings_of_the_same_parts_compile_nothing(model):
     policy, params, prompts, mask = model
     text, traces = (params, prompts, mask, jax.random.key(0)), []
@@ -164,6 +165,7 @@ def test_other_settings_of_the_same_parts_compile_nothing(model):
     np.testing.assert_array_equal(population, expected)
 
 
+@pytest.mark.slow
 def test_low_precision_decoding_lays_out_its_weights_once(model):
     policy, params, prompts, mask = model
     half = LanguagePolicy(dataclasses.replace(policy.config, dtype="bfloat16"))

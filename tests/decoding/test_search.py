@@ -70,7 +70,7 @@ def test_a_beam_as_wide_as_the_tree_is_exhaustive_search(length_penalty):
             assert not row[real.sum() :].any()
 
 
-@pytest.mark.parametrize("patient", [True, False])
+@pytest.mark.parametrize("patient", slow_but([True, False], 1))
 def test_beams_are_those_of_transformers(patient, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     policy, params = model(19, scale=0.4, layers=2, width=32)
@@ -134,7 +134,7 @@ def test_beams_do_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("chunk", [7, 5, 100])
+@pytest.mark.parametrize("chunk", slow_but([7, 5, 100], 1))
 def test_scores_are_the_log_softmax_whatever_the_chunk(tied, chunk):
     policy, params = model(23, tied=tied, logit_softcap=4.0)
     tokens = np.random.default_rng(0).integers(0, 23, (3, 8))
@@ -147,7 +147,7 @@ def test_scores_are_the_log_softmax_whatever_the_chunk(tied, chunk):
     assert not ours[:, 0].any()
 
 
-@pytest.mark.parametrize("how", [generate, lambda *args: generate_queue(*args, slots=2)])
+@pytest.mark.parametrize("how", slow_but([generate, lambda *args: generate_queue(*args, slots=2)], 1))
 def test_a_completion_beyond_a_learned_table_is_refused(how):
     policy = models.LanguagePolicy(models.TransformerConfig.gpt2(13, layers=1, width=8, heads=2, context=8))
     run = jax.jit(how, static_argnums=0)

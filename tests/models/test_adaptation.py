@@ -15,6 +15,7 @@ from jaxrl4lm import models
 from jaxrl4lm.models import LanguagePolicy, Rope, TransformerConfig, lora, tensor_files
 from jaxrl4lm.models.huggingface import flatten
 from jaxrl4lm.models.transformer import Dense
+from tests.selection import slow_but
 
 V, T = 13, 8
 LLAMA = TransformerConfig(V, layers=2, width=16, heads=4, kv_heads=2, mlp_width=24, tied=False)
@@ -58,7 +59,7 @@ def plain(batch):
     [
         pytest.param(VARIED, "none", True, id="varied, scanned", marks=pytest.mark.slow),
         pytest.param(VARIED, "full", True, id="varied, scanned, all again", marks=pytest.mark.slow),
-        pytest.param(VARIED, "dots", False, id="varied, products kept"),
+        pytest.param(VARIED, "dots", False, id="varied, products kept", marks=pytest.mark.slow),
         pytest.param(LLAMA, "full", False, id="alike, all again", marks=pytest.mark.slow),
         pytest.param(LLAMA, "dots", True, id="alike, scanned, products kept"),
     ],
@@ -68,6 +69,7 @@ def test_rematerialised_and_scanned_layers_compute_the_same(config, remat, scan,
     chex.assert_trees_all_close(ours, plain[config], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_full_rematerialisation_holds_less(batch):
     deep = dataclasses.replace(LLAMA, layers=6, scan=True)
     params = jax.eval_shape(LanguagePolicy(deep).init, jax.random.key(0))
@@ -81,6 +83,7 @@ def test_full_rematerialisation_holds_less(batch):
     assert temporaries(dataclasses.replace(deep, remat="full")) < 0.5 * temporaries(deep)
 
 
+@pytest.mark.slow
 def test_bfloat16_products_keep_float32_statistics(batch):
     params = randomised(LLAMA)
     exact = np.asarray(apply(LanguagePolicy(LLAMA), params, batch[2])[0])
@@ -228,7 +231,7 @@ def test_an_adapter_of_a_fused_kernel_as_peft_writes_it(tmp_path):
     assert json.loads((tmp_path / "back" / "adapter_config.json").read_text())["fan_in_fan_out"]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "phi3"])
+@pytest.mark.parametrize("family", slow_but(["gpt2", "gpt_neox", "phi3"], 1))
 def test_adapters_of_kernels_that_share_a_tensor_go_out_and_in(family, tmp_path):
     gpt2 = TransformerConfig.gpt2(V, layers=2, width=16, heads=4, context=16)
     neox = dataclasses.replace(gpt2, rope_theta=100.0, parallel=True, activation="gelu", tied=False)

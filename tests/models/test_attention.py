@@ -31,7 +31,7 @@ def one_softmax(q, segments, positions, window):
 
 @pytest.mark.parametrize(
     ("queries", "shared", "heads", "kv_heads", "window"),
-    [(5, 4, 4, 2, None), (5, 5, 2, 2, 4), (4, 7, 4, 1, None), (1, 3, 2, 2, None)],
+    slow_but([(5, 4, 4, 2, None), (5, 5, 2, 2, 4), (4, 7, 4, 1, None), (1, 3, 2, 2, None)], 2),
 )
 def test_segments_are_as_one(queries, shared, heads, kv_heads, window):
     G, n, C = 3, 2, 4
@@ -90,7 +90,7 @@ def test_a_fused_kernel_computes_the_same(length, heads, kv_heads, window):
     ("heads", "kv_heads", "slots", "window", "softcap"),
     slow_but([(4, 4, 40, None, None), (8, 2, 64, 9, None), (6, 2, 97, None, 2.0), (34, 2, 33, 40, 0.5)], 2),
 )
-@pytest.mark.parametrize("shared", [0, 7])
+@pytest.mark.parametrize("shared", slow_but([0, 7], [7]))
 def test_a_kernel_for_steps_computes_the_same(monkeypatch, heads, kv_heads, slots, window, softcap, shared):
     """By interpretation on CPU; over a cache with padding on the left and empty slots at its end and between, alone
     and beside keys that two rows share."""

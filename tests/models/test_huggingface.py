@@ -177,7 +177,7 @@ HEADS = [
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case, kind", slow_but(HEADS, 3))
+@pytest.mark.parametrize("case, kind", slow_but(HEADS, 1))
 def test_task_heads_of_transformers_in_and_out(case, kind, tmp_path):
     auto = getattr(transformers, f"AutoModelFor{KINDS[kind]}")
     labels = {} if kind == "span" else {"num_labels": 3}
@@ -335,46 +335,70 @@ NORM = "model.layers.1.input_layernorm.weight"
 
 @pytest.mark.parametrize(
     "spoil, message",
-    [
-        (lambda f, t: copy_without(f, t, drop=NORM), f"the tensor {NORM} is missing"),
-        (lambda f, t: copy_without(f, t, add={"x.y": np.ones(3)}), "1 tensors are left over.*x.y"),
-        (lambda f, t: copy_without(f, t, **{NORM: np.ones(5)}), rf"{NORM} has shape \(5,\).*means \(48,\)"),
-        (lambda f, t: None, "config.json is missing"),
-        (
-            lambda f, t: (t / "config.json").write_text('{"model_type": "mamba"}'),
-            "model_type 'mamba' is not one of",
-        ),
-        (lambda f, t: (t / "config.json").write_text('{"model_type": "llama"}'), "key '[a-z_]+' is missing"),
-        (lambda f, t: (t / "config.json").write_text('{"model_type": []}'), "model_type .* is not one of"),
-        (lambda f, t: copy_without(f, t, **{NORM: np.ones(48, np.int32)}), f"{NORM} holds int32, not floats"),
-        (lambda f, t: copy_without(f, t, **{NORM: last_but(np.nan)}), f"{NORM} holds nan or an infinity"),
-        (
-            lambda f, t: changed(f, t, tie_word_embeddings=True),
-            "model.safetensors: .*lm_head.weight is not the emb",
-        ),
-        (lambda f, t: changed(f, t, rms_norm_eps=float("nan")), "config.json: norm_eps must be .*not nan"),
-        (lambda f, t: changed(f, t, rms_norm_eps="1e-5"), "config.json: norm_eps must be"),
-        (lambda f, t: changed(f, t, num_hidden_layers=0), "config.json: layers must be a whole number"),
-        (lambda f, t: changed(f, t, rope_parameters={"rope_theta": -1.0}), "config.json: .*positive theta"),
-        (
-            lambda f, t: changed(f, t, rope_parameters={"rope_theta": 1e4, "rope_type": "linear"}),
-            "config.json: the rope type 'linear' needs a factor",
-        ),
-        (
-            lambda f, t: changed(f, t, rope_parameters=YARN_OF_NOTHING),
-            "original context of a rope must be positive",
-        ),
-        (lambda f, t: changed(f, t, rope_parameters=LEVEL), "low frequency must be below"),
-        (lambda f, t: damaged_value_head(f, t), "value_head.npy is damaged"),
-        (lambda f, t: np.save(damaged_value_head(f, t), np.array(["x"] * 48)), "value_head.npy holds <U1"),
-        (
-            lambda f, t: (changed(f, t), listing(t, {"a": ""})),
-            "is missing, which model.safetensors.index.json",
-        ),
-        (lambda f, t: np.save(damaged_value_head(f, t), last_but(np.inf)), "value_head.npy holds nan or"),
-        (lambda f, t: np.save(damaged_value_head(f, t), np.ones(3)), r"value_head.npy has shape \(3,\)"),
-        (lambda f, t: (t / "config.json").write_text((f / "config.json").read_text()), "holds neither"),
-    ],
+    slow_but(
+        [
+            (lambda f, t: copy_without(f, t, drop=NORM), f"the tensor {NORM} is missing"),
+            (lambda f, t: copy_without(f, t, add={"x.y": np.ones(3)}), "1 tensors are left over.*x.y"),
+            (
+                lambda f, t: copy_without(f, t, **{NORM: np.ones(5)}),
+                rf"{NORM} has shape \(5,\).*means \(48,\)",
+            ),
+            (lambda f, t: None, "config.json is missing"),
+            (
+                lambda f, t: (t / "config.json").write_text('{"model_type": "mamba"}'),
+                "model_type 'mamba' is not one of",
+            ),
+            (
+                lambda f, t: (t / "config.json").write_text('{"model_type": "llama"}'),
+                "key '[a-z_]+' is missing",
+            ),
+            (
+                lambda f, t: (t / "config.json").write_text('{"model_type": []}'),
+                "model_type .* is not one of",
+            ),
+            (
+                lambda f, t: copy_without(f, t, **{NORM: np.ones(48, np.int32)}),
+                f"{NORM} holds int32, not floats",
+            ),
+            (lambda f, t: copy_without(f, t, **{NORM: last_but(np.nan)}), f"{NORM} holds nan or an infinity"),
+            (
+                lambda f, t: changed(f, t, tie_word_embeddings=True),
+                "model.safetensors: .*lm_head.weight is not the emb",
+            ),
+            (
+                lambda f, t: changed(f, t, rms_norm_eps=float("nan")),
+                "config.json: norm_eps must be .*not nan",
+            ),
+            (lambda f, t: changed(f, t, rms_norm_eps="1e-5"), "config.json: norm_eps must be"),
+            (lambda f, t: changed(f, t, num_hidden_layers=0), "config.json: layers must be a whole number"),
+            (
+                lambda f, t: changed(f, t, rope_parameters={"rope_theta": -1.0}),
+                "config.json: .*positive theta",
+            ),
+            (
+                lambda f, t: changed(f, t, rope_parameters={"rope_theta": 1e4, "rope_type": "linear"}),
+                "config.json: the rope type 'linear' needs a factor",
+            ),
+            (
+                lambda f, t: changed(f, t, rope_parameters=YARN_OF_NOTHING),
+                "original context of a rope must be positive",
+            ),
+            (lambda f, t: changed(f, t, rope_parameters=LEVEL), "low frequency must be below"),
+            (lambda f, t: damaged_value_head(f, t), "value_head.npy is damaged"),
+            (
+                lambda f, t: np.save(damaged_value_head(f, t), np.array(["x"] * 48)),
+                "value_head.npy holds <U1",
+            ),
+            (
+                lambda f, t: (changed(f, t), listing(t, {"a": ""})),
+                "is missing, which model.safetensors.index.json",
+            ),
+            (lambda f, t: np.save(damaged_value_head(f, t), last_but(np.inf)), "value_head.npy holds nan or"),
+            (lambda f, t: np.save(damaged_value_head(f, t), np.ones(3)), r"value_head.npy has shape \(3,\)"),
+            (lambda f, t: (t / "config.json").write_text((f / "config.json").read_text()), "holds neither"),
+        ],
+        8,
+    ),
 )
 def test_errors_name_the_file_and_the_tensor(llama, tmp_path, spoil, message):
     spoil(llama, tmp_path)
@@ -419,7 +443,7 @@ def test_files_of_an_older_model_go(llama, tmp_path):
     assert names == ["config.json", "model.safetensors", "value_head.npy"]
 
 
-@pytest.mark.parametrize("architectures", [None, [], "LlamaForCausalLM", [3]])
+@pytest.mark.parametrize("architectures", slow_but([None, [], "LlamaForCausalLM", [3]], 1))
 def test_architectures_need_not_be_named(llama, tmp_path, architectures):
     changed(llama, tmp_path, architectures=architectures)
     jax.tree.map(np.testing.assert_array_equal, models.load(tmp_path)[1], models.load(llama)[1])

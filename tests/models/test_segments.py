@@ -32,9 +32,7 @@ def read(policy, params, tokens, segments):
     return jax.jit(policy.hidden)(params, tokens, segments > 0, segments)
 
 
-@pytest.mark.parametrize(
-    "style", slow_but(STYLES, ["sliding window", "longrope", "window in some layers, scanned"])
-)
+@pytest.mark.parametrize("style", slow_but(STYLES, ["window in some layers, scanned"]))
 def test_a_document_is_read_as_if_it_stood_alone(style):
     policy, params = build(style)
     packed = np.asarray(read(policy, params, TOKENS, SEGMENTS))

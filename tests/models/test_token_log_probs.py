@@ -9,6 +9,7 @@ from jaxrl4lm import distributions
 from jaxrl4lm.decoding import score
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 from jaxrl4lm.models.policy import VOCABULARY_CHUNK
+from tests.selection import slow_but
 
 V, D = 23, 8
 rng = np.random.default_rng(0)
@@ -36,7 +37,7 @@ def of_logits(policy, params, hidden, tokens, temperature):
     )
 
 
-@pytest.mark.parametrize("chunk", [5, 7, None])
+@pytest.mark.parametrize("chunk", slow_but([5, 7, None], [7]))
 @pytest.mark.parametrize(
     "style",
     [{}, {"tied": False}, {"logit_softcap": 2.0}, {"tied": False, "logit_softcap": 2.0, "tokens": V - 3}],

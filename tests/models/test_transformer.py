@@ -132,6 +132,7 @@ def test_a_shared_prompt_is_the_prompt_repeated(model):
     chex.assert_trees_all_close(ours, plain, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_longrope_takes_the_factors_of_the_length_that_a_text_may_reach():
     """Row by row, and the same in sampling and in training: by the prompt and the room after it."""
     rope = Rope(100.0, "longrope", 4.0, 8, short_factors=(1.0, 1.5), long_factors=(3.0, 7.0))
