@@ -62,8 +62,12 @@ def adapters(
     Args:
       dropout: share of an adapter's inputs that a training step leaves out.
       base: name or folder of the model, for the adapter's configuration.
+    Raises:
+      ValueError: if dropout is no share below 1.
     Reference: Hu et al. 2021, arXiv:2106.09685.
     """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, not {dropout}")
     scale = alpha / rank
     return Trainable(
         split=lambda key, params: (lora.init(key, params, rank, targets), params),

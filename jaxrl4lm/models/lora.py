@@ -64,17 +64,17 @@ def match_targets(words: Sequence[str], policy: LanguagePolicy) -> Rule:
 
     Args:
       words: `all-linear`, for every dense layer of the blocks; names of layers, as we call them (`query`, `up`) or as the
-        checkpoint of this model does (`q_proj`, `c_attn`); or regular expressions over paths (`layer_0/`).
+        checkpoint of this model does (`q_proj`, or more of it: `attn.c_proj`); or regular expressions over paths
+        (`layer_0/`).
     Raises:
       ValueError: if a word names no dense layer; it says which there are.
     """
     shapes = flatten(jax.eval_shape(policy.init, jax.random.key(0)))
     kernels = [path for path in shapes if EVERY_DENSE(path)]
     ours = {path.split("/")[-2] for path in kernels}
-    theirs: dict[str, set[str]] = {}
-    for row in rows_of(policy):
-        if row.leaves[0] in kernels:
-            theirs.setdefault(row.name.removesuffix(".weight").rsplit(".", 1)[-1], set()).update(row.leaves)
+    theirs = {
+        row.name.removesuffix(".weight"): row.leaves for row in rows_of(policy) if row.leaves[0] in kernels
+    }
     chosen: set[str] = set()
     for word in words:
         if word == "all-linear":
@@ -82,10 +82,13 @@ def match_targets(words: Sequence[str], policy: LanguagePolicy) -> Rule:
         elif word in ours:
             found = {path for path in kernels if path.split("/")[-2] == word}
         else:
-            found = theirs.get(word) or {path for path in kernels if re.search(word, path)}
+            ends = [leaves for name, leaves in theirs.items() if f".{name}".endswith(f".{word}")]
+            found = {path for leaves in ends for path in leaves}
+            found = found or {path for path in kernels if re.search(word, path)}
         if not found:
+            names = sorted(ours | {name.rsplit(".", 1)[-1] for name in theirs})
             raise ValueError(
-                f"{word!r} names no dense layer of this model: choose all-linear, {', '.join(sorted(ours | set(theirs)))}, "
+                f"{word!r} names no dense layer of this model: choose all-linear, {', '.join(names)}, "
                 "or a pattern of paths such as layer_0/"
             )
         chosen |= found
@@ -159,14 +162,13 @@ def save(
     """Writes `adapter_config.json` and `adapter_model.safetensors` in PEFT's format.
 
     Some checkpoints keep several kernels in one tensor (GPT-2, GPT-NeoX, Phi-3). The adapters of these kernels become one:
-    of the same rank if they have the same A; otherwise of the sum of their ranks, which `rank_pattern` then says.
+    of the same rank if they have the same A; otherwise of the sum of their ranks, which `rank_pattern` then says. A kernel
+    among them that has no adapter gets a B of 0.
 
     Args:
       alpha: α, where the adapters were trained with the scale α / r, and r is the rank of the first of them.
       dropout: with which they were trained.
       base: name or folder of the model that they adapt.
-    Raises:
-      CheckpointError: if only some of the kernels that share a tensor are adapted.
     """
     folder = pathlib.Path(folder)
     leaves, tensors = flatten(adapters), {}
@@ -174,9 +176,10 @@ def save(
     rows = [
         row for row in rows_of(policy) if any(f"{_strip_kernel(leaf)}lora_a" in leaves for leaf in row.leaves)
     ]
+    shapes = flatten(jax.eval_shape(policy.init, jax.random.key(0)))
     for row in rows:
         name = row.name.removesuffix(".weight")
-        a, b = _join(row, leaves, policy.config.channels)
+        a, b = _join(row, leaves, [shapes[leaf].shape[-1] for leaf in row.leaves], policy.config.channels)
         ranks[name] = a.shape[-1]
         for theirs, array in (("lora_A", a.T), ("lora_B", b)):
             tensors[f"{PREFIX}{name}.{theirs}.weight"] = Tensor(array.shape, array.dtype, lambda x=array: x)
@@ -213,23 +216,30 @@ def _put_output_first(row: tensor_names.TensorRow) -> tensor_names.TensorRow:
     return row._replace(layout="transposed") if row.layout == "as is" else row
 
 
-def _join(row: tensor_names.TensorRow, leaves: dict, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """A `[I, R]` and B `[O, R]` for one tensor of the checkpoint, from the adapters of its kernels."""
-    bases = [_strip_kernel(leaf) for leaf in row.leaves]
-    if not all(f"{base}lora_a" in leaves for base in bases):
-        raise CheckpointError(
-            f"{row.name} holds {len(bases)} kernels, of which only some are adapted: adapt all, or merge and save the model"
-        )
-    firsts = [np.asarray(leaves[f"{base}lora_a"]) for base in bases]
-    seconds = [np.asarray(leaves[f"{base}lora_b"]) for base in bases]
+def _join(
+    row: tensor_names.TensorRow, leaves: dict, widths: Sequence[int], channels: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """A `[I, R]` and B `[O, R]` for one tensor of the checkpoint, from the adapters of its kernels.
+
+    A kernel without an adapter has a B of 0.
+    """
+    pairs = [
+        (leaves.get(f"{base}lora_a"), leaves.get(f"{base}lora_b")) for base in map(_strip_kernel, row.leaves)
+    ]
+    firsts = [np.asarray(a) for a, _ in pairs if a is not None]
     if all(a.shape == firsts[0].shape and (a == firsts[0]).all() for a in firsts):
-        return firsts[0], _put_output_first(row).join(seconds, channels)
-    # Each kernel has its own part of the joint rank: the other rows of its B are 0.
-    edges = np.cumsum([0, *(a.shape[1] for a in firsts)])
-    spread = [np.zeros((edges[-1], b.shape[1]), b.dtype) for b in seconds]
-    for whole, b, begin in zip(spread, seconds, edges, strict=False):
-        whole[begin : begin + b.shape[0]] = b
-    return np.concatenate(firsts, 1), _put_output_first(row).join(spread, channels)
+        shared, rank = firsts[0], firsts[0].shape[1]
+        starts = [0] * len(pairs)
+    else:
+        # Each kernel has its own part of the joint rank: the other rows of its B are 0.
+        shared = np.concatenate(firsts, 1)
+        rank = shared.shape[1]
+        starts = np.cumsum([0, *(0 if a is None else a.shape[1] for a, _ in pairs)])[:-1]
+    spread = [np.zeros((rank, width), firsts[0].dtype) for width in widths]
+    for whole, (_, b), begin in zip(spread, pairs, starts, strict=True):
+        if b is not None:
+            whole[begin : begin + b.shape[0]] = b
+    return shared, _put_output_first(row).join(spread, channels)
 
 
 def load(folder: str | os.PathLike, policy: LanguagePolicy) -> tuple[Params, float]:

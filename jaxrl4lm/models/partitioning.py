@@ -38,9 +38,9 @@ def partition(params: Params, trained: Rule) -> tuple[Params, Params]:
         return jax.tree.map_with_path(lambda keys, x: x if trained(path_of(keys)) == keep else None, params)
 
     if not jax.tree.leaves(part(True)):
-        raise ValueError(
-            "no parameter is trained by this rule: print the paths with `jax.tree.leaves_with_path`"
-        )
+        paths = (path_of(keys) for keys, _ in jax.tree.leaves_with_path(params))
+        names = dict.fromkeys(re.sub(r"layer_\d+", "layer_N", path) for path in paths)
+        raise ValueError(f"no parameter is trained by this rule: give one for some of {', '.join(names)}")
     return part(True), part(False)
 
 

@@ -25,6 +25,7 @@ CASES = {
         {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"},
     ),
     "three kernels in one tensor": (GPT2, ["c_attn"], {"c_attn"}),
+    "one of the three": (GPT2, ["value"], {"c_attn"}),
     "all layers of GPT-2": (GPT2, ["all-linear"], {"c_attn", "c_proj", "c_fc"}),
     "one layer": (LLAMA, ["layer_1/mlp/up"], {"model.layers.1.mlp.up_proj"}),
 }
