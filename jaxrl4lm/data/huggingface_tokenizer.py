@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,9 @@ import tokenizers
 from jaxrl4lm.data.files import read_object
 from jaxrl4lm.data.tokenizer import ByteTokenizer, CharacterTokenizer, Tokenizer
 from jaxrl4lm.types import InputError
+
+OTHER_TEMPLATES = "additional_chat_templates"
+"""The folder of chat templates that have a name, a file each."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class HuggingFaceTokenizer:
     config: dict[str, Any] = field(default_factory=dict)
     """`tokenizer_config.json`."""
     chat_template: str | None = None
+    other_templates: dict[str, str] = field(default_factory=dict)
+    """Chat templates that have a name ("tool_use"), which `save` writes as they were."""
     generation: dict[str, Any] | None = None
     """`generation_config.json`, which `models.save` writes as it was. None: there was none."""
 
@@ -50,16 +56,13 @@ class HuggingFaceTokenizer:
         backend.no_padding()
         config = _read_config(folder)
         model, generation = _read(folder / "config.json"), _read(folder / "generation_config.json")
-        template = folder / "chat_template.jinja"
-        chat_template = template.read_text() if template.exists() else config.get("chat_template")
+        templates = _read_templates(folder, config)
         says = generation if generation.get("eos_token_id") is not None else model
         eos_ids = _list_ends(backend, config, says)
         if not eos_ids:
             raise InputError(
                 f"{folder}: no end token in tokenizer_config.json or config.json: set eos_token there"
             )
-        if isinstance(chat_template, list):  # several templates, by name
-            chat_template = next((t["template"] for t in chat_template if t["name"] == "default"), None)
         return cls(
             backend=backend,
             pad_id=_choose_pad(backend, _find_id(backend, config.get("pad_token")), eos_ids),
@@ -67,7 +70,8 @@ class HuggingFaceTokenizer:
             begin_ids=_find_begin(backend),
             eos_ids=eos_ids,
             config=config,
-            chat_template=chat_template,
+            chat_template=templates.pop("default", None),
+            other_templates=templates,
             generation=generation if (folder / "generation_config.json").exists() else None,
         )
 
@@ -189,10 +193,13 @@ class HuggingFaceTokenizer:
         # Of what was there before: they would be read first.
         for name in ("chat_template.jinja", "special_tokens_map.json"):
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / OTHER_TEMPLATES, ignore_errors=True)
         self.backend.save(str(folder / "tokenizer.json"))
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **self.config}
-        if self.chat_template is not None:
-            config["chat_template"] = self.chat_template
+        templates = {"default": self.chat_template, **self.other_templates}
+        named = [{"name": name, "template": text} for name, text in templates.items() if text is not None]
+        if named:
+            config["chat_template"] = named if self.other_templates else self.chat_template
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False))
 
 
@@ -206,6 +213,17 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     if "added_tokens_decoder" in config:
         return config
     return config | _read(folder / "special_tokens_map.json")
+
+
+def _read_templates(folder: pathlib.Path, config: dict[str, Any]) -> dict[str, str]:
+    """Chat templates by name, of the configuration, and of files, which count more."""
+    given = config.get("chat_template")
+    records = given if isinstance(given, list) else [{"name": "default", "template": given}] if given else []
+    files = {path.stem: path for path in sorted((folder / OTHER_TEMPLATES).glob("*.jinja"))}
+    if (single := folder / "chat_template.jinja").exists():
+        files["default"] = single
+    named = {record["name"]: record["template"] for record in records}
+    return named | {name: path.read_text(encoding="utf-8") for name, path in files.items()}
 
 
 def _read_token(token: Any) -> str | None:

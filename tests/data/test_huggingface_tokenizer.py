@@ -52,6 +52,28 @@ def test_chat_template_is_rendered_as_transformers_does(tmp_path):
     assert HuggingFaceTokenizer.load(tmp_path).chat_template == TEMPLATE
 
 
+@pytest.mark.parametrize("in_files", [False, True])
+def test_templates_with_a_name_are_kept(tmp_path, in_files):
+    transformers = pytest.importorskip("transformers")
+    named = {"default": "é{{ messages }}", "tool_use": "{{ tools }}"}
+    HuggingFaceTokenizer.of(CharacterTokenizer("abc")).save(tmp_path)
+    if in_files:
+        (tmp_path / "chat_template.jinja").write_text(named["default"], encoding="utf-8")
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text(named["tool_use"])
+    else:
+        config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        records = [{"name": name, "template": text} for name, text in named.items()]
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": records}))
+    loaded = HuggingFaceTokenizer.load(tmp_path)
+    assert loaded.chat_template == named["default"]
+    (tmp_path / "back" / "additional_chat_templates").mkdir(parents=True)
+    (tmp_path / "back" / "additional_chat_templates" / "old.jinja").write_text("of another model")
+    loaded.save(tmp_path / "back")
+    for folder in (tmp_path, tmp_path / "back"):
+        assert transformers.AutoTokenizer.from_pretrained(folder).chat_template == named
+
+
 def write(folder, config, generation):
     HuggingFaceTokenizer.of(CharacterTokenizer("abc")).save(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
