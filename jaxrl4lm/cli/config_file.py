@@ -178,7 +178,9 @@ def _replace(record: Any, changes: Mapping[tuple[str, ...], Any]) -> Any:
 def _read(file: Path) -> dict[str, Entry]:
     """The file's values by their keys, dotted, with _ for -."""
     try:
-        loader = Loader(file.read_text(encoding="utf-8-sig"))
+        text = file.read_text(encoding="utf-8-sig")
+        # YAML indents by no tabs; JSON may, and has none inside of its strings.
+        loader = Loader(text.replace("\t", " ") if file.suffix == ".json" else text)
         root = loader.get_single_node()
     except OSError as error:
         raise InputError(f"{WORD} {file} cannot be read: {error.strerror}") from None

@@ -38,7 +38,7 @@ BOTH: Mapping[str, str | Values] = {
     "output_dir": "out",
     "report_to": "log",
     "seed": "seed",
-    "use_peft": {True: {"lora_rank": 16}},
+    "use_peft": {True: {"lora_rank": 16}, False: {}},
     "warmup_steps": "warmup",
     "weight_decay": "weight_decay",
 }
@@ -176,6 +176,29 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     },
 }
 """By command and their name: why it is not taken, and what is said instead."""
+OFF = frozenset(
+    {
+        *("auto_find_batch_size", "dataset_streaming", "disable_dropout", "fp16", "load_best_model_at_end"),
+        *(
+            "load_in_4bit",
+            "load_in_8bit",
+            "mask_truncated_completions",
+            "padding_free",
+            "push_to_hub",
+            "sync_ref_model",
+        ),
+        *(
+            "tf32",
+            "torch_compile",
+            "trust_remote_code",
+            "use_dora",
+            "use_liger_kernel",
+            "use_rslora",
+            "use_vllm",
+        ),
+    }
+)
+"""Names of `REFUSED` that may be false: it asks for nothing that is missing here. Any name of theirs may be null."""
 
 
 def translate(command: str, entries: Mapping[str, Entry], options: Collection[str]) -> Entries:
@@ -193,6 +216,9 @@ def translate(command: str, entries: Mapping[str, Entry], options: Collection[st
     for name, entry in given.items():
         meaning = names.get(name)
         own = name in options and not (isinstance(meaning, Mapping) and isinstance(entry.value, bool))
+        theirs = not own and (name in refused or meaning is not None)
+        if theirs and (entry.value is None or (entry.value is False and name in OFF)):
+            continue
         if name in refused and not own:
             raise InputError(f"{entry.where} is not taken: {refused[name]}")
         if own or meaning is None:
@@ -225,6 +251,9 @@ def _join(command: str, given: Entries) -> tuple[Entries, Entries]:
     """
     if "report_to" in given and given["report_to"].value in ("none", ["none"]):
         given["report_to"] = given["report_to"]._replace(value=[])
+    if "use_peft" in given and given["use_peft"].value is False:
+        for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"):
+            given.pop(name, None)
     if "max_steps" in given:  # -1: not in force
         unused = "max_steps" if given["max_steps"].value == -1 else "num_train_epochs"
         given.pop(unused, None)

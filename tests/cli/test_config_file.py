@@ -68,7 +68,7 @@ def test_a_file_says_what_words_say(write):
     assert isinstance(
         file.reinforcement.kl_coef, float
     )  # of a whole number another program would be compiled
-    as_json = write(json.dumps(yaml.load(TRAIN, Loader)), "options.json")
+    as_json = write(json.dumps(yaml.load(TRAIN, Loader), indent="\t"), "options.json")
     assert parse_train([f"--config={as_json}"]) == words
 
 

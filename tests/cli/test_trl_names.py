@@ -8,7 +8,7 @@ from jaxrl4lm.cli.config_file import list_options
 from jaxrl4lm.cli.options import parse
 from jaxrl4lm.cli.sft import SftArguments
 from jaxrl4lm.cli.train_options import TrainArguments
-from jaxrl4lm.cli.trl_names import JOINED, NAMES, REFUSED
+from jaxrl4lm.cli.trl_names import JOINED, NAMES, OFF, REFUSED
 from jaxrl4lm.types import InputError
 
 KINDS = {"sft": SftArguments, "train": TrainArguments}
@@ -181,6 +181,18 @@ def test_a_file_of_grpo(read):
 def test_names_together(read, text, expected):
     found = read("sft", text).supervised
     assert {name: getattr(found, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_what_is_off_there_is_no_matter(read, command):
+    off = "".join(f"{name}: false\n" for name in OFF & set(REFUSED[command]))
+    unset = "".join(f"{name}: null\n" for name in set(REFUSED[command]) - OFF)
+    without = "use_peft: false\nlora_r: 8\nlora_dropout: .1\neval_steps: null\n"
+    assert read(command, off + unset + without) == read(command, "")
+    assert set().union(*REFUSED.values()) >= OFF
+    for name in OFF & set(REFUSED[command]):
+        with pytest.raises(InputError, match=f"{name} is not taken"):
+            read(command, f"{name}: true")
 
 
 def test_our_packing_and_theirs(read):
