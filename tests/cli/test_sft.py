@@ -282,7 +282,7 @@ def test_an_adapter_of_conversations(cli, tmp_path):
         "- a.jsonl\n- b.jsonl",
         "| schedule | wsd |",
         "| held_out/loss at the start |",
-        "- sft",
+        '"sft"',
     ):
         assert said in card
     assert str(tmp_path) not in card
