@@ -134,8 +134,8 @@ def unsteady(tmp_path_factory, prompt_options):
     "trouble, code, said, done",
     slow_but(
         [
-            ("SIGTERM 5", 143, "go on with: jaxrl4lm train --resume", 4),
-            ("SIGINT 5", 130, "go on with: jaxrl4lm train --resume", 4),
+            ("SIGTERM 5", 143, "go on with: jaxrl4lm train --resume", 2),
+            ("SIGINT 5", 130, "go on with: jaxrl4lm train --resume", 2),
             ("SIGTERM 1", 143, "go on with: jaxrl4lm train --resume", 0),
             ("SIGINT+SIGINT 10", 130, "go on from the last checkpoint", None),
             ("raise 4", 2, "RuntimeError", 0),
@@ -148,7 +148,7 @@ def unsteady(tmp_path_factory, prompt_options):
     ),
 )
 def test_stopped_or_let_down(cli, unsteady, tmp_path, trouble, code, said, done):
-    """Signals finish the chunk; a reward that raises costs no update that was done. What is saved goes on to the same bits."""
+    """Signals finish the update; a reward that raises costs no update that was done. What is saved goes on to the same bits."""
     folder, options = unsteady
     run = tmp_path / "run"
     (folder / "trouble").write_text(trouble)

@@ -51,6 +51,7 @@ def test_the_run_folder(name, request):
         "learning_curve.png",
         "checkpoints",
         "model",
+        "best",
     }
     seen = records(run)
     stages = ("supervised", "reinforcement")
