@@ -18,6 +18,7 @@ Nothing here knows a model, a config or a trainer. Every loss is a pure function
 
 from jaxrl4lm.losses import kl, trpo
 from jaxrl4lm.losses.chunked import TokenStatistics, Unembedding, chunked_token_log_probs, log_probs_by_chunks
+from jaxrl4lm.losses.divergence_scores import alpha_score, jensen_shannon_score
 from jaxrl4lm.losses.importance import (
     MAX_LOG_RATIO,
     masked_importance_weights,
@@ -35,10 +36,14 @@ from jaxrl4lm.losses.language_model import (
 from jaxrl4lm.losses.policy_gradient import a2c, cispo, entropy, gpg, reinforce
 from jaxrl4lm.losses.ppo import clip_range, clipped_surrogate, ppo_clip, ppo_kl_penalty, sapo
 from jaxrl4lm.losses.preference import (
+    aot,
+    aot_unpaired,
     apo_down,
     apo_zero,
+    bco_pair,
     bradley_terry,
     cpo,
+    discopop,
     dpo,
     exo,
     hinge,
@@ -51,7 +56,7 @@ from jaxrl4lm.losses.preference import (
     sppo,
 )
 from jaxrl4lm.losses.sequence_ratio import gmpo, gspo, gspo_token
-from jaxrl4lm.losses.unpaired import kto, kto_reference_kl
+from jaxrl4lm.losses.unpaired import apo_zero_unpaired, bco, kto, kto_reference_kl
 from jaxrl4lm.losses.value import (
     clipped_value,
     double_q_learning_error,
@@ -68,8 +73,14 @@ __all__ = [
     "TokenStatistics",
     "Unembedding",
     "a2c",
+    "alpha_score",
+    "aot",
+    "aot_unpaired",
     "apo_down",
     "apo_zero",
+    "apo_zero_unpaired",
+    "bco",
+    "bco_pair",
     "bradley_terry",
     "chunked_token_log_probs",
     "cispo",
@@ -78,6 +89,7 @@ __all__ = [
     "clipped_value",
     "cpo",
     "cross_entropy",
+    "discopop",
     "double_q_learning_error",
     "dpo",
     "entropy",
@@ -92,6 +104,7 @@ __all__ = [
     "hinge",
     "huber_value",
     "ipo",
+    "jensen_shannon_score",
     "kl",
     "kto",
     "kto_reference_kl",

@@ -290,6 +290,105 @@ def apo_down(
     return jnp.where(keep, sigmoid(beta * d_c) + sigmoid(-beta * (d_c - d_r)), 0)
 
 
+def bco_pair(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    mask: Array | None = None,
+) -> Array:
+    """BCO on pairs: −log σ(βd_c) − log σ(−βd_r), a classifier of each completion. Arguments as of `dpo`.
+
+    Reference: Jung et al. 2024, arXiv:2404.04656, without its reward shift.
+    """
+    pairs = (chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
+    keep, d_c, d_r, beta = _log_ratios(pairs, mask, beta=beta)
+    return jnp.where(keep, -log_sigmoid(beta * d_c) - log_sigmoid(-beta * d_r), 0)
+
+
+def discopop(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    temperature: ScalarLike = 0.05,
+    mask: Array | None = None,
+) -> Array:
+    """DiscoPOP: (1 − w)·(−log σ(βΔ)) + w·exp(−βΔ), w = σ(βΔ/τ). Arguments as of `dpo`.
+
+    Args:
+      temperature: τ, how fast the loss goes from the logistic to the exponential one.
+
+    Reference: Lu et al. 2024, arXiv:2406.08414, eq. 5.
+    """
+    pairs = (chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
+    keep, d_c, d_r, beta, temperature = _log_ratios(pairs, mask, beta=beta, temperature=temperature)
+    logits = beta * (d_c - d_r)
+    modulation = logits / temperature
+    # One exponential: of far negative logits w is 0 and exp(−βΔ) infinite.
+    exponential = jnp.exp(log_sigmoid(modulation) - logits)
+    return jnp.where(keep, sigmoid(-modulation) * -log_sigmoid(logits) + exponential, 0)
+
+
+def aot(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    label_smoothing: ScalarLike = 0.0,
+    mask: Array | None = None,
+) -> Array:
+    """AOT: as `dpo`, but log π(y_c)/π(y_r) is compared with the reference's ratio of the same rank.
+
+    Ranks are among the pairs of the last axis: the distribution of the ratios is moved, not each of them. Arguments as
+    of `dpo`.
+
+    Reference: Melnyk et al. 2024, arXiv:2406.05882, the paired form.
+    """
+    pairs = (chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
+    names = ("chosen_log_probs", "rejected_log_probs", "ref_chosen_log_probs", "ref_rejected_log_probs")
+    keep, chosen, rejected, *reference = mask_inputs(mask, **dict(zip(names, pairs, strict=True)))
+    ref_chosen, ref_rejected = jax.lax.stop_gradient(reference)
+    beta, epsilon = coefficients(chosen, beta=beta, label_smoothing=label_smoothing)
+    ratio = chosen - rejected
+    moved = ratio - _match_ranks(ratio, ref_chosen - ref_rejected, keep)
+    return jnp.where(keep, _smoothed(beta * moved, epsilon), 0)
+
+
+def aot_unpaired(
+    chosen_log_probs: Array,
+    rejected_log_probs: Array,
+    ref_chosen_log_probs: Array,
+    ref_rejected_log_probs: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    label_smoothing: ScalarLike = 0.0,
+    mask: Array | None = None,
+) -> Array:
+    """AOT, unpaired: as `dpo`, but each d_c is compared with the d_r of the same rank among the last axis. Arguments as of
+    `dpo`.
+
+    Reference: Melnyk et al. 2024, arXiv:2406.05882, the unpaired form.
+    """
+    pairs = (chosen_log_probs, rejected_log_probs, ref_chosen_log_probs, ref_rejected_log_probs)
+    keep, d_c, d_r, beta, epsilon = _log_ratios(pairs, mask, beta=beta, label_smoothing=label_smoothing)
+    return jnp.where(keep, _smoothed(beta * (d_c - _match_ranks(d_c, d_r, keep)), epsilon), 0)
+
+
+def _match_ranks(values: Array, others: Array, keep: Array) -> Array:
+    """For each of `values` that of `others` which has its rank, among the kept of the last axis; 0 elsewhere."""
+    order = jnp.argsort(jnp.where(keep, values, jnp.inf), axis=-1)
+    ranks = jnp.argsort(order, axis=-1)
+    ascending = jnp.sort(jnp.where(keep, others, jnp.inf), axis=-1)
+    return jnp.where(keep, jnp.take_along_axis(ascending, ranks, axis=-1), 0)
+
+
 def cpo(
     chosen_log_probs: Array,
     rejected_log_probs: Array,

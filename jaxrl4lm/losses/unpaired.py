@@ -1,4 +1,4 @@
-"""Preference losses without pairs: KTO. One value per completion.
+"""Preference losses without pairs: KTO, APO and BCO. One value per completion.
 
 A log-prob is that of a whole completion, the sum over its tokens in nats. In the formulas d = log π − log π_ref.
 """
@@ -65,4 +65,55 @@ def kto(
     )
     margin = beta * (log_probs - ref_log_probs - z)
     good, bad = desirable_weight * jax.nn.sigmoid(-margin), undesirable_weight * jax.nn.sigmoid(margin)
+    return jnp.where(keep, jnp.where(desirable > 0, good, bad), 0)
+
+
+def apo_zero_unpaired(
+    log_probs: Array,
+    ref_log_probs: Array,
+    desirable: Array,
+    *,
+    beta: ScalarLike = 0.1,
+    desirable_weight: ScalarLike = 1.0,
+    undesirable_weight: ScalarLike = 1.0,
+    mask: Array | None = None,
+) -> Array:
+    """APO-zero, unpaired: λ_D·(1 − σ(βd)) where desirable, λ_U·σ(βd) elsewhere: `kto` with z = 0, whose arguments it has.
+
+    Reference: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7, its two terms by themselves.
+    """
+    weights = {"desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight}
+    return kto(log_probs, ref_log_probs, desirable, 0.0, beta=beta, **weights, mask=mask)
+
+
+def bco(
+    log_probs: Array,
+    ref_log_probs: Array,
+    desirable: Array,
+    reward_shift: ScalarLike,
+    *,
+    beta: ScalarLike = 0.1,
+    desirable_weight: ScalarLike = 1.0,
+    undesirable_weight: ScalarLike = 1.0,
+    mask: Array | None = None,
+) -> Array:
+    """BCO, unpaired: −λ_D·log σ(βd − δ) where desirable, −λ_U·log σ(δ − βd) elsewhere.
+
+    Other arguments and result as of `kto`.
+
+    Args:
+      reward_shift: δ, between the mean rewards βd of the desirable and of the others; a constant.
+
+    Reference: Jung et al. 2024, arXiv:2404.04656, eq. 8.
+    """
+    keep, log_probs, ref_log_probs, desirable, shift = mask_inputs(
+        mask, log_probs=log_probs, ref_log_probs=ref_log_probs, desirable=desirable, reward_shift=reward_shift
+    )
+    ref_log_probs, shift = jax.lax.stop_gradient((ref_log_probs, shift))
+    beta, desirable_weight, undesirable_weight = coefficients(
+        log_probs, beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight
+    )
+    margin = beta * (log_probs - ref_log_probs) - shift
+    good = -desirable_weight * jax.nn.log_sigmoid(margin)
+    bad = -undesirable_weight * jax.nn.log_sigmoid(-margin)
     return jnp.where(keep, jnp.where(desirable > 0, good, bad), 0)

@@ -67,6 +67,20 @@ def nca_formula(c, r, rc, rr, *, beta):
     return -log_sigmoid(d) - 0.5 * log_sigmoid(-d) - 0.5 * log_sigmoid(-e)
 
 
+def discopop_formula(*pairs, beta, temperature):
+    logits = beta * delta(*pairs)
+    weight = sigmoid(logits / temperature)
+    return (1 - weight) * -log_sigmoid(logits) + weight * np.exp(-logits)
+
+
+def aot_formula(c, r, rc, rr, *, beta, label_smoothing):
+    """The sorted ratios against the reference's sorted, each put back to its pair."""
+    order = np.argsort(c - r, -1)
+    moved = beta * (np.sort(c - r, -1) - np.sort(rc - rr, -1))
+    loss = -(1 - label_smoothing) * log_sigmoid(moved) - label_smoothing * log_sigmoid(-moved)
+    return np.take_along_axis(loss, np.argsort(order, -1), -1)
+
+
 def exo_formula(c, r, rc, rr, *, beta, label_smoothing):
     p = sigmoid(beta * (c - rc - r + rr))
     return p * np.log(p / (1 - label_smoothing)) + (1 - p) * np.log((1 - p) / label_smoothing)

@@ -12,12 +12,14 @@ import numpy as np
 
 from jaxrl4lm import losses, returns
 from tests.losses.formulas import (
+    aot_formula,
     at,
     chunked_formula,
     cispo_surrogate,
     clip_formula,
     cross_entropy_formula,
     delta,
+    discopop_formula,
     discounted_formula,
     exo_formula,
     gae_formula,
@@ -364,6 +366,35 @@ TABLE = [
         {"beta": 0.5},
     ),
     Row(
+        "bco_pair",
+        losses.bco_pair,
+        PAIRS,
+        lambda c, r, rc, rr, *, beta: -log_sigmoid(beta * (c - rc)) - log_sigmoid(beta * (rr - r)),
+        {"beta": 0.5},
+    ),
+    Row("discopop", losses.discopop, PAIRS, discopop_formula, {"beta": 0.5, "temperature": 0.1}),
+    Row("aot", losses.aot, PAIRS, aot_formula, {"beta": 0.5, "label_smoothing": 0.1}),
+    Row(
+        "aot_unpaired",
+        losses.aot_unpaired,
+        PAIRS,
+        lambda c, r, rc, rr, **hyper: aot_formula(c - rc, 0 * c, r - rr, 0 * c, **hyper),
+        {"beta": 0.5, "label_smoothing": 0.1},
+    ),
+    Row(
+        "alpha_score",
+        losses.alpha_score,
+        {"log_ratios": "value*"},
+        lambda d, *, alpha: (np.exp((alpha - 1) * d) - 1) / (alpha - 1),
+        {"alpha": 0.5},
+    ),
+    Row(
+        "jensen_shannon_score",
+        losses.jensen_shannon_score,
+        {"log_ratios": "value*"},
+        lambda d: np.log(2 * np.exp(d) / (np.exp(d) + 1)),
+    ),
+    Row(
         "cpo",
         losses.cpo,
         {"chosen_log_probs": "log_prob*", "rejected_log_probs": "log_prob*", "chosen_lengths": "length"},
@@ -387,6 +418,24 @@ TABLE = [
         losses.kto,
         REFERENCE | {"desirable": "flag", "reference_kl": "scalar"},
         kto_formula,
+        {"beta": 0.5, "desirable_weight": 1.2, "undesirable_weight": 0.8},
+    ),
+    Row(
+        "apo_zero_unpaired",
+        losses.apo_zero_unpaired,
+        REFERENCE | {"desirable": "flag"},
+        lambda lp, ref, good, **hyper: kto_formula(lp, ref, good, 0.0, **hyper),
+        {"beta": 0.5, "desirable_weight": 1.2, "undesirable_weight": 0.8},
+    ),
+    Row(
+        "bco",
+        losses.bco,
+        REFERENCE | {"desirable": "flag", "reward_shift": "scalar"},
+        lambda lp, ref, good, shift, *, beta, desirable_weight, undesirable_weight: np.where(
+            good,
+            -desirable_weight * log_sigmoid(beta * (lp - ref) - shift),
+            -undesirable_weight * log_sigmoid(shift - beta * (lp - ref)),
+        ),
         {"beta": 0.5, "desirable_weight": 1.2, "undesirable_weight": 0.8},
     ),
     Row(

@@ -18,6 +18,7 @@ SMALL = 1e-3
 """Stands for the end of a range that is open at 0: a temperature, a divisor."""
 
 BY_NAME = {
+    "alpha": [0.0],
     "beta": [0.0],
     "cap": [0.0],
     "center_coef": [0.0],
