@@ -1,5 +1,6 @@
 """Preferences as token ids: two completions of a prompt, or one that was liked or not."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ class Pair(NamedTuple):
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    margin: float = 0.0
+    """By how much the better is better, for a reward model: the column `margin`."""
 
 
 class Judged(NamedTuple):
@@ -94,7 +97,7 @@ def encode_pairs(
             f"{rows[0].where}: this is {kind}, no preference: give `prompt`, `chosen` and `rejected`"
         )
     kept, dropped, cut, warnings = _cut(rows, splits, tokenizer, max_length, strict, embeddings)
-    pairs = [Pair(split.prompt, *split.completions) for _, split in kept]
+    pairs = [Pair(split.prompt, *split.completions, margin=_read_margin(row)) for row, split in kept]
     return EncodedPairs(pairs, dropped, cut, warnings)
 
 
@@ -124,6 +127,13 @@ def encode_judged(
     kept, dropped, cut, warnings = _cut(rows, splits, tokenizer, max_length, strict, embeddings)
     judged = [Judged(split.prompt, split.completions[0], row.columns["label"]) for row, split in kept]
     return EncodedJudged(judged, dropped, cut, warnings)
+
+
+def _read_margin(row: Row) -> float:
+    margin = row.columns.get("margin", 0.0)
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise InputError(f"{row.where}: column 'margin' holds {margin!r}: give a number")
+    return float(margin)
 
 
 def _split(tokenizer: Tokenizer, row: Row, *names: str) -> _Split:

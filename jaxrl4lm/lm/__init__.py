@@ -1,15 +1,26 @@
-"""Training language models: teacher forcing and reinforcement learning."""
+"""Training language models: teacher forcing, preferences and reinforcement learning."""
 
-from jaxrl4lm.lm import algorithms, reinforcement, supervised, trainable
-from jaxrl4lm.lm.config import ReinforcementConfig, SupervisedConfig, TextConfig
+from jaxrl4lm.lm import algorithms, preference, reinforcement, supervised, trainable
+from jaxrl4lm.lm.config import (
+    PairConfig,
+    PreferenceConfig,
+    ReinforcementConfig,
+    RewardConfig,
+    SupervisedConfig,
+    TextConfig,
+)
 from jaxrl4lm.lm.rollouts import Rollout, rollout
 
 __all__ = [
+    "PairConfig",
+    "PreferenceConfig",
     "ReinforcementConfig",
+    "RewardConfig",
     "Rollout",
     "SupervisedConfig",
     "TextConfig",
     "algorithms",
+    "preference",
     "reinforcement",
     "rollout",
     "supervised",

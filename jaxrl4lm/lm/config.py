@@ -164,10 +164,9 @@ class ReinforcementConfig(_Config):
             )
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class SupervisedConfig(_Config):
-    """Teacher forcing: the next token's cross-entropy. `training.supervised` checks it; else call `check`, outside of jit."""
+class DescentConfig(_Config):
+    """Optimizer steps on batches of rows: what all learning from data has."""
 
     learning_rate: ScalarLike = number(2e-5, above=0)
     """Of the optimizer, at its highest."""
@@ -183,17 +182,13 @@ class SupervisedConfig(_Config):
     """Adam's β₂: the share of the old mean of squares that a step keeps."""
     adam_eps: ScalarLike = number(1e-8, above=0)
     """Adam's ε."""
-    label_smoothing: ScalarLike = number(0.0, least=0, most=1)
-    """Share of a target's probability that is spread over the whole vocabulary (nll)."""
-    z_loss: ScalarLike = number(0.0, least=0)
-    """Price of the square of the logits' log-sum-exp, which keeps them small."""
 
     steps: int = size(500, least=0)
     """Optimizer steps."""
     epochs: float | None = size(None, above=0, least=None, whole=False)
-    """Passes over the texts, in place of --steps."""
+    """Passes over the rows, in place of --steps."""
     batch: int = size(128)
-    """Sequences of an optimizer step."""
+    """Rows of an optimizer step."""
     micro_batches: int = size(1)
     """Parts in which the gradient of a step is computed, to save memory; the gradient is the same."""
     warmup: int = size(20, least=0)
@@ -213,6 +208,80 @@ class SupervisedConfig(_Config):
             )
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SupervisedConfig(DescentConfig):
+    """Teacher forcing: the next token's cross-entropy. `training.supervised` checks it; else call `check`, outside of jit."""
+
+    label_smoothing: ScalarLike = number(0.0, least=0, most=1)
+    """Share of a target's probability that is spread over the whole vocabulary (nll)."""
+    z_loss: ScalarLike = number(0.0, least=0)
+    """Price of the square of the logits' log-sum-exp, which keeps them small."""
+
+
+@dataclass(frozen=True)
+class _JudgementConfig(DescentConfig):
+    """Steps on preferences begin with the whole learning rate, which falls to 0 along a line; batches are small."""
+
+    final_learning_rate_share: ScalarLike = number(0.0, least=0, most=1)
+    """Share of the learning rate that is left at the end of its schedule."""
+    batch: int = size(8)
+    """Pairs, or judged completions, of an optimizer step."""
+    warmup: int = size(0, least=0)
+    """Steps over which the learning rate rises."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = field(
+        default="linear", metadata={"static": True}
+    )
+    """How the learning rate falls after its warm-up: along a half cosine, along a line, not at all, or (wsd: warm-up,
+    stable, decay) along a line in the last tenth of the steps."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PreferenceConfig(_JudgementConfig):
+    """Learning from preferences: DPO and its family. A loss reads those of the fields that it has."""
+
+    learning_rate: ScalarLike = number(1e-6, above=0)
+    """Of the optimizer, at its highest."""
+    beta: ScalarLike = number(0.1, above=0)
+    """β: how strongly the reference holds (DPO and most others); of ORPO the weight of the odds ratio, of SimPO the scale of
+    mean log-probabilities, where 2 is usual."""
+    label_smoothing: ScalarLike = number(0.0, least=0, most=1)
+    """Share of the labels that is taken to be wrong (dpo: then called cDPO; robust, aot, cpo, and exo, which needs some)."""
+    gamma: ScalarLike = number(0.5, least=0)
+    """γ, the margin that SimPO asks for."""
+    nll_coef: ScalarLike = number(1.0, least=0)
+    """α, the weight of CPO's likelihood of the better completion."""
+    discopop_temperature: ScalarLike = number(0.05, above=0)
+    """τ of DiscoPOP."""
+    desirable_weight: ScalarLike = number(1.0, least=0)
+    """λ_D, the weight of a completion that was liked (KTO, BCO, APO unpaired)."""
+    undesirable_weight: ScalarLike = number(1.0, least=0)
+    """λ_U, the weight of one that was not."""
+    tail_weight: ScalarLike = number(1.0, least=0, most=1)
+    """Weight of the tokens of a completion beyond the length of the other one (LD-DPO's α); 1: as all tokens."""
+    alpha: ScalarLike = number(0.5)
+    """α of the α-divergence: 1 is the reverse, 0 the forward KL."""
+
+    divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = field(
+        default="reverse_kl", metadata={"static": True}
+    )
+    """Which holds the policy to the reference (f-DPO); others than the reverse KL for losses of a pair's difference."""
+    policy_weights: bool = field(default=False, metadata={"static": True})
+    """Weigh each pair by how likely the policy itself says such completions (WPO)."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RewardConfig(_JudgementConfig):
+    """A reward model: Bradley-Terry on pairs."""
+
+    learning_rate: ScalarLike = number(1e-4, above=0)
+    """Of the optimizer, at its highest."""
+    center_coef: ScalarLike = number(0.0, least=0)
+    """Price of the square of a pair's summed rewards, which keeps them around 0; .01 is usual."""
+
+
 @dataclass(frozen=True)
 class TextConfig(_Config):
     """How rows of a dataset become the sequences of teacher forcing."""
@@ -230,3 +299,15 @@ class TextConfig(_Config):
     """Refuse a file with a row that cannot be used, instead of dropping the row."""
     held_out: int | None = size(None, least=0)
     """Texts kept back for evaluation: a tenth, at most 256, if not given; 0: evaluate on what is trained on."""
+
+
+@dataclass(frozen=True)
+class PairConfig(_Config):
+    """How rows of a dataset become pairs, or judged completions."""
+
+    max_length: int | None = size(None)
+    """Most tokens of a prompt and a completion together. If not given: 1024, or the model's context if that is less."""
+    strict: bool = False
+    """Refuse a file with a row that cannot be used, instead of dropping the row."""
+    held_out: int | None = size(None, least=0)
+    """Rows kept back for evaluation: a tenth, at most 256, if not given; 0: evaluate on what is trained on."""

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxrl4lm import reduce
+from jaxrl4lm.lm import descent
 from jaxrl4lm.lm.config import SupervisedConfig
-from jaxrl4lm.lm.optimizer import Optimizer, adam, step_if_finite
-from jaxrl4lm.lm.trainable import ADAPTERS, Trainable, everything
+from jaxrl4lm.lm.optimizer import Optimizer, adam
+from jaxrl4lm.lm.trainable import Trainable, everything
 from jaxrl4lm.losses.chunked import TokenStatistics
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Task
@@ -34,23 +34,7 @@ class Texts(NamedTuple):
     other. None: a row is one document."""
 
 
-class SupervisedState(NamedTuple):
-    """Everything that a run is at one moment."""
-
-    params: Params
-    """What learns: all parameters, some of them, or adapters."""
-    frozen: Params | None
-    """The parameters that do not learn."""
-    opt_state: optax.OptState
-    key: Key
-    step: Array
-    """int32: steps done."""
-    skipped: Array
-    """int32: steps not applied because the gradient was not finite."""
-
-
-DROPOUT = 2**32 - 2
-"""What the key of a run is folded with to draw dropout masks: no number of a step."""
+SupervisedState = descent.DescentState
 TokenLoss = Callable[[TokenStatistics, SupervisedConfig], Array]
 """(statistics of the target tokens, configuration) → their losses `[B, T]`."""
 
@@ -89,22 +73,7 @@ class Teacher(NamedTuple):
     """Of each target token; the mean over those of the step is descended."""
 
 
-def init(key: Key, config: SupervisedConfig, teacher: Teacher, params: Params) -> SupervisedState:
-    """The state before the first step, starting from a copy of `params`."""
-    learning, frozen = teacher.trainable.split(jax.random.fold_in(key, ADAPTERS), params)
-    return SupervisedState(
-        params=jax.tree.map(jnp.copy, learning),
-        frozen=jax.tree.map(jnp.copy, frozen),
-        opt_state=teacher.optimizer(config.learning_rate, config).init(learning),
-        key=jnp.copy(key),
-        step=jnp.int32(0),
-        skipped=jnp.int32(0),
-    )
-
-
-def merge_params(state: SupervisedState, teacher: Teacher) -> Params:
-    """The parameters of the policy as it is now, in the plain form."""
-    return teacher.trainable.merge(state.params, state.frozen)
+init, learning_rate_at = descent.init, descent.learning_rate_at
 
 
 def measure(params: Params, texts: Texts, policy: LanguagePolicy) -> tuple[reduce.Fraction, reduce.Fraction]:
@@ -131,29 +100,20 @@ def update(
     state: SupervisedState, batch: Texts, config: SupervisedConfig, teacher: Teacher
 ) -> tuple[SupervisedState, Metrics]:
     """One optimizer step on the mean loss of the target tokens: of all micro-batches together, not the mean of their means."""
-    key = jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
-    (total, count, right), grads = _differentiate(state, batch, key, config, teacher)
+    (total, count, right), grads = _differentiate(state, batch, config, teacher)
     grads = jax.tree.map(lambda x: (x / jnp.maximum(count, 1)).astype(x.dtype), grads)
-    rate = learning_rate_at(state.step, config)
-    params, opt_state, norm, applied = step_if_finite(
-        teacher.optimizer(rate, config), grads, state.opt_state, state.params
-    )
-    skipped = state.skipped + (~applied).astype(jnp.int32)
-    state = state._replace(params=params, opt_state=opt_state, step=state.step + 1, skipped=skipped)
-    metrics = {
+    state, metrics = descent.descend(state, grads, config, teacher.optimizer)
+    return state, {
         "loss": reduce.divide(reduce.Fraction(total, count)),
         "token_accuracy": reduce.divide(reduce.Fraction(right, count)),
-        "grad_norm": norm,
-        "learning_rate": rate,
         "tokens": batch.mask.sum(),
         "target_tokens": count,
-        "skipped_updates": skipped,
+        **metrics,
     }
-    return state, metrics
 
 
 def _differentiate(
-    state: SupervisedState, batch: Texts, key: Key, config: SupervisedConfig, teacher: Teacher
+    state: SupervisedState, batch: Texts, config: SupervisedConfig, teacher: Teacher
 ) -> tuple[tuple[Array, Array, Array], Params]:
     """((sum of the losses, targets, targets that were the most likely token), gradient of that sum)."""
 
@@ -171,31 +131,7 @@ def _differentiate(
         grads, sums = jax.grad(sum_losses, has_aux=True)(state.params, part, key)
         return sums, grads
 
-    if config.micro_batches == 1:
-        return differentiate_part(batch, key)
-
-    def add(totals: Any, part: tuple[Texts, Key]) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, totals, differentiate_part(*part)), None
-
-    parts = jax.tree.map(lambda x: x.reshape(config.micro_batches, -1, *x.shape[1:]), batch)
-    keys = jax.random.split(key, config.micro_batches)
-    zero = jax.tree.map(jnp.zeros_like, ((jnp.float32(0),) * 3, state.params))
-    return jax.lax.scan(add, zero, (parts, keys))[0]
-
-
-def learning_rate_at(step: Array, config: SupervisedConfig) -> Array:
-    """The learning rate of a step: it rises along a line, then follows the schedule, which `steps` end."""
-    highest, share = config.learning_rate, config.final_learning_rate_share
-    rest = max(config.steps - config.warmup, 1)
-    decay = max(config.steps // 10, 1)
-    schedules = {
-        "constant": optax.constant_schedule(highest),
-        "cosine": optax.cosine_decay_schedule(highest, rest, share),
-        "linear": optax.linear_schedule(highest, highest * share, rest),
-        "wsd": optax.linear_schedule(highest, highest * share, decay, transition_begin=max(rest - decay, 0)),
-    }
-    rising = optax.linear_schedule(highest / (config.warmup + 1), highest, config.warmup)
-    return jnp.asarray(optax.join_schedules([rising, schedules[config.schedule]], [config.warmup])(step))
+    return descent.accumulate(differentiate_part, batch, descent.choose_key(state), config.micro_batches)
 
 
 def run(

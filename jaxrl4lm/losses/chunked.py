@@ -49,6 +49,8 @@ class TokenStatistics(NamedTuple):
     """The mean over the vocabulary, which label smoothing asks for."""
     log_normalizers: Array
     """The log-sum-exp of the logits, which a z-loss asks for."""
+    log_collisions: Array
+    """log Σ p², of two draws being the same id, which WPO asks for; a constant to gradients."""
 
 
 def chunked_token_log_probs(
@@ -150,14 +152,14 @@ _matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def _empty(tokens: Array, dtype: jnp.dtype) -> tuple[Array, ...]:
-    """The running statistics of no logits: largest, Σ e^(z−m), Σ (z−m) e^(z−m), Σ z, the token's own."""
+    """The running statistics of no logits: largest, Σ e^(z−m), Σ (z−m) e^(z−m), Σ e^2(z−m), Σ z, the token's own."""
     zeros = jnp.zeros(tokens.shape, dtype)
-    return jnp.full_like(zeros, -jnp.inf), zeros, zeros, zeros, zeros
+    return jnp.full_like(zeros, -jnp.inf), zeros, zeros, zeros, zeros, zeros
 
 
 def _include(state: tuple[Array, ...], logits: Array, place: Array) -> tuple[Array, ...]:
     """The running statistics with some logits [N, C] more; `place` [N]: where among them the token's own is, or −1."""
-    largest, total, weighted, plain, chosen = state
+    largest, total, weighted, squares, plain, chosen = state
     new_largest = jnp.maximum(largest, logits.max(-1))
     # Sums of e^(z−m) and (z−m)·e^(z−m), so that the entropy does not lose digits to a large m.
     # Their exponents are held where e^x is 0: a far lower bound would overflow in second derivatives.
@@ -167,14 +169,15 @@ def _include(state: tuple[Array, ...], logits: Array, place: Array) -> tuple[Arr
     decay = jnp.exp(change)
     weighted = decay * (weighted + change * total) + (shifted * exponential).sum(-1)
     total = decay * total + exponential.sum(-1)
+    squares = decay**2 * squares + jnp.square(exponential).sum(-1)
     plain = plain + jnp.where(jnp.isneginf(logits), 0, logits).sum(-1)  # -inf: an id that its neighbour has
     own = jnp.take_along_axis(logits, jnp.maximum(place, 0)[:, None], 1)[:, 0]
-    return new_largest, total, weighted, plain, jnp.where(place >= 0, own, chosen)
+    return new_largest, total, weighted, squares, plain, jnp.where(place >= 0, own, chosen)
 
 
 def _summarize(state: tuple[Array, ...], vocabulary: int) -> tuple[TokenStatistics, tuple[Array, Array]]:
     """(what is asked for, (log-sum-exps, entropies)) of the running statistics of all logits."""
-    largest, total, weighted, plain, chosen = state
+    largest, total, weighted, squares, plain, chosen = state
     log_total = jnp.log(total)
     log_normalizer = largest + log_total
     entropies = log_total - weighted / total
@@ -184,6 +187,7 @@ def _summarize(state: tuple[Array, ...], vocabulary: int) -> tuple[TokenStatisti
         largest_log_probs=-log_total,
         mean_log_probs=plain / vocabulary - log_normalizer,
         log_normalizers=log_normalizer,
+        log_collisions=jnp.log(squares) - 2 * log_total,
     )
     return statistics, (log_normalizer, entropies)
 

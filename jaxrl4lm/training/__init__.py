@@ -13,11 +13,15 @@ from jaxrl4lm.training.stage import Progress, Report, Sample, Stage, StepFailed
 
 _CONSTRUCTORS = {
     "Evaluation": "evaluation",
+    "JudgementBatches": "judgements",
     "TextBatches": "texts",
+    "evaluate_preferences": "preference_stage",
     "evaluate_prompts": "evaluation",
     "evaluate_task": "evaluation",
     "evaluate_texts": "evaluation",
+    "prepare_judgements": "judgements",
     "prepare_texts": "texts",
+    "preference": "preference_stage",
     "reinforcement": "reinforcement_stage",
     "supervised": "supervised_stage",
     "with_card": "language_stage",

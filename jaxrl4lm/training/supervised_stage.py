@@ -1,6 +1,5 @@
 """Teacher forcing as a stage: on a task's solutions, or on texts."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -12,8 +11,9 @@ from jaxrl4lm.lm import SupervisedConfig, TextConfig
 from jaxrl4lm.lm import supervised as update_rule
 from jaxrl4lm.lm.optimizer import Optimizer, adam
 from jaxrl4lm.lm.trainable import Trainable, everything
-from jaxrl4lm.models import LanguagePolicy, parameter_count
+from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Task
+from jaxrl4lm.training.batch_steps import BatchSteps, count_steps, say_loss
 from jaxrl4lm.training.evaluation import Evaluation, evaluate_task, evaluate_texts
 from jaxrl4lm.training.language_stage import (
     check_config,
@@ -26,10 +26,6 @@ from jaxrl4lm.training.language_stage import (
 from jaxrl4lm.training.stage import Numbers, Stage
 from jaxrl4lm.training.texts import TextBatches, TextSet, fill_rows, prepare_texts
 from jaxrl4lm.types import InputError, Params
-
-LARGEST_CALL = 1e13
-"""Arithmetic operations of a call that makes all steps of a chunk: minutes on a core. Where they are more, each step is a
-call of its own, so that a signal is soon obeyed."""
 
 
 def supervised(
@@ -67,8 +63,10 @@ def supervised(
       InputError: where sizes do not fit, or a row cannot be used.
     """
     check_config(config)
+    teacher = update_rule.Teacher(policy, optimizer, trainable or everything(), loss)
     if isinstance(dataset, Task):
-        part: _TaskPart | _TextPart = _TaskPart(policy, dataset, config, seeds)
+        part: _TaskPart | BatchSteps = _TaskPart(config, dataset, seeds)
+        evaluation = evaluation or evaluate_task(policy, dataset, seeds=seeds)
         tokenizer = tokenizer or dataset.tokenizer
     else:
         if seeds > 1:
@@ -76,23 +74,27 @@ def supervised(
                 f"seeds {seeds}: several seeds at once need a task, not texts: train one at a time"
             )
         known = dataset if isinstance(dataset, TextSet) else _prepare(policy, dataset, tokenizer, texts)
-        part = _TextPart(policy, known, config, tokenizer.pad_id if tokenizer else 0, seed)
-    config, evaluation = part.config, evaluation or part.make_evaluation()
+        pad_id = tokenizer.pad_id if tokenizer else 0
+        batches = TextBatches(known, pad_id, config.batch, seed)
+        if evaluation is None and known.held_out:
+            what = "training" if known.seen else "held-out"
+            evaluation = evaluate_texts(policy, fill_rows(known, known.held_out, pad_id), what=what)
+        config = count_steps(config, batches)
+        part = BatchSteps(lambda state, texts: update_rule.update(state, texts, config, teacher), batches)
     every = choose_chunk(part.every if evaluate_every is None else evaluate_every, config.steps)
-    teacher = update_rule.Teacher(policy, optimizer, trainable or everything(), loss)
     keys = choose_keys(seed, seeds, "supervised")
 
     def init(params: Params) -> update_rule.SupervisedState:
         return map_over_seeds(lambda k, p: update_rule.init(k, config, teacher, p), seeds)(keys, params)
 
-    stride = part.build(teacher, every)
+    stride = part.build(teacher, config.batch, every)
     stage = Stage(
         name="supervised",
         steps=config.steps,
         chunk=every,
         init=init,
         advance=part.advance,
-        headline=partial(_say, evaluation),
+        headline=partial(say_loss, evaluation),
         until=until,
         prepare=lambda params: part.prepare(jax.eval_shape(init, params), stride or every),
         panels={"loss": "training loss (nats a token)"},
@@ -126,18 +128,14 @@ class _TaskPart:
 
     every = 10
 
-    def __init__(self, policy: LanguagePolicy, task: Task, config: SupervisedConfig, seeds: int):
-        self.config, self.description = config, task.name
-        self._policy, self._task, self._seeds = policy, task, seeds
+    def __init__(self, config: SupervisedConfig, task: Task, seeds: int):
+        self._config, self._seeds, self.description = config, seeds, task.name
+        self._source = update_rule.task_source(task, config.batch)
 
-    def make_evaluation(self) -> Evaluation:
-        """Greedy answers."""
-        return evaluate_task(self._policy, self._task, seeds=self._seeds)
-
-    def build(self, teacher: update_rule.Teacher, every: int) -> int | None:
+    def build(self, teacher: update_rule.Teacher, rows: int, every: int) -> int | None:
         """Makes the program; how many steps a call makes, None: a chunk."""
-        del every
-        config, source = self.config, update_rule.task_source(self._task, self.config.batch)
+        del rows, every
+        config, source = self._config, self._source
 
         @partial(jax.jit, static_argnums=1, donate_argnums=0)
         def chunk(state: update_rule.SupervisedState, steps: int):
@@ -155,55 +153,3 @@ class _TaskPart:
 
     def prepare(self, state: Any, count: int) -> None:
         self._chunk.lower(state, count).compile()
-
-
-class _TextPart:
-    """Steps on texts: batches come from the host, of few shapes."""
-
-    every = 50
-
-    def __init__(
-        self, policy: LanguagePolicy, texts: TextSet, config: SupervisedConfig, pad_id: int, seed: int
-    ):
-        self._policy, self._texts, self._pad_id = policy, texts, pad_id
-        self._batches = TextBatches(texts, pad_id, config.batch, seed)
-        self.description = self._batches.description
-        if config.epochs is not None:
-            config = config.replace(steps=math.ceil(config.epochs * self._batches.steps_per_epoch))
-        self.config = config
-
-    def make_evaluation(self) -> Evaluation | None:
-        """The loss of the texts that are held out."""
-        if not self._texts.held_out:
-            return None
-        rows = fill_rows(self._texts, self._texts.held_out, self._pad_id)
-        return evaluate_texts(self._policy, rows, what="training" if self._texts.seen else "held-out")
-
-    def build(self, teacher: update_rule.Teacher, every: int) -> int | None:
-        """Makes the program; how many steps a call makes, None: a chunk. One where rows of several lengths follow each
-        other, or a chunk would take minutes."""
-        config, widths = self.config, self._batches.widths
-
-        @partial(jax.jit, donate_argnums=0)
-        def chunk(state: update_rule.SupervisedState, texts: update_rule.Texts):
-            return update_rule.run(state, config, teacher, lambda _, batch: batch, len(texts.tokens), texts)
-
-        self._chunk = chunk
-        size = parameter_count(jax.eval_shape(teacher.policy.init, jax.random.key(0)))
-        operations = 6 * size * config.batch * max(widths) * every
-        return 1 if len(widths) > 1 or operations > LARGEST_CALL else None
-
-    def advance(self, state: Any, done: int, count: int) -> tuple[Any, Numbers]:
-        state, metrics = self._chunk(state, self._batches.take(done, count))
-        return state, fetch(metrics)
-
-    def prepare(self, state: Any, count: int) -> None:
-        self._chunk.lower(state, self._batches.take(0, count)).compile()
-
-
-def _say(evaluation: Evaluation | None, metrics: Numbers) -> str:
-    parts = [f"loss {float(metrics['loss'].mean()):.3f}"]
-    if evaluation:
-        parts.append(evaluation.headline(metrics))
-    speed = float(metrics["tokens"].sum()) / max(float(metrics["seconds"]), 1e-9)
-    return "  ".join([*parts, f"{speed:,.0f} tokens/s"])

@@ -15,7 +15,7 @@ V, D = 23, 8
 rng = np.random.default_rng(0)
 HIDDEN = rng.normal(size=(2, 5, D)).astype(np.float32)
 TOKENS = rng.integers(0, V - 3, (2, 5))
-WEIGHTS = rng.normal(size=(5, 2, 5)).astype(np.float32)
+WEIGHTS = rng.normal(size=(6, 2, 5)).astype(np.float32)
 
 
 def model(vocabulary, tokens=None, **style):
@@ -34,6 +34,7 @@ def of_logits(policy, params, hidden, tokens, temperature):
         largest,
         jax.nn.log_softmax(logits).mean(-1),
         jax.nn.logsumexp(logits, axis=-1),
+        jax.lax.stop_gradient(jnp.log(jnp.square(jax.nn.softmax(logits)).sum(-1))),
     )
 
 

@@ -1,0 +1,178 @@
+"""What was liked and what was not: rows of a file become token ids, those become batches.
+
+Shapes: `S` steps, `B` pairs or judged completions, `K` texts of each, `L` tokens.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrl4lm.data import Tokenizer
+from jaxrl4lm.data.batching import group_by_length
+from jaxrl4lm.data.encoding import Example
+from jaxrl4lm.data.packing import pad_examples
+from jaxrl4lm.data.pairs import EncodedJudged, EncodedPairs, Judged, Pair, encode_judged, encode_pairs
+from jaxrl4lm.lm.config import PairConfig
+from jaxrl4lm.lm.preference import Judgements
+from jaxrl4lm.lm.supervised import Texts
+from jaxrl4lm.training.language_stage import digest, make_rows, split_indices
+from jaxrl4lm.training.texts import LONGEST_ROW, MOST_WIDTHS, SHORT
+from jaxrl4lm.types import InputError
+
+TOO_LONG = "too long"
+
+
+class JudgementSet(NamedTuple):
+    """Encoded pairs, or judged completions, parted."""
+
+    training: Sequence[Pair] | Sequence[Judged]
+    held_out: Sequence[Pair] | Sequence[Judged]
+    """Not trained on, unless `seen`."""
+    seen: bool
+    """There were too few to hold any back: `held_out` are those trained on."""
+    dropped: Mapping[str, Sequence[int]]
+    """Lines of the rows that could not be used, by the reason."""
+    cut: int
+    """How many lost the end of a completion."""
+    length: int
+    """The most tokens of a prompt and a completion."""
+    warnings: Sequence[str]
+    """What is odd about rows that are used."""
+
+
+def prepare_judgements(
+    rows: Sequence[Any],
+    tokenizer: Tokenizer,
+    config: PairConfig,
+    *,
+    context: int,
+    embeddings: int,
+    paired: bool = True,
+    whole: bool = False,
+    evaluation_rows: Sequence[Any] | None = None,
+) -> JudgementSet:
+    """Encodes rows and holds some back.
+
+    Args:
+      rows: records, or rows of `data.load`: `prompt`, `chosen` and `rejected`; or `prompt`, `completion` and `label`.
+      context: the model's, in tokens.
+      embeddings: how many ids it knows.
+      paired: whether two completions are compared; else pairs are parted.
+      whole: whether what is too long is left out, as reward models want it; else it loses its end.
+      evaluation_rows: what is held out; None: some of the rows.
+    Raises:
+      InputError: if a row, or every row, cannot be used.
+    """
+    length = min(config.max_length or LONGEST_ROW, context)
+
+    def read(rows: Sequence[Any], name: str) -> EncodedPairs | EncodedJudged:
+        encode = encode_pairs if paired else encode_judged
+        known = make_rows(rows, "preferences", "chosen")
+        most = None if whole else length
+        encoded = encode(known, tokenizer, max_length=most, strict=config.strict, embeddings=embeddings)
+        if whole:
+            encoded = _leave_out_long(encoded, [row.line for row in known], length, config.strict)
+        if not encoded.examples:
+            reasons = ", ".join(f"{len(lines)} {reason}" for reason, lines in encoded.dropped.items())
+            raise InputError(f"no row of {name} can be used ({reasons or 'it has none'})")
+        return encoded
+
+    encoded = read(rows, "the dataset")
+    examples: Sequence[Any] = encoded.examples
+    if evaluation_rows is not None:
+        held_out, seen = read(evaluation_rows, "the evaluation dataset").examples, False
+    else:
+        indices = split_indices(len(examples), config.held_out, "rows")
+        seen = len(indices[0]) == len(examples)
+        examples, held_out = ([examples[i] for i in part] for part in indices)
+    return JudgementSet(examples, held_out, seen, encoded.dropped, encoded.cut, length, encoded.warnings)
+
+
+def _leave_out_long(encoded: Any, lines: Sequence[int], length: int, strict: bool) -> Any:
+    """What was encoded, without examples of more tokens."""
+    sizes = [max(len(text.tokens) for text in list_texts(example)) for example in encoded.examples]
+    long = [line for line, size in zip(lines, sizes, strict=True) if size > length]
+    if long and strict:
+        raise InputError(f"line {long[0]}: more than {length} tokens: raise max_length, or shorten the row")
+    examples = [each for each, size in zip(encoded.examples, sizes, strict=True) if size <= length]
+    return encoded._replace(examples=examples, dropped={TOO_LONG: long} if long else {})
+
+
+def list_texts(example: Pair | Judged) -> list[Example]:
+    """The texts of a pair, the better first; or the one of a judged completion."""
+    completions = [example.chosen, example.rejected] if isinstance(example, Pair) else [example.completion]
+    return [_join(example.prompt, completion) for completion in completions]
+
+
+def _join(prompt: list[int], completion: list[int]) -> Example:
+    return Example([*prompt, *completion], [False] * len(prompt) + [True] * len(completion))
+
+
+def arrange(
+    examples: Sequence[Pair] | Sequence[Judged], length: int, mismatched: bool
+) -> list[list[Example]]:
+    """The texts `[N][K]` that a step compares.
+
+    Args:
+      length: the most tokens of a text.
+      mismatched: whether each judged completion comes with that of the example before it, after its own prompt.
+    """
+    texts = [list_texts(example) for example in examples]
+    if mismatched:
+        for i, example in enumerate(examples):
+            before = examples[i - 1]
+            assert isinstance(before, Judged)
+            other = _join(example.prompt, before.completion)
+            texts[i].append(Example(other.tokens[:length], other.targets[:length]))
+    return texts
+
+
+class JudgementBatches:
+    """Batches of the training rows: a pure function of the seed and the step, so that a resumed run sees the same."""
+
+    def __init__(
+        self,
+        texts: Sequence[Sequence[Example]],
+        columns: Mapping[str, np.ndarray],
+        pad_id: int,
+        batch: int,
+        seed: int,
+    ):
+        """Takes texts `[N][K]` and what else a row has `[N]`, by its name in `Judgements`."""
+        self._texts, self._columns, self._pad_id, self._seed = texts, columns, pad_id, seed
+        lengths = [max(len(text.tokens) for text in row) for row in texts]
+        most = 1 if max(lengths) <= SHORT else MOST_WIDTHS
+        self._groups = group_by_length(lengths, batch, most=most)
+        self.widths = self._groups.widths
+        self.steps_per_epoch = len(texts) / batch
+        self.kept: Callable[[], np.ndarray] | None = None
+        """What gives the reference's log-probabilities `[N, K]`, if they are kept with the rows."""
+        ids = [i for row in texts for text in row for i in (*text.tokens, -1)]
+        targets = [t for row in texts for text in row for t in text.targets]
+        self.description: dict[str, Any] = {
+            "rows": len(texts),
+            "digest": digest(ids, targets, *columns.values()),
+        }
+
+    def take(self, done: int, count: int) -> Judgements:
+        """The batches of some steps, whose texts are padded to one length: arrays `[S, B, K, L]` and `[S, B]`."""
+        plan = self._groups.batches(self._seed, done, count)
+        columns = {
+            name: np.stack([column[batch.indices] for batch in plan])
+            for name, column in self._columns.items()
+        }
+        if self.kept is not None:
+            columns["ref_log_probs"] = self.kept()[np.stack([batch.indices for batch in plan])]
+        parts = [
+            pad_judgements([self._texts[i] for i in indices], self._pad_id, width) for width, indices in plan
+        ]
+        texts = [np.stack(x) for x in zip(*(part[:3] for part in parts), strict=True)]
+        return Judgements(Texts(*texts), **columns)  # pyright: ignore[reportArgumentType]
+
+
+def pad_judgements(rows: Sequence[Sequence[Example]], pad_id: int, width: int) -> Texts:
+    """Texts `[B][K]` as arrays `[B, K, L]`."""
+    padded = pad_examples([text for row in rows for text in row], pad_id, width)
+    tokens, segments, targets = (x.reshape(len(rows), -1, width) for x in padded)
+    return Texts(tokens, segments > 0, targets)  # pyright: ignore[reportArgumentType]
