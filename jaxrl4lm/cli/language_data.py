@@ -3,26 +3,53 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
 from jaxrl4lm import data, models
 from jaxrl4lm.cli.load_model import load_model
 from jaxrl4lm.cli.machine_errors import check_memory
-from jaxrl4lm.cli.options import AdaptationOptions, ModelOptions
+from jaxrl4lm.cli.options import AdaptationOptions, ModelOptions, SamplingOptions
 from jaxrl4lm.data import ByteTokenizer, CharacterTokenizer, Tokenizer
+from jaxrl4lm.data.corpus import PromptSet
+from jaxrl4lm.data.encoding import Example
 from jaxrl4lm.data.files import Row, read_text
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
+from jaxrl4lm.data.preview import show_example
 from jaxrl4lm.lm.trainable import Trainable, adapters, matching
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig, lora
+from jaxrl4lm.training import Sample
+from jaxrl4lm.training.evaluation import SHOWN, complete_prompts, make_greedy
+from jaxrl4lm.training.judgements import JudgementSet
 from jaxrl4lm.training.language_stage import init_params
+from jaxrl4lm.training.reinforcement_stage import LONGEST_COMPLETION
 from jaxrl4lm.training.texts import TextSet
 from jaxrl4lm.types import InputError, Params
 
+SHOWN_EXAMPLE = 400
+"""Characters of an example that are shown before the run."""
 LONGEST_TEXT = 512
 """Tokens of a text that the context of a new model is made for."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What is learned from."""
+
+    dataset: tuple[Path, ...] = ()
+    """Files of texts, prompts and completions, conversations, or preferences: JSONL, JSON, CSV, Parquet, plain text, packed or
+    not; or names of data sets of the package `datasets`. Several are mixed."""
+    fractions: tuple[float, ...] = ()
+    """Shares of several datasets in the mixture; all of each if not given."""
+    columns: tuple[str, ...] = ()
+    """What its columns are called, where not as here: prompt=question completion=answer."""
+    text_unit: Literal["line", "file"] = "line"
+    """What a document of a plain text is."""
+    eval_dataset: Path | None = None
+    """What is held out, in place of a part of the dataset."""
 
 
 class StartingModel(NamedTuple):
@@ -112,10 +139,59 @@ def _choose_template(options: ModelOptions, tokenizer: Tokenizer) -> Tokenizer:
     return dataclasses.replace(HuggingFaceTokenizer.of(tokenizer), chat_template=template)
 
 
+def check_data(given: DataOptions) -> None:
+    """Raises InputError where the shares are not those of the datasets."""
+    if given.fractions and len(given.fractions) != len(given.dataset):
+        raise InputError(
+            f"--fractions has {len(given.fractions)} numbers for {len(given.dataset)} datasets: give one for each"
+        )
+
+
+def make_paths_absolute(arguments: Any) -> Any:
+    """The options, with files and folders named so that a run can go on from another folder."""
+    given, model = arguments.data, arguments.model
+    files = {
+        "dataset": tuple(make_absolute(path) for path in given.dataset),
+        "eval_dataset": make_absolute(given.eval_dataset),
+    }
+    paths = {"model": make_absolute(model.model), "chat_template": make_absolute(model.chat_template)}
+    return dataclasses.replace(
+        arguments, data=dataclasses.replace(given, **files), model=dataclasses.replace(model, **paths)
+    )
+
+
+def load_rows(given: DataOptions) -> tuple[list[Row], list[Row] | None]:
+    """The rows of the datasets, and those that are held out, if they have a file of their own."""
+    columns = _read_columns(given.columns)
+
+    def load(path: Path) -> list[Row]:
+        return data.load(path, columns=columns, unit=given.text_unit)
+
+    parts = [load(path) for path in given.dataset]
+    rows = data.mix(parts, given.fractions) if given.fractions else [row for part in parts for row in part]
+    return rows, load(given.eval_dataset) if given.eval_dataset else None
+
+
+def shorten_example(example: Example, tokenizer: Tokenizer) -> str:
+    """An example on one line, with marks around what carries loss."""
+    shown = repr(show_example(example, tokenizer))[1:-1]
+    return shown if len(shown) <= SHOWN_EXAMPLE else f"{shown[:SHOWN_EXAMPLE]}..."
+
+
+def _read_columns(words: tuple[str, ...]) -> dict[str, str]:
+    columns = {}
+    for word in words:
+        ours, separator, theirs = word.partition("=")
+        if not (ours and separator and theirs):
+            raise InputError(f"--columns {word}: write it as prompt=question")
+        columns[ours] = theirs
+    return columns
+
+
 def list_texts(rows: Sequence[Row]) -> Iterator[str]:
     """Every text that a model is to read: texts, and contents of messages."""
     for row in rows:
-        for name in ("text", "messages", "prompt", "completion"):
+        for name in ("text", "messages", "prompt", "completion", "chosen", "rejected"):
             value = row.columns.get(name)
             if isinstance(value, str):
                 yield value
@@ -131,10 +207,10 @@ def measure_texts(rows: Sequence[Row], tokenizer: Tokenizer) -> int:
     return min(max(lengths, default=1), LONGEST_TEXT)
 
 
-def describe_texts(texts: TextSet) -> list[str]:
-    """How many texts there are, and what became of the rest."""
+def describe_texts(texts: TextSet | JudgementSet, what: str = "texts to imitate") -> list[str]:
+    """How many rows there are, and what became of the rest."""
     cut = f", {texts.cut} of them cut to {texts.length} tokens" if texts.cut else ""
-    lines = [f"{len(texts.training)} texts to imitate{cut}"]
+    lines = [f"{len(texts.training)} {what}{cut}"]
     if not texts.seen:
         lines[0] += f"; {len(texts.held_out)} held out"
     for reason, numbers in texts.dropped.items():
@@ -175,6 +251,35 @@ def choose_trainable(
 def name_base(options: ModelOptions) -> str | None:
     """The model that is trained further; None: a new one."""
     return str(options.model) if options.model else None
+
+
+def make_samples(options: SamplingOptions, model: StartingModel, held_out: Sequence[Example]):
+    """A function that completes what a few held-out texts begin with; None where there is no room to."""
+    tokenizer = model.tokenizer
+    room = min(options.max_new_tokens or LONGEST_COMPLETION, model.context // 2)
+    sampling = options.make(tokenizer, room)
+    begun = [example.tokens[: _find_start(example)] for example in held_out]
+    ids = [each for each in begun if len(each) + sampling.length <= model.context][:SHOWN]
+    if not ids:
+        return None
+    same = len(set(map(tuple, ids))) == 1
+    settings = dataclasses.replace(options, max_new_tokens=None, stop=())
+    drawn = same or settings != SamplingOptions()  # as the options say, if any does
+    complete = complete_prompts(model.policy, tokenizer, sampling if drawn else make_greedy(sampling))
+    shown = [tokenizer.decode(each) for each in ids]
+    rows = [Row(i, {}) for i in range(len(ids))]
+    prompts = PromptSet(rows, shown, ids, model.context - sampling.length, list(shown))
+
+    def samples(params: Params) -> list[Sample]:
+        completions = complete(params, prompts)
+        return [Sample(*pair, score=None) for pair in zip(shown, completions, strict=True)]
+
+    return samples
+
+
+def _find_start(example: Example) -> int:
+    """Where the first target stands."""
+    return max(1, example.targets.index(True))
 
 
 def make_absolute(path: Path | None) -> Path | None:

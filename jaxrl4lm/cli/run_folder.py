@@ -13,6 +13,8 @@ from jaxrl4lm.cli.options import RunOptions, from_json, to_json
 from jaxrl4lm.training import folder
 from jaxrl4lm.types import InputError
 
+COMMANDS = ("train", "sft", "preference")
+"""Those that train a language model, and leave a run that can be gone on with and evaluated."""
 RUNS = pathlib.Path("runs")
 """Where runs go that name no folder."""
 WHOLE = 2**26
@@ -40,7 +42,7 @@ def describe_run(command: str, arguments: Any) -> dict[str, Any]:
 
 
 def read_command(path: pathlib.Path) -> str:
-    """The command that made the run: `train` or `sft`.
+    """The command that made the run: one of `COMMANDS`.
 
     Raises:
       InputError: if no command did.
@@ -49,7 +51,7 @@ def read_command(path: pathlib.Path) -> str:
     if "command" not in config and "stages" in config:
         raise InputError(f"{path} was made in Python: go on with it by training.fit(..., resume=True)")
     command = config.get("command")
-    if command not in ("train", "sft"):
+    if command not in COMMANDS:
         raise InputError(
             f"{path / folder.CONFIG} is damaged or of another version (its command is {command!r}): "
             "start the run anew"

@@ -46,11 +46,16 @@ class Session(NamedTuple):
     seeds: int = 1
 
 
+def evaluation_of(stage: Stage) -> Evaluation:
+    """What a stage measures, as its constructor has made it."""
+    return Evaluation(stage.evaluate, stage.panels["held_out"], stage.headline, stage.samples)
+
+
 def drive(command: str, session: Session, arguments: Any, name: str) -> int:
     """Runs a session to its end, or until it is interrupted; the exit code.
 
     Args:
-      command: `train` or `sft`.
+      command: one of `run_folder.COMMANDS`.
       arguments: its options, with `run`.
       name: of the folder, if the options name none.
     Raises:

@@ -1,7 +1,7 @@
 """What all learning from data shares: a state, the gradient of a batch in parts, one optimizer step, the learning rate."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import optax
 
 from jaxrl4lm.lm.config import DescentConfig
 from jaxrl4lm.lm.optimizer import Optimizer, step_if_finite
-from jaxrl4lm.lm.trainable import ADAPTERS, Trainable
+from jaxrl4lm.lm.trainable import ADAPTERS
 from jaxrl4lm.types import Array, Key, Metrics, Params
 
 DROPOUT = 2**32 - 2
@@ -31,22 +31,12 @@ class DescentState(NamedTuple):
     """int32: steps not applied because the gradient was not finite."""
 
 
-class Learner(Protocol):
-    """What is known of a record that says what is trained and how."""
+def init(key: Key, config: DescentConfig, learner: Any, params: Params) -> DescentState:
+    """The state before the first step, starting from a copy of `params`.
 
-    @property
-    def optimizer(self) -> Optimizer:
-        """(learning rate, configuration) → an optax transformation."""
-        ...
-
-    @property
-    def trainable(self) -> Trainable:
-        """What of the parameters learns."""
-        ...
-
-
-def init(key: Key, config: DescentConfig, learner: Learner, params: Params) -> DescentState:
-    """The state before the first step, starting from a copy of `params`."""
+    Args:
+      learner: a record with `optimizer` and `trainable`.
+    """
     learning, frozen = learner.trainable.split(jax.random.fold_in(key, ADAPTERS), params)
     return DescentState(
         params=jax.tree.map(jnp.copy, learning),

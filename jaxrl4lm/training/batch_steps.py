@@ -1,7 +1,7 @@
 """Optimizer steps on batches that come from the host, in few shapes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -23,7 +23,7 @@ Config = TypeVar("Config", bound=DescentConfig)
 class Batches(Protocol):
     """Batches of rows: a pure function of the step, so that a resumed run sees the same."""
 
-    widths: Sequence[int]
+    widths: list[int]
     """Tokens to which rows are padded."""
     steps_per_epoch: float
     description: dict[str, Any]

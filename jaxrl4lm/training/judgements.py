@@ -26,8 +26,8 @@ TOO_LONG = "too long"
 class JudgementSet(NamedTuple):
     """Encoded pairs, or judged completions, parted."""
 
-    training: Sequence[Pair] | Sequence[Judged]
-    held_out: Sequence[Pair] | Sequence[Judged]
+    training: Sequence[Pair | Judged]
+    held_out: Sequence[Pair | Judged]
     """Not trained on, unless `seen`."""
     seen: bool
     """There were too few to hold any back: `held_out` are those trained on."""
@@ -109,9 +109,7 @@ def _join(prompt: list[int], completion: list[int]) -> Example:
     return Example([*prompt, *completion], [False] * len(prompt) + [True] * len(completion))
 
 
-def arrange(
-    examples: Sequence[Pair] | Sequence[Judged], length: int, mismatched: bool
-) -> list[list[Example]]:
+def arrange(examples: Sequence[Pair | Judged], length: int, mismatched: bool) -> list[list[Example]]:
     """The texts `[N][K]` that a step compares.
 
     Args:
@@ -152,6 +150,7 @@ class JudgementBatches:
         targets = [t for row in texts for text in row for t in text.targets]
         self.description: dict[str, Any] = {
             "rows": len(texts),
+            "lengths": self.widths,
             "digest": digest(ids, targets, *columns.values()),
         }
 

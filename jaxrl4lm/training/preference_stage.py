@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.data.batching import group_by_length
@@ -31,7 +32,7 @@ from jaxrl4lm.training.judgements import (
     prepare_judgements,
 )
 from jaxrl4lm.training.language_stage import choose_chunk, choose_keys, complete_stage
-from jaxrl4lm.training.stage import Numbers, Stage
+from jaxrl4lm.training.stage import Numbers, Sample, Stage
 from jaxrl4lm.training.texts import MOST_WIDTHS
 from jaxrl4lm.types import InputError, Params
 
@@ -49,6 +50,7 @@ def preference(
     once: bool = False,
     pairs: PairConfig = PairConfig(),  # noqa: B008 (immutable)
     evaluation: Evaluation | None = None,
+    samples: Callable[[Params], Sequence[Sample]] | None = None,
     optimizer: Optimizer = adam,
     trainable: Trainable | None = None,
     seed: int = 0,
@@ -67,6 +69,7 @@ def preference(
         model is held then.
       pairs: how rows become token ids; a `JudgementSet` is encoded already.
       evaluation: what is measured; if None loss, accuracy and margin of the held-out rows.
+      samples: what the model says to a few prompts, to look at.
       optimizer: (learning rate, config) → an optax transformation.
       trainable: what learns (`lm.trainable`); everything if None.
       seed: decides everything.
@@ -108,6 +111,7 @@ def preference(
     )
     if evaluation is None and held_out:
         evaluation = evaluate_preferences(learner, dataset, config, known, tokenizer.pad_id)
+        evaluation = evaluation._replace(samples=samples)
     part = BatchSteps(
         lambda state, batch, *beside: update_rule.update(state, batch, config, learner, *beside), batches
     )
@@ -182,7 +186,7 @@ class Reference:
     def place_beside(self, state: Any) -> tuple[Params]:
         """The parameters, where those of a state are."""
         sharding = getattr(jax.tree.leaves(state)[0], "sharding", None)
-        if isinstance(sharding, NamedSharding):
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
             self._params = jax.device_put(self._params, shardings(self._params, mesh=sharding.mesh))
         return (self._params,)
 
@@ -239,10 +243,9 @@ def evaluate_preferences(
         parts = []
         for first in range(0, len(texts), count):
             chosen = slice(first, first + count)
-            kept = {name: column[chosen] for name, column in columns.items()}
-            batch = update_rule.Judgements(
-                pad_judgements(texts[chosen], pad_id, width), reference.score("held_out")[chosen], **kept
-            )
+            kept = {name: jnp.asarray(column[chosen]) for name, column in columns.items()}
+            ref = jnp.asarray(reference.score("held_out")[chosen])
+            batch = update_rule.Judgements(pad_judgements(texts[chosen], pad_id, width), ref, **kept)
             parts.append(jax.device_get(measure(params, batch)))
         sums = jax.tree.map(lambda *x: np.sum(x, dtype=np.float64), *parts)
         numbers = {name: np.asarray(value) for name, value in update_rule.summarize(sums).items()}

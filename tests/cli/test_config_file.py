@@ -11,6 +11,7 @@ from jaxrl4lm.cli.config_file import Loader, fill, list_options
 from jaxrl4lm.cli.evaluate import EvaluateArguments
 from jaxrl4lm.cli.generate import GenerateArguments
 from jaxrl4lm.cli.options import parse
+from jaxrl4lm.cli.preference import PreferenceArguments
 from jaxrl4lm.cli.sft import SftArguments
 from jaxrl4lm.cli.solve import SolveArguments
 from jaxrl4lm.cli.train_options import TrainArguments, parse_train
@@ -19,6 +20,7 @@ from jaxrl4lm.types import InputError
 KINDS = {
     "train": TrainArguments,
     "sft": SftArguments,
+    "preference": PreferenceArguments,
     "generate": GenerateArguments,
     "evaluate": EvaluateArguments,
     "solve": SolveArguments,
