@@ -1,6 +1,6 @@
 """Training language models: teacher forcing, preferences and reinforcement learning."""
 
-from jaxrl4lm.lm import algorithms, preference, reinforcement, supervised, trainable
+from jaxrl4lm.lm import algorithms, preference, reinforcement, reward, supervised, trainable
 from jaxrl4lm.lm.config import (
     PairConfig,
     PreferenceConfig,
@@ -22,6 +22,7 @@ __all__ = [
     "algorithms",
     "preference",
     "reinforcement",
+    "reward",
     "rollout",
     "supervised",
     "trainable",

@@ -23,6 +23,7 @@ _CONSTRUCTORS = {
     "prepare_texts": "texts",
     "preference": "preference_stage",
     "reinforcement": "reinforcement_stage",
+    "reward_model": "reward_stage",
     "supervised": "supervised_stage",
     "with_card": "language_stage",
 }

@@ -9,7 +9,7 @@ import jax
 
 from jaxrl4lm.lm.config import DescentConfig
 from jaxrl4lm.models import LanguagePolicy, parameter_count
-from jaxrl4lm.training.evaluation import Evaluation
+from jaxrl4lm.training.evaluation import AT_ONCE, TOKENS_AT_ONCE, Evaluation
 from jaxrl4lm.training.language_stage import fetch
 from jaxrl4lm.training.stage import Numbers
 from jaxrl4lm.types import Metrics
@@ -79,6 +79,16 @@ class BatchSteps:
     def prepare(self, state: Any, count: int) -> None:
         """Compiles the program, for a state of these shapes."""
         self._chunk.lower(state, self._batches.take(0, count), *self.beside(state)).compile()
+
+
+def choose_rows(tokens: int, rows: int) -> int:
+    """Rows of a batch that is only read.
+
+    Args:
+      tokens: of a row, with all of its texts.
+      rows: that there are.
+    """
+    return max(1, min(AT_ONCE, TOKENS_AT_ONCE // tokens, rows))
 
 
 def say_loss(evaluation: Evaluation | None, metrics: Numbers) -> str:

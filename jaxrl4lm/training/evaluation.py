@@ -219,3 +219,11 @@ def evaluate_texts(
         panels={"held_out/loss": f"{what} loss (nats a token)"},
         rank=lambda m: -float(m["held_out/loss"]),
     )
+
+
+def say_judgements(what: str) -> Callable[[Numbers], str]:
+    """The progress line of preferences."""
+    return lambda m: (
+        f"{what} loss {float(m['held_out/loss']):.3f}, accuracy {float(m['held_out']):.3f}, "
+        f"margin {float(m['held_out/margin']):.3f}"
+    )

@@ -136,9 +136,10 @@ class JudgementBatches:
         pad_id: int,
         batch: int,
         seed: int,
+        make: Callable[..., Any] = Judgements,
     ):
-        """Takes texts `[N][K]` and what else a row has `[N]`, by its name in `Judgements`."""
-        self._texts, self._columns, self._pad_id, self._seed = texts, columns, pad_id, seed
+        """Takes texts `[N][K]` and what else a row has `[N]`, by its name in the record of a batch, which `make` makes."""
+        self._texts, self._columns, self._pad_id, self._seed, self._make = texts, columns, pad_id, seed, make
         lengths = [max(len(text.tokens) for text in row) for row in texts]
         most = 1 if max(lengths) <= SHORT else MOST_WIDTHS
         self._groups = group_by_length(lengths, batch, most=most)
@@ -154,7 +155,7 @@ class JudgementBatches:
             "digest": digest(ids, targets, *columns.values()),
         }
 
-    def take(self, done: int, count: int) -> Judgements:
+    def take(self, done: int, count: int) -> Any:
         """The batches of some steps, whose texts are padded to one length: arrays `[S, B, K, L]` and `[S, B]`."""
         plan = self._groups.batches(self._seed, done, count)
         columns = {
@@ -167,7 +168,7 @@ class JudgementBatches:
             pad_judgements([self._texts[i] for i in indices], self._pad_id, width) for width, indices in plan
         ]
         texts = [np.stack(x) for x in zip(*(part[:3] for part in parts), strict=True)]
-        return Judgements(Texts(*texts), **columns)  # pyright: ignore[reportArgumentType]
+        return self._make(Texts(*texts), **columns)  # pyright: ignore[reportArgumentType]
 
 
 def pad_judgements(rows: Sequence[Sequence[Example]], pad_id: int, width: int) -> Texts:

@@ -70,7 +70,7 @@ def complete_stage(
     """The stage with what follows from its model and its evaluation: parameters, samples, exports, pictures.
 
     Args:
-      stage: its state has `params`, what learns, and `frozen`, what does not.
+      stage: its state has `params`, what learns, and `frozen`, what does not. Without exports of its own it leaves the model.
       trainable: how they come together; None: all learns.
       seeds: of how many runs the parameters have a leading axis.
       settings: what config.json says of it.
@@ -89,7 +89,7 @@ def complete_stage(
         assert trainable.save is not None
         trainable.save(folder, policy, state.params)
 
-    exports = {MODEL: export_model} if seeds == 1 else {}
+    exports = dict(stage.exports) or ({MODEL: export_model} if seeds == 1 else {})
     if seeds == 1 and trainable is not None and trainable.save is not None:
         exports[ADAPTER] = export_adapter
     stage = stage._replace(

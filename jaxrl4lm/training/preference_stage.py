@@ -22,8 +22,8 @@ from jaxrl4lm.lm.optimizer import Optimizer, adam
 from jaxrl4lm.lm.preference_losses import LOSSES, PreferenceLoss, check
 from jaxrl4lm.lm.trainable import Trainable, everything
 from jaxrl4lm.models import LanguagePolicy, shardings
-from jaxrl4lm.training.batch_steps import BatchSteps, count_steps, say_loss
-from jaxrl4lm.training.evaluation import AT_ONCE, TOKENS_AT_ONCE, Evaluation
+from jaxrl4lm.training.batch_steps import BatchSteps, choose_rows, count_steps, say_loss
+from jaxrl4lm.training.evaluation import Evaluation, say_judgements
 from jaxrl4lm.training.judgements import (
     JudgementBatches,
     JudgementSet,
@@ -206,16 +206,6 @@ class Reference:
         return sums
 
 
-def choose_rows(tokens: int, rows: int) -> int:
-    """Rows of a batch that is only read.
-
-    Args:
-      tokens: of a row, with all of its texts.
-      rows: that there are.
-    """
-    return max(1, min(AT_ONCE, TOKENS_AT_ONCE // tokens, rows))
-
-
 def evaluate_preferences(
     learner: update_rule.Learner,
     dataset: JudgementSet,
@@ -255,15 +245,7 @@ def evaluate_preferences(
     return Evaluation(
         score=score,
         label=f"{what} {'pair ' if learner.loss.paired else ''}accuracy",
-        headline=_say(what),
+        headline=say_judgements(what),
         panels={"held_out/loss": f"{what} loss"},
         rank=lambda metrics: -float(metrics["held_out/loss"]),
-    )
-
-
-def _say(what: str) -> Callable[[Numbers], str]:
-    """What an evaluation says of itself."""
-    return lambda m: (
-        f"{what} loss {float(m['held_out/loss']):.3f}, accuracy {float(m['held_out']):.3f}, "
-        f"margin {float(m['held_out/margin']):.3f}"
     )
