@@ -12,6 +12,7 @@ from jaxrl4lm.cli.evaluate import EvaluateArguments
 from jaxrl4lm.cli.generate import GenerateArguments
 from jaxrl4lm.cli.options import parse
 from jaxrl4lm.cli.preference import PreferenceArguments
+from jaxrl4lm.cli.reward import RewardArguments
 from jaxrl4lm.cli.sft import SftArguments
 from jaxrl4lm.cli.solve import SolveArguments
 from jaxrl4lm.cli.train_options import TrainArguments, parse_train
@@ -21,6 +22,7 @@ KINDS = {
     "train": TrainArguments,
     "sft": SftArguments,
     "preference": PreferenceArguments,
+    "reward": RewardArguments,
     "generate": GenerateArguments,
     "evaluate": EvaluateArguments,
     "solve": SolveArguments,

@@ -1,0 +1,154 @@
+"""A reward model as a stage: TRL's first losses, a folder that transformers scores alike, resume."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm import data, lm, models, training
+from jaxrl4lm.lm import reward
+from jaxrl4lm.lm.trainable import adapters
+from jaxrl4lm.training.reward_stage import SCALE
+from jaxrl4lm.types import InputError
+from tests.training.stages import interrupt_at
+from tests.training.trl_oracle import make_llama
+
+STEPS = 5
+PAIRS = [
+    {
+        "prompt": f"2+{i}=",
+        "chosen": f"{2 + i}." + "0" * (i % 3),
+        "rejected": "x" * (1 + (i * 5) % 4),
+        "margin": i / 4,
+    }
+    for i in range(8)
+]
+CONFIG = lm.RewardConfig(learning_rate=1e-3, steps=STEPS, batch=8, center_coef=0.01)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    pytest.importorskip("transformers", reason="needs the extra 'peers'")
+    import torch
+    from transformers import LlamaForSequenceClassification
+
+    path = tmp_path_factory.mktemp("llama")
+    make_llama(path)
+    torch.manual_seed(1)
+    LlamaForSequenceClassification.from_pretrained(path, num_labels=1).save_pretrained(path / "reward")
+    return path
+
+
+def start_of(folder):
+    policy, backbone, head, _ = models.load_with_head(folder / "reward")
+    return policy, {"backbone": backbone, "head": head.kernel}, models.load(folder)[2]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_first_losses_and_the_folder_are_theirs(folder, tmp_path):
+    pytest.importorskip("trl", reason="needs the extra 'peers'")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from trl import RewardConfig, RewardTrainer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    arguments = RewardConfig(
+        output_dir=str(tmp_path / "out"),
+        max_steps=STEPS,
+        per_device_train_batch_size=len(PAIRS),
+        learning_rate=1e-3,
+        center_rewards_coefficient=0.01,
+        logging_steps=1,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "reward", num_labels=1)
+    trainer = RewardTrainer(
+        model, args=arguments, train_dataset=Dataset.from_list(PAIRS), processing_class=tokenizer
+    )
+    trainer.train()
+    records = [record for record in trainer.state.log_history if "loss" in record]
+    policy, params, ours = start_of(folder)
+    stage = training.reward_model(policy, ours, PAIRS, config=CONFIG, pairs=lm.PairConfig(held_out=0))
+    run = training.fit([stage], params, out=tmp_path / "run")
+    np.testing.assert_allclose(run.history["loss"], [r["loss"] for r in records], rtol=1e-4)
+    np.testing.assert_allclose(
+        run.history["rewards/margins"], [r["margin"] for r in records], rtol=1e-4, atol=2e-6
+    )
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    texts = [row["prompt"] + row["chosen"] for row in PAIRS]
+    ids = [tokenizer(text)["input_ids"] + [1] for text in texts]
+    theirs = [float(saved(torch.tensor([each])).logits) for each in ids]
+    width = max(map(len, ids))
+    tokens = jnp.array([[each + [0] * (width - len(each)) for each in ids]])
+    mask = jnp.array([[[1] * len(each) + [0] * (width - len(each)) for each in ids]], bool)
+    scores = reward.score(run.params, lm.supervised.Texts(tokens, mask, mask), policy)
+    np.testing.assert_allclose(scores[0], theirs, atol=1e-5)
+    scale = json.loads((tmp_path / "run" / "model" / SCALE).read_text())
+    batch = reward.RatedPairs(
+        lm.supervised.Texts(tokens.swapaxes(0, 1), mask.swapaxes(0, 1), mask.swapaxes(0, 1)), jnp.zeros(8)
+    )
+    del batch
+    assert scale["deviation"] > 0
+    np.testing.assert_allclose(scale["mean"], run.history["held_out/mean"][-1], rtol=1e-5)
+
+
+TOKENIZER = data.CharacterTokenizer.from_texts(["0123456789+=.x"])
+POLICY = models.LanguagePolicy(
+    models.TransformerConfig(TOKENIZER.vocab_size, layers=1, width=16, heads=2, context=16)
+)
+
+
+@pytest.fixture(scope="module")
+def start():
+    params = jax.jit(POLICY.init)(jax.random.key(0))
+    return reward.add_head(jax.random.key(1), POLICY, params)
+
+
+@pytest.mark.parametrize("trainable", [None, adapters(rank=2)], ids=["everything", "adapters"])
+def test_it_learns_and_resumes(start, tmp_path, trainable):
+    config = CONFIG.replace(learning_rate=1e-2, steps=12, batch=4, micro_batches=2)
+    stage = training.reward_model(
+        POLICY, TOKENIZER, PAIRS, config=config, trainable=trainable, evaluate_every=6
+    )
+    run = training.fit([stage], start, out=tmp_path / "whole")
+    assert run.history["held_out/loss"][-1] < run.history["held_out/loss"][0]
+    assert run.history["held_out"][-1] == 1
+    training.fit([interrupt_at(stage, 2)], start, out=tmp_path / "run")
+    resumed = training.fit([stage], start, out=tmp_path / "run", resume=True)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, run.params)
+    _, backbone, head, _ = models.load_with_head(tmp_path / "run" / "model")
+    np.testing.assert_array_equal(head.kernel, run.params["head"])
+    np.testing.assert_array_equal(backbone["embedding"], run.params["backbone"]["embedding"])
+
+
+def test_long_pairs_are_left_out_and_counted():
+    known = training.prepare_judgements(
+        [*PAIRS, {"prompt": "1", "chosen": "2" * 30, "rejected": "3"}],
+        TOKENIZER,
+        lm.PairConfig(max_length=12),
+        context=16,
+        embeddings=TOKENIZER.vocab_size,
+        whole=True,
+    )
+    assert (len(known.training), known.dropped, known.cut) == (8, {"too long": [9]}, 0)
+    with pytest.raises(InputError, match="line 9: more than 12 tokens"):
+        training.prepare_judgements(
+            [*PAIRS, {"prompt": "1", "chosen": "2" * 30, "rejected": "3"}],
+            TOKENIZER,
+            lm.PairConfig(max_length=12, strict=True),
+            context=16,
+            embeddings=TOKENIZER.vocab_size,
+            whole=True,
+        )
+    with pytest.raises(InputError, match="'margin' holds 'much': give a number"):
+        training.reward_model(POLICY, TOKENIZER, [PAIRS[0] | {"margin": "much"}])
