@@ -71,6 +71,11 @@ def rows_batched(scope):
     return shown and mixed and (scope["packed"].segments > 0).mean() > 0.9
 
 
+def preferences_learned(scope):
+    history = scope["run"].history
+    return history["loss"][-1] < history["loss"][0] and history["held_out/margin"][-1] > 0
+
+
 def decoding_completed(scope):
     out, best = scope["out"], scope["best"]
     return out.tokens.shape == (8, 16) and len(scope["texts"]) == 8 and best.tokens.shape == (2, 16)
@@ -86,6 +91,7 @@ HOLDS = {
     "docs/losses.md": losses_learned,
     "docs/models.md": models_trained,
     "docs/populations.md": population_ranked,
+    "docs/preference.md": preferences_learned,
     "docs/train.md": reward_judges,
     "docs/worlds.md": worlds_solved,
 }

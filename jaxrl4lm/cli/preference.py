@@ -107,8 +107,8 @@ def check(arguments: PreferenceArguments) -> None:
     try:
         check_loss(arguments.preference, loss)
     except ValueError as error:
-        fields = [each.name for each in dataclasses.fields(PreferenceConfig)]
-        raise name_options(InputError(str(error)), *fields) from None
+        named = ("micro_batches", "label_smoothing", "policy_weights", "tail_weight", "divergence")
+        raise name_options(InputError(str(error)), *named) from None
     if loss.referenced and reference == "none":
         raise InputError(
             f"--reference none: --loss {arguments.judgement.loss} compares with one: give start, once or a folder"

@@ -54,6 +54,8 @@ class PreferenceLoss(NamedTuple):
     """Whether a completion's reward is of its mean per token."""
     ranks: bool = False
     """Whether it compares pairs of a step with each other, so that a step cannot be divided."""
+    smoothed: bool = False
+    """Whether it has no value where all labels are right."""
     of_difference: bool = False
     """Whether it reads the difference of a pair alone, so that other divergences than the reverse KL have a meaning."""
     mismatched: bool = False
@@ -175,7 +177,7 @@ LOSSES: Mapping[str, PreferenceLoss] = {
     "robust": _difference(partial(_smoothed, losses.robust_dpo)),
     "ipo": _difference(ipo),
     "hinge": _difference(partial(_by_beta, losses.hinge)),
-    "exo": _difference(partial(_smoothed, losses.exo)),
+    "exo": _difference(partial(_smoothed, losses.exo), smoothed=True),
     "discopop": _difference(discopop),
     "sigmoid_norm": _difference(dpo_of_means),
     "nca": PreferenceLoss(partial(_by_beta, losses.nca)),
@@ -213,6 +215,7 @@ def mix(parts: Sequence[tuple[PreferenceLoss, float]]) -> PreferenceLoss:
         partial(_add, tuple((loss.compute, weight) for loss, weight in parts)),
         referenced=any(loss.referenced for loss in kinds),
         reads_prompts=any(loss.reads_prompts for loss in kinds),
+        smoothed=any(loss.smoothed for loss in kinds),
         ranks=any(loss.ranks for loss in kinds),
         of_difference=all(loss.of_difference for loss in kinds),
     )
@@ -230,6 +233,9 @@ def check(config: PreferenceConfig, loss: PreferenceLoss) -> None:
             f"divergence {config.divergence} has a meaning for losses of a pair's difference alone "
             f"({', '.join(name for name, each in LOSSES.items() if each.of_difference)}): leave it at reverse_kl"
         )
+    smoothing = config.label_smoothing
+    if loss.smoothed and isinstance(smoothing, int | float) and not 0 < smoothing < 1:
+        raise ValueError(f"label_smoothing must lie between 0 and 1 for exo, not {smoothing}: 0.001 is usual")
     if loss.ranks and config.micro_batches > 1:
         raise ValueError(
             f"micro_batches must be 1, not {config.micro_batches}: the loss compares the pairs of a step with each other"
