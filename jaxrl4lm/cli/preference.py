@@ -19,6 +19,7 @@ from jaxrl4lm.cli.language_data import (
     make_absolute,
     make_paths_absolute,
     make_samples,
+    name_base,
 )
 from jaxrl4lm.cli.load_model import load_model
 from jaxrl4lm.cli.options import (
@@ -165,14 +166,24 @@ def build(arguments: PreferenceArguments) -> Session:
             arguments.sampling, model, [list_texts(example)[0] for example in known.held_out]
         ),
         optimizer=OPTIMIZERS[judgement.optimizer],
-        trainable=choose_trainable(arguments.adaptation, model.policy, arguments.model.model),
+        trainable=choose_trainable(arguments.adaptation, model.policy, name_base(arguments.model)),
         seed=run.seed,
         **({} if run.evaluate_every is None else {"evaluate_every": run.evaluate_every}),
     )
     title = f"{', '.join(path.name for path in arguments.data.dataset)}, {judgement.loss}"
     what = "pairs" if loss.paired else "judged completions"
     notes = describe_judgements(known, model, what, stage.config["dataset"]["lengths"])
-    return Session(title, model.policy, model.start, (stage,), evaluation_of(stage), notes)
+    return Session(
+        title=title,
+        policy=model.policy,
+        start=model.start,
+        stages=(stage,),
+        evaluation=evaluation_of(stage),
+        method=judgement.loss,
+        base=name_base(arguments.model),
+        data=tuple(map(str, arguments.data.dataset)),
+        notes=notes,
+    )
 
 
 def _choose_reference(arguments: PreferenceArguments, model: StartingModel) -> Params:

@@ -6,7 +6,13 @@ from typing import Annotated, Literal
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 from jaxrl4lm.cli.judgement_data import describe_judgements, load_judgements
-from jaxrl4lm.cli.language_data import DataOptions, check_data, choose_trainable, make_paths_absolute
+from jaxrl4lm.cli.language_data import (
+    DataOptions,
+    check_data,
+    choose_trainable,
+    make_paths_absolute,
+    name_base,
+)
 from jaxrl4lm.cli.options import (
     AdaptationOptions,
     Group,
@@ -101,10 +107,20 @@ def build(arguments: RewardArguments) -> Session:
         known,
         config=arguments.reward,
         optimizer=OPTIMIZERS[arguments.descent.optimizer],
-        trainable=choose_trainable(arguments.adaptation, policy, arguments.model.model),
+        trainable=choose_trainable(arguments.adaptation, policy, name_base(arguments.model)),
         seed=run.seed,
         **({} if run.evaluate_every is None else {"evaluate_every": run.evaluate_every}),
     )
     title = f"{', '.join(path.name for path in arguments.data.dataset)}, reward model"
     notes = describe_judgements(known, model, "pairs", stage.config["dataset"]["lengths"])
-    return Session(title, policy, start, (stage,), evaluation_of(stage), notes)
+    return Session(
+        title=title,
+        policy=policy,
+        start=start,
+        stages=(stage,),
+        evaluation=evaluation_of(stage),
+        method="reward",
+        base=name_base(arguments.model),
+        data=tuple(map(str, arguments.data.dataset)),
+        notes=notes,
+    )

@@ -173,4 +173,3 @@ def build(arguments: SftArguments) -> Session:
         data=tuple(map(str, given.dataset)),
         notes=notes,
     )
-

@@ -76,9 +76,7 @@ def supervised(
         known = dataset if isinstance(dataset, TextSet) else _prepare(policy, dataset, tokenizer, texts)
         pad_id = tokenizer.pad_id if tokenizer else 0
         batches = TextBatches(known, pad_id, config.batch, seed)
-        if evaluation is None and known.held_out:
-            what = "training" if known.seen else "held-out"
-            evaluation = evaluate_texts(policy, fill_rows(known, known.held_out, pad_id), what=what)
+        evaluation = evaluation or _evaluate(policy, known, pad_id)
         config = count_steps(config, batches)
         part = BatchSteps(lambda state, texts: update_rule.update(state, texts, config, teacher), batches)
     every = choose_chunk(part.every if evaluate_every is None else evaluate_every, config.steps)
@@ -121,6 +119,14 @@ def _prepare(
         )
     sizes = policy.config
     return prepare_texts(rows, tokenizer, texts, context=sizes.context, embeddings=sizes.vocab_size)
+
+
+def _evaluate(policy: LanguagePolicy, texts: TextSet, pad_id: int) -> Evaluation | None:
+    """The loss of the texts that are held out."""
+    if not texts.held_out:
+        return None
+    what = "training" if texts.seen else "held-out"
+    return evaluate_texts(policy, fill_rows(texts, texts.held_out, pad_id), what=what)
 
 
 class _TaskPart:
