@@ -53,6 +53,7 @@ def attend(
     positions_BT: Array,
     window: Array | int | None = None,
     softcap: float | None = None,
+    causal: bool = True,
 ) -> Array:
     """Softmax attention over one or two segments of keys, computed as if they were one.
 
@@ -61,8 +62,9 @@ def attend(
       segments: each has keys `[G, K, C, S]`, values `[G, K, S, C]` and key positions `[G, S]`. Where `G` is smaller than
         `B`, a segment is shared by `B / G` consecutive sequences; it is stored and read once.
       positions_BT: query positions.
-      window: a query reads keys less than this many positions back: a number, or one a query `[B, T]`. None: all.
+      window: a query reads keys less than this many positions away: a number, or one a query `[B, T]`. None: all.
       softcap: c of c tanh(score / c). None: plain scores.
+      causal: whether a query reads only keys that stand not after it.
     Returns:
       `[B, T, H, C]`.
     """
@@ -74,14 +76,14 @@ def attend(
     if len(segments) == 2 and segments[1][0].shape[-1] <= T:
         segments = [_merge(*segments)]
     if len(segments) == 1 and softcap is None and _is_fusible(q_BTHC, segments[0][0]):
-        return _attend_fused(q_BTHC, segments[0], positions_BT, window)
+        return _attend_fused(q_BTHC, segments[0], positions_BT, window, causal)
     parts = []
     for keys, values, key_positions in segments:
         G, K = keys.shape[:2]
         n, R = B // G, H // K
         rows = n * T * R  # every query that reads the same keys, in one matrix product
         q = q_BTHC.reshape(G, n * T, K, R, C).swapaxes(1, 2).reshape(G, K, rows, C)
-        allowed = _may_read(positions_BT.reshape(G, n * T), key_positions, window)
+        allowed = _may_read(positions_BT.reshape(G, n * T), key_positions, window, causal)
         if T == n == 1 and (kernel := _find_step_kernel(keys)):
             output, top = kernel(q, keys.swapaxes(2, 3), values, allowed[:, 0], softcap)
             parts.append((output, top[..., None], jnp.ones_like(top)[..., None]))
@@ -107,14 +109,15 @@ def attend(
     return (output / (totals[0] * shares[0] + totals[1] * shares[1])).astype(q_BTHC.dtype)
 
 
-def _may_read(queries_BT: Array, keys_BS: Array, window: Array | int | None) -> Array:
-    """Whether each query may read each key `[B, T, S]`, by their positions."""
+def _may_read(queries_BT: Array, keys_BS: Array, window: Array | int | None, causal: bool) -> Array:
+    """Whether each query may read each key `[B, T, S]`, by their positions. Padding reads padding: every query has a key."""
     queries, keys = queries_BT[:, :, None], keys_BS[:, None, :]
-    allowed = keys <= queries
+    allowed = keys <= queries if causal else (keys != EMPTY) | (queries == EMPTY)
     if window is None:
         return allowed
     reach = jnp.asarray(window)
-    return allowed & (queries - keys < (reach[:, :, None] if reach.ndim else reach))
+    away = queries - keys if causal else jnp.abs(queries - keys)
+    return allowed & (away < (reach[:, :, None] if reach.ndim else reach))
 
 
 def _has_tensor_cores(keys: Array) -> bool:
@@ -147,7 +150,11 @@ def _is_fusible(q_BTHC: Array, keys: Array) -> bool:
 
 
 def _attend_fused(
-    q_BTHC: Array, segment: tuple[Array, Array, Array], positions_BT: Array, window: Array | int | None
+    q_BTHC: Array,
+    segment: tuple[Array, Array, Array],
+    positions_BT: Array,
+    window: Array | int | None,
+    causal: bool,
 ) -> Array:
     """`attend` by cuDNN, which never stores the scores: a training step of 512 tokens takes half the time."""
     keys, values, key_positions = segment
@@ -155,7 +162,7 @@ def _attend_fused(
         q_BTHC.astype(keys.dtype),
         keys.transpose(0, 3, 1, 2),
         values.transpose(0, 2, 1, 3),
-        mask=_may_read(positions_BT, key_positions, window)[:, None],
+        mask=_may_read(positions_BT, key_positions, window, causal)[:, None],
         scale=1.0,
         implementation="cudnn",
     ).astype(q_BTHC.dtype)

@@ -1,4 +1,4 @@
-"""Sizes and style of a decoder: one record that every family of models is written in."""
+"""Sizes and style of a transformer: one record that every family of models is written in."""
 
 import math
 import numbers
@@ -109,7 +109,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Sizes and style of a decoder. The defaults are Llama's style; `TransformerConfig.gpt2` gives GPT-2's."""
+    """Sizes and style of a transformer. The defaults are Llama's style; `TransformerConfig.gpt2` gives GPT-2's."""
 
     vocab_size: int
     layers: int = 2
@@ -123,12 +123,23 @@ class TransformerConfig:
     """Width between the layers of the MLP. None: 4 x width."""
     context: int = 1024
     """Longest sequence; the size of the table where positions are learned."""
+    causal: bool = True
+    """Whether a token reads only what stands before it. False: an encoder, whose tokens read each other on both sides."""
+    position_offset: int = 0
+    """Rows of the table of learned positions before that of the first token (RoBERTa)."""
+    token_types: int = 0
+    """Parts of a text, as a question and its context, whose tokens are told apart by an embedding each (BERT)."""
+    embedding_norm: bool = False
+    """Whether embeddings are normalised. The first block does not normalise them again."""
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-5
+    norm_bias: bool = True
+    """Whether layer norms have biases."""
     norm_offset: float = 0.0
     """Added to the stored scale of RMS norms; 1 for Gemma, which stores the scale minus 1."""
-    norm_placement: Literal["before", "after", "both"] = "before"
-    """What of attention and MLP is normalised: the input (Llama), the output (OLMo 2), or both (Gemma 2)."""
+    norm_placement: Literal["before", "after", "both", "sum"] = "before"
+    """What of attention and MLP is normalised: the input (Llama), the output (OLMo 2), both (Gemma 2), or the sum of input
+    and output (BERT)."""
     parallel: bool = False
     """Whether attention and MLP read the same input (GPT-NeoX). If not, the MLP reads the result of attention."""
     qk_norm: Literal["none", "head", "all"] = "none"
@@ -140,7 +151,8 @@ class TransformerConfig:
     rope_dim: int | None = None
     """How many channels of a head rotate; they are the first ones. None: all."""
     windows: tuple[int | None, ...] | None = None
-    """Sliding window of each layer: how many tokens a token reads, itself included. None: all before it."""
+    """Sliding window of each layer: how many tokens a token reads, itself included. None: all before it. In an encoder as
+    many on its other side."""
     bias: bool = False
     """Whether dense layers of the blocks have biases. The three below override it where they are not None."""
     qkv_bias: bool | None = None
@@ -159,6 +171,9 @@ class TransformerConfig:
     """Multiplies embeddings (Gemma: √width)."""
     tied: bool = True
     """Whether the unembedding is the embedding, transposed."""
+    readout: Literal["linear", "transformed", "none"] = "linear"
+    """How hidden states become logits: by the unembedding; by a dense layer, the activation, a norm, and an unembedding with
+    a bias (masked language models); or not at all."""
     dtype: str = "float32"
     """Of matrix products. Statistics (softmax, norms, log-probabilities) are always float32."""
     remat: Literal["none", "full", "dots"] = "none"
@@ -194,6 +209,8 @@ class TransformerConfig:
             raise ValueError(
                 f"rotary positions need an even head_dim, not {self.rotated}: change width or heads"
             )
+        if self.scan and self.norm_placement == "before" and self.embedding_norm:
+            raise ValueError("scan needs layers that are alike, here the first lacks a norm: set it to False")
         for rope in filter(None, self.layer_ropes):
             rope.check(self.rotated // 2)
         for window in filter(lambda w: w is not None, self.layer_windows):

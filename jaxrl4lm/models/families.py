@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxrl4lm.models import decoder_families as decoders
+from jaxrl4lm.models import encoder_families as encoders
 from jaxrl4lm.models import tensor_names
 from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.config_values import Json
@@ -19,7 +20,7 @@ class Family(NamedTuple):
     """One `model_type`."""
 
     architecture: str
-    """The class of transformers that runs it."""
+    """The class of transformers that runs it. An encoder's writer may name another, without logits."""
     table: tuple[list[tensor_names.TensorRow], list[tensor_names.TensorRow]]
     read: Callable[[Json], Json]
     """`config.json` to the fields of a `TransformerConfig`."""
@@ -112,4 +113,20 @@ FAMILIES: dict[str, Family] = {
         "Phi3ForCausalLM", tensor_names.llama(fused=True), decoders.read_phi3, decoders.write_phi3
     ),
     "olmo2": Family("Olmo2ForCausalLM", SANDWICH, decoders.read_olmo2, decoders.write_llama),
+    "bert": Family("BertForMaskedLM", tensor_names.bert(), encoders.read_bert, encoders.write_bert),
+    "roberta": Family(
+        "RobertaForMaskedLM", tensor_names.bert("roberta"), encoders.read_roberta, encoders.write_roberta
+    ),
+    "distilbert": Family(
+        "DistilBertForMaskedLM",
+        tensor_names.distilbert(),
+        encoders.read_distilbert,
+        encoders.write_distilbert,
+    ),
+    "modernbert": Family(
+        "ModernBertForMaskedLM",
+        tensor_names.modernbert(),
+        encoders.read_modernbert,
+        encoders.write_modernbert,
+    ),
 }

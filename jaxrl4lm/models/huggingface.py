@@ -34,16 +34,36 @@ Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 VALUE_HEAD = "value_head"
 HEADED = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 """Endings of the architectures that have a task head in place of the unembedding."""
-UNEMBEDDINGS = {"lm_head.weight", "embed_out.weight"}
+UNEMBEDDINGS = {
+    "lm_head.weight",
+    "embed_out.weight",
+    "cls.predictions.decoder.weight",
+    "lm_head.decoder.weight",
+    "vocab_projector.weight",
+    "decoder.weight",
+}
 """Names of what a tied model keeps, if at all, as a copy of its embedding."""
+RENAMED = {
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+    "lm_head.decoder.bias": "lm_head.bias",
+}
+"""Second names of a tensor."""
+OLDER = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
+"""Endings of names in old checkpoints, and what they are now."""
 IGNORED = (
     ".attn.bias",
     ".attn.masked_bias",
     ".attention.bias",
     ".attention.masked_bias",
     ".rotary_emb.inv_freq",
+    "embeddings.position_ids",
+    "cls.seq_relationship.weight",
+    "cls.seq_relationship.bias",
+    "pooler.dense.weight",
+    "pooler.dense.bias",
 )
-"""Endings of tensors that old checkpoints carry and nothing reads: masks and frequencies."""
+"""Endings of tensors that checkpoints carry and nothing reads: masks, frequencies, and what an encoder's pretraining had
+beside its logits."""
 
 
 def load(
@@ -131,13 +151,13 @@ def read_leaves(folder: pathlib.Path, policy: LanguagePolicy, tensors: dict[str,
     rows, shapes = rows_of(policy), _shapes(policy)
     prefix = rows[0].name.split(".")[0] + "."
     # Saved without the head around it, or, under a head for spans, by another name.
-    others = () if any(name.startswith(prefix) for name in tensors) else ("transformer.", "")
-    own = next((other for other in others if any(name.startswith(other) for name in tensors)), prefix)
+    first = rows[0].name.removeprefix(prefix)
+    own = next((other for other in (prefix, "transformer.", "") if other + first in tensors), prefix)
     rows = [
         row._replace(name=own + row.name[len(prefix) :]) if row.name.startswith(prefix) else row
         for row in rows
     ]
-    tensors = {n: t for n, t in tensors.items() if not n.endswith(IGNORED)}
+    tensors = {_rename(n): t for n, t in tensors.items() if not n.endswith(IGNORED)}
     file = find_tensors_file(folder)
     if policy.config.tied:
         embedding = next((tensors.get(row.name) for row in rows if row.leaves == ("embedding",)), None)
@@ -170,6 +190,13 @@ def read_leaves(folder: pathlib.Path, policy: LanguagePolicy, tensors: dict[str,
         )
     leaves[VALUE_HEAD] = partial(_read_value_head, folder / f"{VALUE_HEAD}.npy", shapes[VALUE_HEAD])
     return leaves
+
+
+def _rename(name: str) -> str:
+    """The name by which a tensor is looked for."""
+    for old, new in OLDER:
+        name = name.replace(old, new)
+    return RENAMED.get(name, name)
 
 
 def _read_part(
@@ -285,7 +312,7 @@ def write_around(folder: pathlib.Path, hf: dict, params: Params, tokenizer: Toke
     # Both spellings: transformers 4 reads torch_dtype, 5 reads dtype.
     name = np.dtype(params["embedding"].dtype).name
     (folder / "config.json").write_text(
-        json.dumps({**hf, **ids, "dtype": name, "torch_dtype": name}, indent=2)
+        json.dumps({**ids, **hf, "dtype": name, "torch_dtype": name}, indent=2)
     )
     head = folder / f"{VALUE_HEAD}.npy"
     head.unlink(missing_ok=True)

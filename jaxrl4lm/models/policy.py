@@ -16,7 +16,7 @@ from jaxrl4lm.models.cache import Cache, Prefix, empty_cache, extend, remember
 from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.decoding_layout import lay_out_for_decoding
 from jaxrl4lm.models.transformer import Transformer, unembed
-from jaxrl4lm.types import Array, Key, Params, ScalarLike
+from jaxrl4lm.types import Array, InputError, Key, Params, ScalarLike
 
 VOCABULARY_CHUNK = 2048
 """How many ids `token_log_probs` takes at a time. A vocabulary of as many keeps its logits."""
@@ -72,21 +72,28 @@ class LanguagePolicy:
         tokens = jnp.zeros((1, 1), jnp.int32)
         return Transformer(self.config).init(key, tokens, tokens)["params"]
 
-    def _call(self, params: Params, *args, method: str) -> Any:
-        return Transformer(self.config).apply({"params": params}, *args, method=method)
+    def _call(self, params: Params, *args, method: str, **named) -> Any:
+        return Transformer(self.config).apply({"params": params}, *args, method=method, **named)
 
-    def apply(self, params: Params, tokens: Array, mask: Array | None = None) -> tuple[Array, Array]:
-        """Logits `[B, T, V]` of the token after each position, and values `[B, T]`; float32.
+    def apply(
+        self, params: Params, tokens: Array, mask: Array | None = None, token_types: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Logits `[B, T, V]` of the token after each position, of an encoder at it, and values `[B, T]`; float32.
 
         Args:
           params: as `init` gives them.
           tokens: int `[B, T]`.
           mask: bool `[B, T]`, False at padding, which may stand on either side and hold any ids. None: no padding.
+          token_types: int `[B, T]`, the part of the text that each token belongs to, where the model tells parts apart
+            (`config.token_types`). None: all belong to the first.
         Raises:
-          ValueError: if the shapes are others, or a text is longer than the table of learned positions. Where the mask is
-            traced its texts cannot be counted; then tokens beyond the table take its last position.
+          ValueError: if the shapes are others, the model has no logits, or a text is longer than the table of learned
+            positions. Where the mask is traced its texts cannot be counted; then tokens beyond the table take its last position.
         """
-        logits, values = self._call(params, tokens, self._positions(tokens, mask), method="__call__")
+        positions = self._positions(tokens, mask)
+        self._check_types(tokens, token_types)
+        self._check_logits()
+        logits, values = self._call(params, tokens, positions, token_types, method="__call__")
         return logits[..., : self.tokens], values
 
     def _positions(self, tokens: Array, mask: Array | None) -> Array:
@@ -104,6 +111,30 @@ class LanguagePolicy:
         context = self.config.context
         if self.config.rope_theta is None and length > context:
             raise ValueError(f"{length} tokens do not fit the table of context {context}: shorten the text")
+
+    def _check_types(self, tokens: Array, token_types: Array | None) -> None:
+        """Refuses parts of a text where the model does not tell them apart."""
+        if token_types is None:
+            return
+        _check_texts("token_types", token_types)
+        if not self.config.token_types or jnp.shape(token_types) != jnp.shape(tokens):
+            raise ValueError(
+                f"token_types of shape {jnp.shape(token_types)} for tokens {jnp.shape(tokens)} and a model of "
+                f"{self.config.token_types} types: leave them out, or give one for each token"
+            )
+
+    def _check_logits(self) -> None:
+        if self.config.readout == "none":
+            raise InputError("this encoder has no logits, only hidden states: give it a task head")
+
+    def _check_causal(self) -> None:
+        """Refuses an encoder where a text is to be continued."""
+        if not self.config.causal:
+            family = self.config.family or "bidirectional"
+            raise InputError(
+                f"the model is an encoder ({family}), whose tokens read those after them, so that it cannot continue a "
+                "text: use a decoder, or train a task head on it (jaxrl4lm head)"
+            )
 
     def for_decoding(self, params: Params) -> Params:
         """The weights in the dtype and the layout that a step reads fastest. Make them once, for many steps."""
@@ -125,6 +156,7 @@ class LanguagePolicy:
         Raises:
           ValueError: if the shapes are others, or P + length is more than the table of learned positions holds.
         """
+        self._check_causal()
         _check_texts("prompts", tokens, mask)
         self._check_length(tokens.shape[1] + length)
         hidden, prefix = self.encode(params, tokens, positions_of(mask), room=length)
@@ -166,7 +198,12 @@ class LanguagePolicy:
         return hidden[:, 0], Carry(carry.prefix, cache, carry.positions + 1, carry.slot + 1)
 
     def hidden(
-        self, params: Params, tokens: Array, mask: Array | None = None, segment_ids: Array | None = None
+        self,
+        params: Params,
+        tokens: Array,
+        mask: Array | None = None,
+        segment_ids: Array | None = None,
+        token_types: Array | None = None,
     ) -> Array:
         """Final hidden states `[B, T, D]` of whole texts, which `logits`, `values` and other heads read.
 
@@ -176,8 +213,11 @@ class LanguagePolicy:
           segment_ids: int `[B, T]`, where a row holds several documents one after another: the number of each token's. They
             do not see each other, and the positions of each begin at 0. None: a row is one document.
         """
+        self._check_types(tokens, token_types)
         if segment_ids is None:
-            return self.encode(params, tokens, self._positions(tokens, mask))[0]
+            positions = self._positions(tokens, mask)
+            return self._call(params, tokens, positions, types_BT=token_types, method="hidden")[0]
+        self._check_causal()
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         _check_texts("tokens", tokens, mask)
         _check_texts("tokens", tokens, segment_ids)
@@ -211,6 +251,7 @@ class LanguagePolicy:
         Raises:
           ValueError: as `prefill`, or if B is no multiple of G.
         """
+        self._check_causal()
         _check_texts("prompts", prompts, prompt_mask)
         _check_texts("completions", completions)
         copies, rest = divmod(completions.shape[0], prompts.shape[0])
@@ -229,6 +270,7 @@ class LanguagePolicy:
 
     def logits(self, params: Params, hidden: Array) -> Array:
         """Float32 logits `[..., V]` of hidden states."""
+        self._check_logits()
         return self._call(params, hidden, method="logits")[..., : self.tokens]
 
     def token_log_probs(
@@ -256,6 +298,7 @@ class LanguagePolicy:
           Log-probabilities, entropies and the largest log-probability, float32 `[...]`, in nats; 0, with 0 gradient, where
           masked.
         """
+        self._check_causal()
         c = self.config
         size = min(chunk or VOCABULARY_CHUNK, self.vocab_size)
         unembedding = Unembedding(partial(unembed, c), 0 if c.tied else 1, self.vocab_size, size)

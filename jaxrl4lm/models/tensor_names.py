@@ -137,6 +137,85 @@ def llama(norm_after: bool = False, fused: bool = False) -> tuple[list[TensorRow
     return top, [row._replace(name=f"model.layers.{{i}}.{row.name}") for row in layer]
 
 
+def _readout(dense: str, norm: str, unembedding: str, bias: str) -> list[TensorRow]:
+    """How a masked language model reads its hidden states; the weight stands there where it is not the embedding."""
+    return [
+        *_dense(dense, "readout"),
+        *_norm(norm, "readout_norm"),
+        TensorRow(f"{unembedding}.weight", ("unembedding",), "transposed"),
+        TensorRow(bias, ("unembedding_bias",)),
+    ]
+
+
+def bert(base: str = "bert") -> tuple[list[TensorRow], list[TensorRow]]:
+    """Rows outside the layers, and rows of one layer; `base`: bert or roberta."""
+    head = {
+        "bert": (
+            "predictions.transform.dense",
+            "predictions.transform.LayerNorm",
+            "predictions.decoder",
+            "predictions.bias",
+        ),
+        "roberta": ("dense", "layer_norm", "decoder", "bias"),
+    }[base]
+    above = "cls" if base == "bert" else "lm_head"
+    top = [
+        TensorRow(f"{base}.embeddings.word_embeddings.weight", ("embedding",)),
+        TensorRow(f"{base}.embeddings.position_embeddings.weight", ("position_embedding",)),
+        TensorRow(f"{base}.embeddings.token_type_embeddings.weight", ("type_embedding",)),
+        *_norm(f"{base}.embeddings.LayerNorm", "embedding_norm"),
+        *_readout(*(f"{above}.{name}" for name in head)),
+    ]
+    layer = [
+        *[row for leaf in ATTENTION for row in _dense(f"attention.self.{leaf.split('/')[1]}", leaf)],
+        *_dense("attention.output.dense", "attention/output"),
+        *_norm("attention.output.LayerNorm", "attention_post_norm"),
+        *_dense("intermediate.dense", "mlp/up"),
+        *_dense("output.dense", "mlp/down"),
+        *_norm("output.LayerNorm", "mlp_post_norm"),
+    ]
+    return top, [row._replace(name=f"{base}.encoder.layer.{{i}}.{row.name}") for row in layer]
+
+
+def distilbert() -> tuple[list[TensorRow], list[TensorRow]]:
+    """Rows outside the layers, and rows of one layer."""
+    top = [
+        TensorRow("distilbert.embeddings.word_embeddings.weight", ("embedding",)),
+        TensorRow("distilbert.embeddings.position_embeddings.weight", ("position_embedding",)),
+        *_norm("distilbert.embeddings.LayerNorm", "embedding_norm"),
+        *_readout("vocab_transform", "vocab_layer_norm", "vocab_projector", "vocab_projector.bias"),
+    ]
+    letters = zip("qkv", ATTENTION, strict=True)
+    layer = [
+        *[row for x, leaf in letters for row in _dense(f"attention.{x}_lin", leaf)],
+        *_dense("attention.out_lin", "attention/output"),
+        *_norm("sa_layer_norm", "attention_post_norm"),
+        *_dense("ffn.lin1", "mlp/up"),
+        *_dense("ffn.lin2", "mlp/down"),
+        *_norm("output_layer_norm", "mlp_post_norm"),
+    ]
+    return top, [row._replace(name=f"distilbert.transformer.layer.{{i}}.{row.name}") for row in layer]
+
+
+def modernbert() -> tuple[list[TensorRow], list[TensorRow]]:
+    """Rows outside the layers, and rows of one layer."""
+    top = [
+        TensorRow("model.embeddings.tok_embeddings.weight", ("embedding",)),
+        *_norm("model.embeddings.norm", "embedding_norm"),
+        *_norm("model.final_norm", "final_norm"),
+        *_readout("head.dense", "head.norm", "decoder", "decoder.bias"),
+    ]
+    layer = [
+        *_norm("attn_norm", "attention_norm"),
+        *_norm("mlp_norm", "mlp_norm"),
+        *_dense("attn.Wqkv", *ATTENTION),
+        *_dense("attn.Wo", "attention/output"),
+        *_dense("mlp.Wi", "mlp/gate", "mlp/up"),
+        *_dense("mlp.Wo", "mlp/down"),
+    ]
+    return top, [row._replace(name=f"model.layers.{{i}}.{row.name}") for row in layer]
+
+
 def list_rows(
     table: tuple[list[TensorRow], list[TensorRow]], layers: int, leaves: set[str]
 ) -> list[TensorRow]:

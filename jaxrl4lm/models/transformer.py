@@ -1,9 +1,10 @@
-"""A decoder-only transformer behind one configuration.
+"""A transformer behind one configuration: decoders, and encoders.
 
 Positions are data. Every key carries its position, and there is one mask rule: `key position <= query position` (and, under
 a sliding window, `query position - key position < window`). It covers left and right padding, ragged prompts, cached steps
-and prompts shared by several completions. Where several documents share a row, keys carry their places in the row, and the
-window of a query ends where its document begins. The order of the keys does not matter.
+and prompts shared by several completions. In an encoder every key but padding may be read, in a window on both sides. Where
+several documents share a row, keys carry their places in the row, and the window of a query ends where its document begins.
+The order of the keys does not matter.
 
 Shapes: `B` sequences, `G` prompts (`B` is `G` times the completions of each), `T` queries, `S` keys, `D` width, `H` heads,
 `K` key-value heads, `C` channels of a head, `V` vocabulary.
@@ -51,7 +52,7 @@ class Norm(nn.Module):
             y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + c.norm_eps)
         y = y * (scale.astype(jnp.float32) + c.norm_offset if c.norm_offset else scale).reshape(shape)
-        if c.norm == "layer":
+        if c.norm == "layer" and c.norm_bias:
             y = y + self.param("bias", nn.initializers.zeros, (width,)).reshape(shape)
         return y.astype(x.dtype)
 
@@ -134,10 +135,10 @@ class Attention(nn.Module):
         q = rotate(q, table) * (C**-0.5 if c.attention_scale is None else c.attention_scale)
         if prefix is not None:
             segments.append(prefix)
-        output = attend(q, segments, positions_BT, window, c.attention_softcap).reshape(B, T, H * C)
+        output = attend(q, segments, positions_BT, window, c.attention_softcap, c.causal)
         depth = 1 / math.sqrt(2 * c.layers)
         biased = c.bias if c.output_bias is None else c.output_bias
-        return Dense(c.width, biased, depth, name="output")(output), made
+        return Dense(c.width, biased, depth, name="output")(output.reshape(B, T, H * C)), made
 
 
 class Mlp(nn.Module):
@@ -160,13 +161,19 @@ class Block(nn.Module):
     """Attention and MLP with their norms, each added to the residual stream."""
 
     config: TransformerConfig
+    normed: bool = False
+    """Whether the input is normalised already."""
 
     @nn.compact
     def __call__(self, x_BTD, positions_BT, table, window, prefix, own, slot):
         c = self.config
-        before, after = c.norm_placement != "after", c.norm_placement != "before"
-        h = Norm(c, name="attention_norm")(x_BTD) if before else x_BTD
+        before, after = (c.norm_placement in (placement, "both") for placement in ("before", "after"))
+        h = Norm(c, name="attention_norm")(x_BTD) if before and not self.normed else x_BTD
         h, kv = Attention(c, name="attention")(h, positions_BT, table, window, prefix, own, slot)
+        if c.norm_placement == "sum":
+            y = Norm(c, name="attention_post_norm")(x_BTD + h)
+            y = Norm(c, name="mlp_post_norm")(y + Mlp(c, name="mlp")(y))
+            return constrain_residual(y), kv
         h = Norm(c, name="attention_post_norm")(h) if after else h
         y = x_BTD if c.parallel else x_BTD + h
         m = Mlp(c, name="mlp")(Norm(c, name="mlp_norm")(y) if before else y)
@@ -199,10 +206,20 @@ class Transformer(nn.Module):
         self.embedding = self.param("embedding", nn.initializers.normal(0.02), (c.vocab_size, c.width))
         if c.rope_theta is None:
             self.position_embedding = self.param(
-                "position_embedding", nn.initializers.normal(0.02), (c.context, c.width)
+                "position_embedding", nn.initializers.normal(0.02), (c.position_offset + c.context, c.width)
             )
-        self.blocks = [Block(c, name=f"layer_{i}") for i in range(c.layers)]
-        self.final_norm = Norm(c)
+        if c.token_types:
+            self.type_embedding = self.param(
+                "type_embedding", nn.initializers.normal(0.02), (c.token_types, c.width)
+            )
+        if c.embedding_norm:
+            self.embedding_norm = Norm(c)
+        self.blocks = [Block(c, i == 0 and c.embedding_norm, name=f"layer_{i}") for i in range(c.layers)]
+        self.final_norm = Norm(c) if c.norm_placement != "sum" else lambda x_BTD: x_BTD
+        if c.readout == "transformed":
+            biased = c.bias if c.mlp_bias is None else c.mlp_bias
+            self.readout, self.readout_norm = Dense(c.width, biased), Norm(c)
+            self.unembedding_bias = self.param("unembedding_bias", nn.initializers.zeros, (c.vocab_size,))
         if not c.tied:
             self.unembedding = self.param(
                 "unembedding", nn.initializers.normal(0.02), (c.width, c.vocab_size)
@@ -218,6 +235,7 @@ class Transformer(nn.Module):
         slot: Array | int = 0,
         room: int = 0,
         places_BT: Array | None = None,
+        types_BT: Array | None = None,
     ) -> tuple[Array, Cache | Prefix]:
         """Final hidden states `[B, T, D]`, and the keys and values that this call made.
 
@@ -231,13 +249,14 @@ class Transformer(nn.Module):
             that no state depends on a later token, and no cached key must be rotated again.
           places_BT: the tokens' places in their rows, `EMPTY` at padding, where a row holds several documents one after
             another, each with positions from 0; without a prefix or a cache. None: a row is one document.
+          types_BT: the part of the text, from 0, that each token belongs to. None: there is one.
         Returns:
           The hidden states; the updated cache, or without one the keys and values of the tokens as a prefix.
         """
         c = self.config
         chex.assert_rank(tokens_BT, 2)
         chex.assert_equal_shape([tokens_BT, positions_BT])
-        x_BTD = self._embed(tokens_BT, positions_BT)
+        x_BTD = self._embed(tokens_BT, positions_BT, types_BT)
         positions = positions_BT
         if cache is not None:
             positions = jax.lax.dynamic_update_slice(cache.positions, positions_BT, (0, slot))
@@ -277,7 +296,7 @@ class Transformer(nn.Module):
         policies = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
         def run(params, *args):
-            return Block(c, parent=None).apply({"params": params}, *args)
+            return Block(c, "attention_norm" not in params, parent=None).apply({"params": params}, *args)
 
         return (
             run(params, *args)
@@ -313,24 +332,37 @@ class Transformer(nn.Module):
         keys, values = zip(*[jax.tree.map(lambda x, i=i: x[i], made) for i in range(c.layers)], strict=True)
         return x_BTD, list(keys), list(values)
 
-    def _embed(self, tokens_BT: Array, positions_BT: Array) -> Array:
+    def _embed(self, tokens_BT: Array, positions_BT: Array, types_BT: Array | None) -> Array:
         c = self.config
         x_BTD = gather_rows(self.embedding)[tokens_BT].astype(c.dtype)
         if c.embedding_scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(c.embedding_scale, c.dtype)
+        if c.token_types:
+            types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
+            x_BTD = x_BTD + self.type_embedding[types_BT].astype(c.dtype)
         if c.rope_theta is None:
-            x_BTD = x_BTD + self.position_embedding[jnp.minimum(positions_BT, c.context - 1)].astype(c.dtype)
+            rows_BT = jnp.minimum(positions_BT, c.context - 1) + c.position_offset
+            x_BTD = x_BTD + self.position_embedding[rows_BT].astype(c.dtype)
+        if c.embedding_norm:
+            x_BTD = self.embedding_norm(x_BTD)
         return constrain_residual(x_BTD)
 
     def logits(self, hidden: Array) -> Array:
         """Float32 logits `[..., V]`."""
         c = self.config
-        return unembed(c, hidden, self.embedding if c.tied else self.unembedding)
+        if c.readout == "transformed":
+            hidden = self.readout_norm(ACTIVATIONS[c.activation](self.readout(hidden)))
+        logits = unembed(c, hidden, self.embedding if c.tied else self.unembedding)
+        if c.readout == "transformed":
+            logits = logits + self.unembedding_bias.reshape((1,) * (logits.ndim - 1) + (-1,))
+        return logits
 
     def values(self, hidden: Array) -> Array:
         """Float32 state values `[...]`, 0 at initialisation."""
         return jnp.matmul(hidden.astype(jnp.float32), self.value_head.astype(jnp.float32))
 
-    def __call__(self, tokens_BT: Array, positions_BT: Array) -> tuple[Array, Array]:
-        hidden, _ = self.hidden(tokens_BT, positions_BT)
-        return self.logits(hidden), self.values(hidden)
+    def __call__(
+        self, tokens_BT: Array, positions_BT: Array, types_BT: Array | None = None
+    ) -> tuple[Array | None, Array]:
+        hidden, _ = self.hidden(tokens_BT, positions_BT, types_BT=types_BT)
+        return None if self.config.readout == "none" else self.logits(hidden), self.values(hidden)
