@@ -3,8 +3,8 @@
 from jaxrl4lm.models import lora
 from jaxrl4lm.models.cache import Cache, Prefix
 from jaxrl4lm.models.config import Rope, TransformerConfig
-from jaxrl4lm.models.head_files import load_with_head, save_with_head
-from jaxrl4lm.models.heads import Head, init_head, sequence_outputs, span_outputs, token_outputs
+from jaxrl4lm.models.head_files import load_backbone, load_with_head, new_head, save_with_head
+from jaxrl4lm.models.heads import Head, Pooler, init_head, sequence_outputs, span_outputs, token_outputs
 from jaxrl4lm.models.huggingface import load, save
 from jaxrl4lm.models.partitioning import combine, match_paths, partition
 from jaxrl4lm.models.policy import Carry, LanguagePolicy, parameter_count, positions_of
@@ -18,6 +18,7 @@ __all__ = [
     "CheckpointError",
     "Head",
     "LanguagePolicy",
+    "Pooler",
     "Prefix",
     "Rope",
     "Transformer",
@@ -26,10 +27,12 @@ __all__ = [
     "combine",
     "init_head",
     "load",
+    "load_backbone",
     "load_with_head",
     "lora",
     "make_mesh",
     "match_paths",
+    "new_head",
     "parameter_count",
     "partition",
     "place",

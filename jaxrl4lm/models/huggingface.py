@@ -43,11 +43,11 @@ UNEMBEDDINGS = {
     "decoder.weight",
 }
 """Names of what a tied model keeps, if at all, as a copy of its embedding."""
-RENAMED = {
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-    "lm_head.decoder.bias": "lm_head.bias",
-}
-"""Second names of a tensor."""
+TWICE = (
+    ("cls.predictions.bias", "cls.predictions.decoder.bias"),
+    ("lm_head.bias", "lm_head.decoder.bias"),
+)
+"""Two names of one tensor. Where a file has two tensors, the second is what transformers reads."""
 OLDER = ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias"))
 """Endings of names in old checkpoints, and what they are now."""
 IGNORED = (
@@ -91,9 +91,7 @@ def load(
     """
     folder = pathlib.Path(folder)
     hf = read_hf_config(folder)
-    named = hf.get("architectures")
-    architecture = str(named[0]) if isinstance(named, list) and named else ""
-    if architecture.endswith(HEADED):
+    if (architecture := read_architecture(hf)).endswith(HEADED):
         raise CheckpointError(
             f"{folder} holds a {architecture}, which has a task head and no logits: use models.load_with_head"
         )
@@ -108,6 +106,12 @@ def read_hf_config(folder: pathlib.Path) -> dict:
     if not path.exists():
         raise CheckpointError(f"{path} is missing: name the folder of a Hugging Face model")
     return read_object(path)
+
+
+def read_architecture(hf: dict) -> str:
+    """The class of transformers that wrote a folder, "" where `config.json` names none."""
+    named = hf.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else ""
 
 
 def read_tokenizer(folder: pathlib.Path) -> HuggingFaceTokenizer | None:
@@ -158,6 +162,9 @@ def read_leaves(folder: pathlib.Path, policy: LanguagePolicy, tensors: dict[str,
         for row in rows
     ]
     tensors = {_rename(n): t for n, t in tensors.items() if not n.endswith(IGNORED)}
+    for one, other in TWICE:
+        if one in tensors or other in tensors:
+            tensors = {one: tensors.get(other), other: tensors.get(one), **tensors}
     file = find_tensors_file(folder)
     if policy.config.tied:
         embedding = next((tensors.get(row.name) for row in rows if row.leaves == ("embedding",)), None)
@@ -196,7 +203,7 @@ def _rename(name: str) -> str:
     """The name by which a tensor is looked for."""
     for old, new in OLDER:
         name = name.replace(old, new)
-    return RENAMED.get(name, name)
+    return name
 
 
 def _read_part(

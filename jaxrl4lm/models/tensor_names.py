@@ -137,13 +137,14 @@ def llama(norm_after: bool = False, fused: bool = False) -> tuple[list[TensorRow
     return top, [row._replace(name=f"model.layers.{{i}}.{row.name}") for row in layer]
 
 
-def _readout(dense: str, norm: str, unembedding: str, bias: str) -> list[TensorRow]:
-    """How a masked language model reads its hidden states; the weight stands there where it is not the embedding."""
+def _readout(dense: str, norm: str, unembedding: str, *bias: str) -> list[TensorRow]:
+    """How a masked language model reads its hidden states. The weight stands there if it is not the embedding; a bias of two
+    names stands there twice."""
     return [
         *_dense(dense, "readout"),
         *_norm(norm, "readout_norm"),
         TensorRow(f"{unembedding}.weight", ("unembedding",), "transposed"),
-        TensorRow(bias, ("unembedding_bias",)),
+        *(TensorRow(name, ("unembedding_bias",)) for name in bias),
     ]
 
 
@@ -158,6 +159,7 @@ def bert(base: str = "bert") -> tuple[list[TensorRow], list[TensorRow]]:
         ),
         "roberta": ("dense", "layer_norm", "decoder", "bias"),
     }[base]
+    head = (*head, f"{head[2]}.bias")
     above = "cls" if base == "bert" else "lm_head"
     top = [
         TensorRow(f"{base}.embeddings.word_embeddings.weight", ("embedding",)),

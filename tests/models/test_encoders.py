@@ -119,7 +119,7 @@ def test_what_old_files_call_otherwise_is_read(tmp_path):
         n.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): t
         for n, t in tensors.items()
     }
-    old["cls.predictions.decoder.bias"] = old.pop("cls.predictions.bias")
+    old["cls.predictions.decoder.bias"] = old.pop("cls.predictions.bias")  # both are one
     write_tensors(tmp_path, {n: Tensor(t.shape, t.dtype, lambda t=t: t) for n, t in old.items()})
     jax.tree.map(np.testing.assert_array_equal, models.load(tmp_path)[1], params)
     older = {"model_type": "modernbert", **SIZES, "local_attention": 8, "global_attn_every_n_layers": 3}
@@ -127,6 +127,77 @@ def test_what_old_files_call_otherwise_is_read(tmp_path):
     assert [rope.theta for rope in config.layer_ropes] == [300.0, 40.0, 40.0]
     assert config.layer_windows == (None, 5, 5)
     assert write_config(config)["global_attn_every_n_layers"] == 3
+
+
+KINDS = {"sequence": "SequenceClassification", "token": "TokenClassification", "span": "QuestionAnswering"}
+HEADS = [(case, kind) for case in ("bert", "roberta", "distilbert", "modernbert") for kind in KINDS]
+HEADS += [("modernbert_mean", "sequence"), ("modernbert_biased", "token")]
+
+
+@pytest.mark.parametrize("case, kind", slow_but(HEADS, [("roberta", "sequence"), ("modernbert", "span")]))
+def test_task_heads_of_transformers_in_and_out(case, kind, tmp_path):
+    auto = f"AutoModelFor{KINDS[kind]}"
+    changes = {} if kind == "span" else {"num_labels": 3}
+    if case == "modernbert_mean":
+        case, changes = (
+            "modernbert",
+            {**changes, "classifier_pooling": "mean", "classifier_activation": "relu"},
+        )
+    model = make(case, auto, **changes)
+    model.save_pretrained(tmp_path / "theirs")
+    tokens, mask = batch()
+    mask[:, 0] = mask[:, :7].all(1)  # they read the first column, we the first real token
+    tokens, mask = tokens[mask[:, 0]], mask[mask[:, 0]]
+
+    def outputs(model):
+        out = reference(case, model, tokens, mask)
+        return [x.numpy() for x in ((out.start_logits, out.end_logits) if kind == "span" else (out.logits,))]
+
+    policy, params, head, _ = models.load_with_head(tmp_path / "theirs")
+    hidden = jax.jit(policy.hidden)(params, tokens, mask, None, token_types(case, tokens))
+    if kind == "span":
+        ours = models.span_outputs(head, hidden, mask)
+    else:
+        sequence = kind == "sequence"
+        ours = [
+            models.sequence_outputs(head, hidden, mask) if sequence else models.token_outputs(head, hidden)
+        ]
+    real = np.ones(len(tokens), bool) if kind == "sequence" else mask
+    theirs = outputs(model)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert relative_error(mine, other, real) < 1e-5
+    labels = [] if kind == "span" else ["no", "yes", "perhaps"]
+    models.save_with_head(tmp_path / "ours", policy, params, head, kind, labels=labels)
+    back, missing = load_back(auto, tmp_path / "ours")
+    assert not missing
+    assert type(back) is type(model)
+    for one, other in zip(outputs(back), theirs, strict=True):
+        assert relative_error(one, other, real) < 1e-6
+    fresh = models.new_head(jax.random.key(0), policy, kind, head.bias.size)
+    assert [x.shape for x in jax.tree.leaves(fresh)] == [x.shape for x in jax.tree.leaves(head)]
+    models.save_with_head(tmp_path / "fresh", policy, params, fresh, kind)
+    assert not load_back(auto, tmp_path / "fresh")[1]
+    backbone, same, _ = models.load_backbone(tmp_path / "ours")
+    assert backbone == policy
+    jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+def test_heads_and_logits_part(tmp_path):
+    """A model that has logits loses them under a head; a head without its pooler is refused."""
+    make("bert", "AutoModelForMaskedLM").save_pretrained(tmp_path / "masked")
+    policy, params, _ = models.load(tmp_path / "masked")
+    linear = models.init_head(jax.random.key(0), 48, 3)
+    with pytest.raises(
+        models.CheckpointError, match="BertForSequenceClassification has a pooler: make it by"
+    ):
+        models.save_with_head(tmp_path / "a", policy, params, linear, "sequence")
+    models.save_with_head(tmp_path / "a", policy, params, linear, "token")
+    assert not load_back("AutoModelForTokenClassification", tmp_path / "a")[1]
+    backbone, same, _ = models.load_backbone(tmp_path / "masked")
+    assert backbone == models.load_backbone(tmp_path / "a")[0]
+    assert set(params) - set(same) == {"readout", "readout_norm", "unembedding_bias"}
+    with pytest.raises(models.CheckpointError, match="has no task head"):
+        models.load_with_head(tmp_path / "masked")
 
 
 OPTIONS = {
