@@ -15,6 +15,7 @@ COMMANDS = {
     "sft": "fine-tune a language model on texts",
     "preference": "train a language model on preferences: DPO and its family, KTO",
     "reward": "train a reward model on preferences",
+    "head": "train a task head: spans, classes or tags",
     "evaluate": "score a run on what it held out",
     "generate": "complete prompts with a run's model or a Hugging Face folder",
     "solve": "solve a grid world exactly and draw it",

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxrl4lm.checkpoint import Checkpoints
-from jaxrl4lm.cli import preference, reward, run_folder, sft, train
+from jaxrl4lm.cli import head, preference, reward, run_folder, sft, train
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 from jaxrl4lm.cli.options import parse
 from jaxrl4lm.cli.report import format_spread, make_cell
@@ -28,6 +28,7 @@ COMMANDS = {
     "sft": (sft.SftArguments, sft),
     "preference": (preference.PreferenceArguments, preference),
     "reward": (reward.RewardArguments, reward),
+    "head": (head.HeadArguments, head),
 }
 
 

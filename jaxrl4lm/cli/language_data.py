@@ -24,6 +24,7 @@ from jaxrl4lm.models import LanguagePolicy, TransformerConfig, lora
 from jaxrl4lm.training import Sample
 from jaxrl4lm.training.evaluation import SHOWN, complete_prompts, make_greedy
 from jaxrl4lm.training.judgements import JudgementSet
+from jaxrl4lm.training.labelled import LabelledSet
 from jaxrl4lm.training.language_stage import init_params
 from jaxrl4lm.training.reinforcement_stage import LONGEST_COMPLETION
 from jaxrl4lm.training.texts import TextSet
@@ -154,7 +155,8 @@ def make_paths_absolute(arguments: Any) -> Any:
         "dataset": tuple(make_absolute(path) for path in given.dataset),
         "eval_dataset": make_absolute(given.eval_dataset),
     }
-    paths = {"model": make_absolute(model.model), "chat_template": make_absolute(model.chat_template)}
+    named = [name for name in ("model", "chat_template") if hasattr(model, name)]
+    paths = {name: make_absolute(getattr(model, name)) for name in named}
     return dataclasses.replace(
         arguments, data=dataclasses.replace(given, **files), model=dataclasses.replace(model, **paths)
     )
@@ -207,7 +209,7 @@ def measure_texts(rows: Sequence[Row], tokenizer: Tokenizer) -> int:
     return min(max(lengths, default=1), LONGEST_TEXT)
 
 
-def describe_texts(texts: TextSet | JudgementSet, what: str = "texts to imitate") -> list[str]:
+def describe_texts(texts: TextSet | JudgementSet | LabelledSet, what: str = "texts to imitate") -> list[str]:
     """How many rows there are, and what became of the rest."""
     cut = f", {texts.cut} of them cut to {texts.length} tokens" if texts.cut else ""
     lines = [f"{len(texts.training)} {what}{cut}"]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 from jaxrl4lm import models
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
@@ -10,11 +12,19 @@ from jaxrl4lm.types import InputError, Params
 
 
 def load_model(
-    folder: pathlib.Path, compute_dtype: str = "float32", dtype: str = "float32"
+    folder: pathlib.Path,
+    compute_dtype: str = "float32",
+    dtype: str = "float32",
+    *,
+    load: Callable[..., tuple[LanguagePolicy, Params, Any]] = models.load,
 ) -> tuple[LanguagePolicy, Params, HuggingFaceTokenizer]:
-    """The policy (of the tokenizer's tokens), parameters (of `dtype`) and tokenizer of a Hugging Face folder."""
+    """The policy (of the tokenizer's tokens), parameters (of `dtype`) and tokenizer of a Hugging Face folder.
+
+    Args:
+      load: what reads it; `models.load_backbone` takes any folder, for a task head.
+    """
     try:
-        policy, params, tokenizer = models.load(folder, dtype=dtype, compute_dtype=compute_dtype)  # pyright: ignore
+        policy, params, tokenizer = load(folder, dtype=dtype, compute_dtype=compute_dtype)
     except InputError:
         raise
     except Exception as error:  # the readers of JSON, tensors and tokenizers raise many kinds

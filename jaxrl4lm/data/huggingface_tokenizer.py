@@ -240,9 +240,10 @@ def _find_id(backend: tokenizers.Tokenizer, token: Any) -> int | None:
 def _list_ends(
     backend: tokenizers.Tokenizer, config: dict[str, Any], generation: dict[str, Any]
 ) -> tuple[int, ...]:
-    """The end token that the tokenizer names, then those at which generation stops."""
+    """The end token that the tokenizer names (encoders call it a separator), then those at which generation stops."""
     listed = generation.get("eos_token_id")
-    ids = [_find_id(backend, config.get("eos_token")), *(listed if isinstance(listed, list) else [listed])]
+    named = _find_id(backend, config.get("eos_token") or config.get("sep_token"))
+    ids = [named, *(listed if isinstance(listed, list) else [listed])]
     return tuple(dict.fromkeys(i for i in ids if i is not None))
 
 

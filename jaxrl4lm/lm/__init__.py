@@ -1,7 +1,8 @@
 """Training language models: teacher forcing, preferences and reinforcement learning."""
 
-from jaxrl4lm.lm import algorithms, preference, reinforcement, reward, supervised, trainable
+from jaxrl4lm.lm import algorithms, heads, preference, reinforcement, reward, supervised, trainable
 from jaxrl4lm.lm.config import (
+    HeadConfig,
     PairConfig,
     PreferenceConfig,
     ReinforcementConfig,
@@ -12,6 +13,7 @@ from jaxrl4lm.lm.config import (
 from jaxrl4lm.lm.rollouts import Rollout, rollout
 
 __all__ = [
+    "HeadConfig",
     "PairConfig",
     "PreferenceConfig",
     "ReinforcementConfig",
@@ -20,6 +22,7 @@ __all__ = [
     "SupervisedConfig",
     "TextConfig",
     "algorithms",
+    "heads",
     "preference",
     "reinforcement",
     "reward",

@@ -282,6 +282,17 @@ class RewardConfig(_JudgementConfig):
     """Price of the square of a pair's summed rewards, which keeps them around 0; .01 is usual."""
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class HeadConfig(DescentConfig):
+    """A task head, over a frozen backbone or with it."""
+
+    learning_rate: ScalarLike = number(1e-3, above=0)
+    """Of the optimizer, at its highest. A whole pretrained model wants less, 5e-5."""
+    batch: int = size(32)
+    """Rows of an optimizer step."""
+
+
 @dataclass(frozen=True)
 class TextConfig(_Config):
     """How rows of a dataset become the sequences of teacher forcing."""

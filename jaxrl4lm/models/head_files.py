@@ -90,7 +90,7 @@ def new_head(key: Key, policy: LanguagePolicy, kind: Kind, outputs: int) -> Head
     form, (output_key, pooler_key) = find_form(hf, kind), jax.random.split(key)
     head = init_head(output_key, c.width, outputs)
     if form.dense is None:
-        return head
+        return head if form.biased else head._replace(bias=None)
     zeros, normed = jnp.zeros(c.width), form.norm is not None
     pooler = Pooler(
         kernel=jax.random.normal(pooler_key, (c.width, c.width)) * c.width**-0.5,
@@ -123,7 +123,8 @@ def load_with_head(
     config = read_config(hf, str(folder / "config.json"))
     policy = LanguagePolicy(dataclasses.replace(config, tied=True, dtype=jnp.dtype(dtype).name))
     tensors, architecture = read_tensors(folder), read_architecture(hf)
-    kind: Kind = next((k for k, ending in ARCHITECTURES.items() if architecture.endswith(ending)), "sequence")
+    kinds: list[Kind] = [kind for kind, ending in ARCHITECTURES.items() if architecture.endswith(ending)]
+    kind: Kind = kinds[0] if kinds else "sequence"
     form = find_form(hf, kind)
     name = next((name for name in (form.output, *NAMES) if f"{name}.weight" in tensors), None)
     if name is None:
@@ -150,18 +151,21 @@ def load_with_head(
 
 
 def load_backbone(
-    folder: str | os.PathLike, *, dtype: DTypeLike = jnp.float32
+    folder: str | os.PathLike, *, dtype: DTypeLike = jnp.float32, compute_dtype: DTypeLike | None = None
 ) -> tuple[LanguagePolicy, Params, HuggingFaceTokenizer | None]:
     """What makes hidden states in any folder: that of a language model, of an encoder, or of a model with a task head, which
     is left out.
 
+    Args:
+      folder, dtype, compute_dtype: as for `load`.
     Raises:
       CheckpointError: as `load`.
     """
     if read_architecture(read_hf_config(pathlib.Path(folder))).endswith(HEADED):
         policy, params, _, tokenizer = load_with_head(folder, dtype=dtype)
-        return policy, params, tokenizer
-    policy, params, tokenizer = load(folder, dtype=dtype)
+        config = dataclasses.replace(policy.config, dtype=jnp.dtype(compute_dtype or dtype).name)
+        return dataclasses.replace(policy, config=config), params, tokenizer
+    policy, params, tokenizer = load(folder, dtype=dtype, compute_dtype=compute_dtype)
     return *_drop_logits(policy, params), tokenizer
 
 
@@ -231,7 +235,7 @@ def check_head(hf: Json, head: Head, kind: Kind) -> Form:
     model = f"{_stem(model_type)}{ARCHITECTURES[kind]}"
     if model_type in HEADLESS[kind]:
         raise CheckpointError(f"transformers has no {model}: save the head by itself")
-    if not form.biased and np.asarray(head.bias).any():
+    if not form.biased and head.bias is not None and np.asarray(head.bias).any():
         raise CheckpointError(f"the head of a {model} has no bias: train it with bias 0")
     if (form.dense is None) != (head.pooler is None):
         raise CheckpointError(

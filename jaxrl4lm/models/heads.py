@@ -55,8 +55,8 @@ class Head(NamedTuple):
 
     kernel: Array
     """`[D, N]`."""
-    bias: Array
-    """`[N]`."""
+    bias: Array | None
+    """`[N]`. None: 0, and it does not learn."""
     pooler: Pooler | None = None
     """What transforms the states first. None: nothing."""
 
@@ -72,7 +72,8 @@ def init_head(key: Key, width: int, outputs: int) -> Head:
 def token_outputs(head: Head, hidden: Array) -> Array:
     """Float32 outputs `[B, T, N]` of every token, from hidden states `[B, T, D]`: token classification."""
     states = hidden.astype(jnp.float32) if head.pooler is None else head.pooler(hidden)
-    return jnp.matmul(states, head.kernel) + head.bias[None, None]
+    outputs = jnp.matmul(states, head.kernel)
+    return outputs if head.bias is None else outputs + head.bias[None, None]
 
 
 def sequence_outputs(head: Head, hidden: Array, mask: Array | None = None) -> Array:

@@ -163,8 +163,9 @@ def read_leaves(folder: pathlib.Path, policy: LanguagePolicy, tensors: dict[str,
     ]
     tensors = {_rename(n): t for n, t in tensors.items() if not n.endswith(IGNORED)}
     for one, other in TWICE:
-        if one in tensors or other in tensors:
-            tensors = {one: tensors.get(other), other: tensors.get(one), **tensors}
+        known = tensors.get(other, tensors.get(one))
+        if known is not None:
+            tensors = {one: known, other: known, **tensors}
     file = find_tensors_file(folder)
     if policy.config.tied:
         embedding = next((tensors.get(row.name) for row in rows if row.leaves == ("embedding",)), None)

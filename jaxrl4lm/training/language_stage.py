@@ -27,7 +27,7 @@ from jaxrl4lm.types import Array, InputError, Params
 SEEDS_AT_ONCE = 4
 """The best block of `benchmarks/population.py` on a CPU."""
 MOST_HELD_OUT = 256
-PURPOSES = ("params", "supervised", "reinforcement", "preference", "reward")
+PURPOSES = ("params", "supervised", "reinforcement", "preference", "reward", "head")
 """A key of its own for each: a stage draws the same numbers whether others run before it or not."""
 
 
