@@ -145,4 +145,14 @@ def build(arguments: HeadArguments) -> Session:
         f"{labels}rows of {lengths} tokens; {models.parameter_count(learning):,} parameters learn",
     )
     title = f"{', '.join(path.name for path in arguments.data.dataset)}, {kind} head on {given.model.name}"
-    return Session(title, policy, lambda: start, (stage,), evaluation_of(stage), notes)
+    return Session(
+        title=title,
+        policy=policy,
+        start=lambda: start,
+        stages=(stage,),
+        evaluation=evaluation_of(stage),
+        method=f"{kind} head",
+        base=str(given.model),
+        data=tuple(map(str, arguments.data.dataset)),
+        notes=notes,
+    )
