@@ -79,7 +79,8 @@ def test_a_reference_that_is_kept_with_the_rows(start):
         state = jax.eval_shape(stage.init, start)
         assert models.parameter_count((state.params, state.frozen)) == size
         assert models.parameter_count(state.opt_state) < 2 * size + 10  # Adam's two means
-    beside = [stage.advance.__self__.beside(None) for stage in (live, kept, adapted)]
+    state = jax.eval_shape(live.init, start)
+    beside = [stage.advance.__self__.beside(state) for stage in (live, kept, adapted)]
     assert [models.parameter_count(each) for each in beside] == [size, 0, 0]
 
 
