@@ -39,60 +39,54 @@ LAST = (
     "Hahn",
     "Stein",
 )
-NUMBERS = (
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "twenty",
-    "fifty",
-)
-THINGS = ("apples", "stones", "books", "lamps", "coins", "maps", "keys", "ships", "songs", "letters")
-VERBS = ("bought", "sold", "counted", "lost", "found", "wrote", "carried", "painted")
-PLACES = ("market", "harbour", "station", "library", "garden", "bridge", "museum")
-TIMES = ("yesterday", "today", "once", "often", "early", "late")
-OTHERS = ("in", "the", "at", "near", ",", ".", "?", "who", "how", "many")
-WORDS = (*FIRST, *LAST, *NUMBERS, *THINGS, *VERBS, *PLACES, *TIMES, *OTHERS)
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred", "thousand")
+ONES = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+VERBS = ("bought", "sold", "made", "lost", "found", "kept")
+WORDS = (*FIRST, *LAST, *TENS, *ONES, *VERBS, "by", "for", ",", ".", "?", "who", "what", "how", "many")
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
 
 
-def make_sentence(rng: random.Random) -> dict:
-    """A sentence as words, its name, its number, and a tag for each word."""
-    name = [rng.choice(FIRST), rng.choice(LAST)][: rng.choice([1, 2, 2])]
-    number, thing, place = rng.choice(NUMBERS), rng.choice(THINGS), rng.choice(PLACES)
-    deed = [rng.choice(VERBS), number, thing]
-    where = [rng.choice(["in", "at", "near"]), "the", place]
-    when = [rng.choice(TIMES)]
-    words = rng.choice(
-        [[*name, *deed, *where], [*when, ",", *where, ",", *name, *deed], [*where, *name, *deed, *when]]
-    )
-    begin = words.index(name[0])
-    tags = ["O"] * len(words)
-    tags[begin : begin + len(name)] = ["B-PER", "I-PER"][: len(name)]
-    return {"words": [*words, "."], "name": " ".join(name), "number": number, "tags": [*tags, "O"]}
+def make_sentence(rng: random.Random) -> list[tuple[str, str, list[str]]]:
+    """Clauses (what they begin with, task, words), as "sold by Ada Turing , made for twenty nine": by and for a name, by and
+    for a number."""
+    clauses = []
+    for mark in ("by", "for"):
+        for task, first, last in (("name", FIRST, LAST), ("number", TENS, ONES)):
+            words = [rng.choice(first), rng.choice(last)]
+            begin = f"{rng.choice(VERBS)} {mark}"
+            clauses.append((begin, task, words if rng.random() < 0.5 else words[:1]))
+    rng.shuffle(clauses)
+    return clauses
 
 
 def make_rows(task: str, count: int, seed: int) -> list[dict]:
-    """Rows of a task: `name` and `number` are spans, `long` classes (has the person one name or two?), `tags` tags of words."""
+    """Rows of a task: `name` and `number` are spans, of which the one after "by" is meant; `long` are classes (has that name two
+    words?), `tags` are tags of words."""
     rng, rows = random.Random(seed), []
     for _ in range(count):
-        made = make_sentence(rng)
-        text = " ".join(made["words"])
+        clauses = make_sentence(rng)
+        text = " , ".join(f"{begin} {' '.join(words)}" for begin, _, words in clauses) + " ."
+        wanted = "number" if task == "number" else "name"
+        [words] = [words for begin, kind, words in clauses if kind == wanted and begin.endswith("by")]
+        question, answer = "how many ?" if task == "number" else "who ?", " ".join(words)
         if task in ("name", "number"):
-            question = {"name": "who ?", "number": "how many ?"}[task]
-            answers = {"text": [made[task]], "answer_start": [text.index(made[task])]}
+            answers = {"text": [answer], "answer_start": [text.index(f" by {answer}") + 4]}
             rows.append({"question": question, "context": text, "answers": answers})
         elif task == "tags":
-            rows.append({"tokens": made["words"], "tags": made["tags"]})
+            rows.append({"tokens": text.split(), "tags": _tag(clauses)})
         else:
-            rows.append({"text": text, "label": "two" if " " in made["name"] else "one"})
+            rows.append(
+                {"sentence1": question, "sentence2": text, "label": "two" if len(words) == 2 else "one"}
+            )
     return rows
+
+
+def _tag(clauses: list[tuple[str, str, list[str]]]) -> list[str]:
+    tags = []
+    for _, task, words in clauses:
+        named = ["B-PER", "I-PER"][: len(words)] if task == "name" else ["O"] * len(words)
+        tags += ["O", "O", *named, "O"]
+    return tags
 
 
 def write_rows(path: pathlib.Path, task: str, count: int, seed: int = 0) -> pathlib.Path:
@@ -109,7 +103,8 @@ def word_tokenizer() -> HuggingFaceTokenizer:
     backend.add_special_tokens(SPECIAL)
     backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
     names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs, **names}
     return HuggingFaceTokenizer(backend, pad_id=0, eos_id=2, begin_ids=(1,), eos_ids=(2,), config=config)
 
 
