@@ -371,8 +371,9 @@ def aot_unpaired(
     label_smoothing: ScalarLike = 0.0,
     mask: Array | None = None,
 ) -> Array:
-    """AOT, unpaired: as `dpo`, but each d_c is compared with the d_r of the same rank among the last axis. Arguments as of
-    `dpo`.
+    """AOT, unpaired: as `dpo`, but each d_c is compared with the d_r of the same rank among the last axis.
+
+    Arguments as of `dpo`.
 
     Reference: Melnyk et al. 2024, arXiv:2406.05882, the unpaired form.
     """

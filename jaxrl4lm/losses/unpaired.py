@@ -78,7 +78,9 @@ def apo_zero_unpaired(
     undesirable_weight: ScalarLike = 1.0,
     mask: Array | None = None,
 ) -> Array:
-    """APO-zero, unpaired: λ_D·(1 − σ(βd)) where desirable, λ_U·σ(βd) elsewhere: `kto` with z = 0, whose arguments it has.
+    """APO-zero, unpaired: λ_D·(1 − σ(βd)) where desirable, λ_U·σ(βd) elsewhere: `kto` with z = 0.
+
+    Arguments and result as of `kto`; gradients flow through `log_probs` only.
 
     Reference: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7, its two terms by themselves.
     """
