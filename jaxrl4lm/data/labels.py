@@ -224,7 +224,8 @@ def _encode_within(
     """One text or two with their special tokens, the last cut to fit; None where nothing of it is left."""
     *before, last = texts
     while last:
-        encoding = backend.encode(*before, last)  # pyright: ignore[reportCallIssue]
+        first, second = (before[0], last) if before else (last, None)
+        encoding = backend.encode(first, second)  # with special tokens
         excess = 0 if most is None else len(encoding.ids) - most
         if excess <= 0:
             return encoding
