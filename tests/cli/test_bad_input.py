@@ -201,7 +201,7 @@ def test_our_own_errors_keep_their_traceback(cli, here, monkeypatch):
 
 
 def test_unknown_commands(cli, here):
-    refused(cli, here, ["tarin"], "no command 'tarin'; there are train, sft, evaluate, generate")
+    refused(cli, here, ["tarin"], "no command 'tarin'; there are train, sft, preference, reward, head")
 
 
 FILES = [
@@ -313,7 +313,7 @@ def of_another_size(run):
 def test_a_run_whose_prompts_have_changed(cli, here, prompt_options):
     rows = here / "prompts.jsonl"
     rows.write_text("".join(f'{{"prompt": "{w}", "letter": "a"}}\n' for w in ("ab", "b", "abba", "bb", "a")))
-    options = [*prompt_options, "--prompts", rows, "--text", rows, "--completion-column", "prompt"]
+    options = [*prompt_options, "--prompts", rows]
     assert cli("train", *options, "--pretrain.steps", 0, "--updates", 2, "--out", "run").code == 0
     original = rows.read_text()
     rows.write_text(original.replace("abba", "abbb"))
