@@ -88,10 +88,12 @@ HOLDS = {
     "docs/data.md": rows_batched,
     "docs/decoding.md": decoding_completed,
     "docs/getting-started.md": first_run_learned,
+    "docs/heads.md": lambda scope: set(scope["run"].params) == {"backbone", "head"},
     "docs/losses.md": losses_learned,
     "docs/models.md": models_trained,
     "docs/populations.md": population_ranked,
     "docs/preference.md": preferences_learned,
+    "docs/sft.md": lambda scope: scope["run"].history["loss"].shape == (20,),
     "docs/train.md": reward_judges,
     "docs/worlds.md": worlds_solved,
 }
