@@ -75,7 +75,7 @@ def test_preferences_whose_prompt_is_too_long_are_dropped():
         {"prompt": "abcde", "chosen": "f", "rejected": ""},
     )
     pairs = data.encode_pairs(rows, BYTES, max_length=6)
-    assert [[BYTES.decode(ids) for ids in pair] for pair in pairs.examples] == [["abcd", "e", "e"]]
+    assert [[BYTES.decode(ids) for ids in pair[:3]] for pair in pairs.examples] == [["abcd", "e", "e"]]
     assert (pairs.dropped, pairs.cut) == ({CUT: [2]}, 1)
     with pytest.raises(InputError, match=r"line 2: .* the prompt has 6 tokens"):
         data.encode_pairs(rows, BYTES, max_length=6, strict=True)

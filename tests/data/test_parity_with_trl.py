@@ -270,7 +270,7 @@ def test_preferences_are_those_of_trl(both, chats, max_length):
     ours = data.encode_pairs(numbered, both.ours, max_length=max_length)
     expected = [tuple(row[f"{name}_ids"] for name in ("prompt", "chosen", "rejected")) for row in theirs]
     cut = [(p, *(x[: max_length and max_length - len(p)] for x in rest)) for p, *rest in expected]
-    assert [tuple(pair) for pair in ours.examples] == cut
+    assert [pair[:3] for pair in ours.examples] == cut
     assert ours.cut == sum(a != b for a, b in zip(expected, cut, strict=True))
     assert sum(map(len, ours.dropped.values())) == len(rows) - len(expected)
     kto = prepare_as(trl.KTOTrainer, rows, both.theirs, {"max_length": max_length}, calculate_KL=False)

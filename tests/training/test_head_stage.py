@@ -46,7 +46,7 @@ def test_a_head_learns_over_a_frozen_backbone_and_transformers_says_the_same(bac
         policy,
         TOKENIZER,
         dataset,
-        config=HeadConfig(steps=20, batch=8, warmup=0, learning_rate=0.01),
+        config=HeadConfig(steps=20, batch=40, warmup=0, learning_rate=3e-3),
         evaluate_every=10,
     )
     run = training.fit([stage], start, out=tmp_path / "run")
