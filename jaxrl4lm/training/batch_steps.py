@@ -1,18 +1,19 @@
 """Optimizer steps on batches that come from the host, in few shapes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import jax
 
+from jaxrl4lm.lm import descent
 from jaxrl4lm.lm.config import DescentConfig
 from jaxrl4lm.models import LanguagePolicy, parameter_count
 from jaxrl4lm.training.evaluation import AT_ONCE, TOKENS_AT_ONCE, Evaluation
-from jaxrl4lm.training.language_stage import fetch
-from jaxrl4lm.training.stage import Numbers
-from jaxrl4lm.types import Metrics
+from jaxrl4lm.training.language_stage import choose_chunk, choose_keys, fetch
+from jaxrl4lm.training.stage import Numbers, Stage
+from jaxrl4lm.types import Metrics, Params
 
 LARGEST_CALL = 1e13
 """Arithmetic operations of a call that makes all steps of a chunk: minutes on a core. Where they are more, each step is a
@@ -57,16 +58,47 @@ class BatchSteps:
 
         self._chunk = chunk
 
-    def build(self, learner: Any, rows: int, every: int) -> int | None:
-        """How many steps a call makes, None: a chunk. One where rows of several lengths follow each other, or a chunk would
-        take minutes.
+    def make_stage(
+        self,
+        name: str,
+        learner: Any,
+        config: DescentConfig,
+        *,
+        seed: int,
+        evaluate_every: int,
+        evaluation: Evaluation | None,
+        panels: Mapping[str, str],
+        texts: int = 1,
+    ) -> Stage:
+        """These steps as a stage, for `complete_stage` to complete.
 
         Args:
-          learner: its `policy` reads the rows.
-          rows: of a step.
-          every: steps of a chunk.
+          name: of the stage, and of what its key is for.
+          learner: a record with `policy`, `optimizer` and `trainable`.
+          texts: of a row.
         """
-        policy: LanguagePolicy = learner.policy
+        every = choose_chunk(evaluate_every, config.steps)
+        key = choose_keys(seed, 1, name)
+
+        def init(params: Params) -> descent.DescentState:
+            return descent.init(key, config, learner, params)
+
+        stride = self._choose_stride(learner.policy, texts * config.batch, every)
+        return Stage(
+            name=name,
+            steps=config.steps,
+            chunk=every,
+            init=init,
+            advance=self.advance,
+            headline=partial(say_loss, evaluation),
+            prepare=lambda params: self.prepare(jax.eval_shape(init, params), stride or every),
+            panels=panels,
+            stride=stride,
+        )
+
+    def _choose_stride(self, policy: LanguagePolicy, rows: int, every: int) -> int | None:
+        """How many steps a call makes, None: a chunk. One where rows of several lengths follow each other, or a chunk would
+        take minutes."""
         size = parameter_count(jax.eval_shape(policy.init, jax.random.key(0)))
         operations = 6 * size * rows * max(self._batches.widths) * every
         return 1 if len(self._batches.widths) > 1 or operations > LARGEST_CALL else None

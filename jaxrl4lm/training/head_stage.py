@@ -3,7 +3,6 @@
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,11 +16,11 @@ from jaxrl4lm.lm import heads as update_rule
 from jaxrl4lm.lm.optimizer import Optimizer, adam
 from jaxrl4lm.lm.trainable import Trainable, everything, matching
 from jaxrl4lm.models import Head, LanguagePolicy, new_head, save_with_head
-from jaxrl4lm.training.batch_steps import BatchSteps, count_steps, say_loss
+from jaxrl4lm.training.batch_steps import BatchSteps, count_steps
 from jaxrl4lm.training.evaluation import AT_ONCE, SHOWN, TOKENS_AT_ONCE, Evaluation
 from jaxrl4lm.training.folder import MODEL
 from jaxrl4lm.training.labelled import LabelledBatches, LabelledSet, pad_labelled
-from jaxrl4lm.training.language_stage import check_config, choose_chunk, choose_keys, complete_stage
+from jaxrl4lm.training.language_stage import check_config, choose_keys, complete_stage
 from jaxrl4lm.training.scores import score_answers, score_classes, score_tags
 from jaxrl4lm.training.stage import Numbers, Sample, Stage
 from jaxrl4lm.types import InputError, Params
@@ -90,23 +89,14 @@ def head(
     config = count_steps(config, batches)
     evaluation = evaluation or evaluate_head(learner, dataset, pad_id)
     part = BatchSteps(lambda state, batch: update_rule.update(state, batch, config, learner), batches)
-    every = choose_chunk(evaluate_every, config.steps)
-    key = choose_keys(seed, 1, "head")
-
-    def init(params: Params) -> Any:
-        return update_rule.init(key, config, learner, params)
-
-    stride = part.build(learner, config.batch, every)
-    stage = Stage(
-        name="head",
-        steps=config.steps,
-        chunk=every,
-        init=init,
-        advance=part.advance,
-        headline=partial(say_loss, evaluation),
-        prepare=lambda params: part.prepare(jax.eval_shape(init, params), stride or every),
+    stage = part.make_stage(
+        "head",
+        learner,
+        config,
+        seed=seed,
+        evaluate_every=evaluate_every,
+        evaluation=evaluation,
         panels={"loss": "training loss (nats a label)"},
-        stride=stride,
     )
     settings = {
         "seed": seed,

@@ -9,15 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl4lm.data import Tokenizer
-from jaxrl4lm.data.batching import group_by_length
 from jaxrl4lm.data.encoding import Example
 from jaxrl4lm.data.packing import pad_examples
 from jaxrl4lm.data.pairs import EncodedJudged, EncodedPairs, Judged, Pair, encode_judged, encode_pairs
 from jaxrl4lm.lm.config import PairConfig
 from jaxrl4lm.lm.preference import Judgements
 from jaxrl4lm.lm.supervised import Texts
-from jaxrl4lm.training.language_stage import digest, make_rows, split_indices
-from jaxrl4lm.training.texts import LONGEST_ROW, MOST_WIDTHS, SHORT
+from jaxrl4lm.training.language_stage import digest, hold_back, make_rows
+from jaxrl4lm.training.texts import LONGEST_ROW, group_rows
 from jaxrl4lm.types import InputError
 
 TOO_LONG = "too long"
@@ -79,13 +78,8 @@ def prepare_judgements(
         return encoded
 
     encoded = read(rows, "the dataset")
-    examples: Sequence[Any] = encoded.examples
-    if evaluation_rows is not None:
-        held_out, seen = read(evaluation_rows, "the evaluation dataset").examples, False
-    else:
-        indices = split_indices(len(examples), config.held_out, "rows")
-        seen = len(indices[0]) == len(examples)
-        examples, held_out = ([examples[i] for i in part] for part in indices)
+    others = None if evaluation_rows is None else read(evaluation_rows, "the evaluation dataset").examples
+    examples, held_out, seen = hold_back(encoded.examples, others, config.held_out, "rows")
     return JudgementSet(examples, held_out, seen, encoded.dropped, encoded.cut, length, encoded.warnings)
 
 
@@ -141,8 +135,7 @@ class JudgementBatches:
         """Takes texts `[N][K]` and what else a row has `[N]`, by its name in the record of a batch, which `make` makes."""
         self._texts, self._columns, self._pad_id, self._seed, self._make = texts, columns, pad_id, seed, make
         lengths = [max(len(text.tokens) for text in row) for row in texts]
-        most = 1 if max(lengths) <= SHORT else MOST_WIDTHS
-        self._groups = group_by_length(lengths, batch, most=most)
+        self._groups = group_rows(lengths, batch)
         self.widths = self._groups.widths
         self.steps_per_epoch = len(texts) / batch
         self.kept: Callable[[], np.ndarray] | None = None

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl4lm.data import Row, Tokenizer
-from jaxrl4lm.data.batching import group_by_length
 from jaxrl4lm.data.labels import NO_LABEL, EncodedLabels, Kind, Labelled, encode_labelled, list_labels
 from jaxrl4lm.lm.config import PairConfig
 from jaxrl4lm.lm.heads import LabelledTexts
-from jaxrl4lm.training.language_stage import digest, split_indices
-from jaxrl4lm.training.texts import LONGEST_ROW, MOST_WIDTHS, SHORT
+from jaxrl4lm.training.language_stage import digest, hold_back
+from jaxrl4lm.training.texts import LONGEST_ROW, group_rows
 from jaxrl4lm.types import InputError
 
 
@@ -81,13 +80,8 @@ def prepare_labelled(
         return encoded
 
     encoded = read(rows, "the dataset")
-    if evaluation_rows is not None:
-        held_out = read(evaluation_rows, "the evaluation dataset").examples
-        training, seen = encoded.examples, False
-    else:
-        parts = split_indices(len(encoded.examples), config.held_out, "rows")
-        training, held_out = ([encoded.examples[i] for i in part] for part in parts)
-        seen = len(training) == len(encoded.examples)
+    others = None if evaluation_rows is None else read(evaluation_rows, "the evaluation dataset").examples
+    training, held_out, seen = hold_back(encoded.examples, others, config.held_out, "rows")
     return LabelledSet(kind, labels, training, held_out, seen, encoded.dropped, encoded.cut, length)
 
 
@@ -100,8 +94,7 @@ class LabelledBatches:
         self._kind: Kind = dataset.kind
         self._pad_id, self._parts = pad_id, parts
         lengths = [len(example.tokens) for example in self._examples]
-        most = 1 if max(lengths) <= SHORT else MOST_WIDTHS
-        self._groups, self._seed = group_by_length(lengths, batch, most=most), seed
+        self._groups, self._seed = group_rows(lengths, batch), seed
         self.widths = self._groups.widths
         self.steps_per_epoch = len(lengths) / batch
         flat = (

@@ -165,6 +165,17 @@ def split_indices(total: int, held_out: int | None, what: str) -> tuple[list[int
     return sorted(order[count:]), sorted(order[:count])
 
 
+def hold_back(
+    examples: Sequence[Any], others: Sequence[Any] | None, held_out: int | None, what: str
+) -> tuple[Sequence[Any], Sequence[Any], bool]:
+    """(to train on, held out, whether those are trained on as well), by `split_indices`; `others` are held out if given."""
+    if others is not None:
+        return examples, others, False
+    training, kept_back = split_indices(len(examples), held_out, what)
+    seen = len(training) == len(examples)
+    return [examples[i] for i in training], [examples[i] for i in kept_back], seen
+
+
 def make_rows(values: Sequence[Any], name: str, column: str) -> list[Row]:
     """Rows of texts, messages, records or rows; texts and messages get the column of that name.
 

@@ -4,7 +4,6 @@ Shapes: `N` rows, `K` texts of each.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from jaxrl4lm.lm.optimizer import Optimizer, adam
 from jaxrl4lm.lm.preference_losses import LOSSES, PreferenceLoss, check
 from jaxrl4lm.lm.trainable import Trainable, everything
 from jaxrl4lm.models import LanguagePolicy, shardings
-from jaxrl4lm.training.batch_steps import BatchSteps, choose_rows, count_steps, say_loss
+from jaxrl4lm.training.batch_steps import BatchSteps, choose_rows, count_steps
 from jaxrl4lm.training.evaluation import Evaluation, say_judgements
 from jaxrl4lm.training.judgements import (
     JudgementBatches,
@@ -31,7 +30,7 @@ from jaxrl4lm.training.judgements import (
     pad_judgements,
     prepare_judgements,
 )
-from jaxrl4lm.training.language_stage import choose_chunk, choose_keys, complete_stage
+from jaxrl4lm.training.language_stage import complete_stage
 from jaxrl4lm.training.stage import Numbers, Sample, Stage
 from jaxrl4lm.training.texts import MOST_WIDTHS
 from jaxrl4lm.types import InputError, Params
@@ -119,24 +118,15 @@ def preference(
         batches.kept = lambda: known.score("training")
     elif loss.referenced and not learner.trainable.frozen_is_reference:
         part.beside = known.place_beside
-    every = choose_chunk(evaluate_every, config.steps)
-    key = choose_keys(seed, 1, "preference")
-
-    def init(params: Params) -> update_rule.DescentState:
-        return update_rule.init(key, config, learner, params)
-
-    rows = config.batch * len(texts[0])
-    stride = part.build(learner, rows, every)
-    stage = Stage(
-        name="preference",
-        steps=config.steps,
-        chunk=every,
-        init=init,
-        advance=part.advance,
-        headline=partial(say_loss, evaluation),
-        prepare=lambda params: part.prepare(jax.eval_shape(init, params), stride or every),
+    stage = part.make_stage(
+        "preference",
+        learner,
+        config,
+        seed=seed,
+        evaluate_every=evaluate_every,
+        evaluation=evaluation,
         panels={"loss": "training loss", "rewards/margins": "margin of the rewards"},
-        stride=stride,
+        texts=len(texts[0]),
     )
     settings = {
         "seed": seed,

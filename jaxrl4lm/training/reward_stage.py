@@ -3,7 +3,6 @@
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from jaxrl4lm.lm import reward as update_rule
 from jaxrl4lm.lm.optimizer import Optimizer, adam
 from jaxrl4lm.lm.trainable import Trainable, everything
 from jaxrl4lm.models import LanguagePolicy
-from jaxrl4lm.training.batch_steps import BatchSteps, choose_rows, count_steps, say_loss
+from jaxrl4lm.training.batch_steps import BatchSteps, choose_rows, count_steps
 from jaxrl4lm.training.evaluation import Evaluation, say_judgements
 from jaxrl4lm.training.folder import MODEL
 from jaxrl4lm.training.judgements import (
@@ -28,7 +27,7 @@ from jaxrl4lm.training.judgements import (
     pad_judgements,
     prepare_judgements,
 )
-from jaxrl4lm.training.language_stage import check_config, choose_chunk, choose_keys, complete_stage
+from jaxrl4lm.training.language_stage import check_config, complete_stage
 from jaxrl4lm.training.stage import Numbers, Stage
 from jaxrl4lm.types import Params
 
@@ -82,11 +81,6 @@ def reward_model(
     config = count_steps(config, batches)
     evaluation = evaluate_rewards(policy, dataset, config, tokenizer.pad_id) if dataset.held_out else None
     part = BatchSteps(lambda state, batch: update_rule.update(state, batch, config, learner), batches)
-    every = choose_chunk(evaluate_every, config.steps)
-    key = choose_keys(seed, 1, "reward")
-
-    def init(params: Params) -> update_rule.DescentState:
-        return update_rule.init(key, config, learner, params)
 
     def export(folder: pathlib.Path, state: Any, scores: Mapping[str, Any]) -> None:
         params = learner.trainable.merge(state.params, state.frozen)
@@ -98,19 +92,16 @@ def reward_model(
         }
         (folder / SCALE).write_text(json.dumps(scale) + "\n")
 
-    stride = part.build(learner, 2 * config.batch, every)
-    stage = Stage(
-        name="reward",
-        steps=config.steps,
-        chunk=every,
-        init=init,
-        advance=part.advance,
-        headline=partial(say_loss, evaluation),
-        exports={MODEL: export},
-        prepare=lambda params: part.prepare(jax.eval_shape(init, params), stride or every),
+    stage = part.make_stage(
+        "reward",
+        learner,
+        config,
+        seed=seed,
+        evaluate_every=evaluate_every,
+        evaluation=evaluation,
         panels={"loss": "training loss", "rewards/margins": "margin of the rewards"},
-        stride=stride,
-    )
+        texts=2,
+    )._replace(exports={MODEL: export})
     settings = {
         "seed": seed,
         "config": config,

@@ -1,6 +1,6 @@
 """Teacher forcing as a stage: on a task's solutions, or on texts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -65,7 +65,7 @@ def supervised(
     check_config(config)
     teacher = update_rule.Teacher(policy, optimizer, trainable or everything(), loss)
     if isinstance(dataset, Task):
-        part: _TaskPart | BatchSteps = _TaskPart(config, dataset, seeds)
+        part: _TaskPart | BatchSteps = _TaskPart(config, dataset, teacher, seeds)
         evaluation = evaluation or evaluate_task(policy, dataset, seeds=seeds)
         tokenizer = tokenizer or dataset.tokenizer
     else:
@@ -79,25 +79,15 @@ def supervised(
         evaluation = evaluation or _evaluate(policy, known, pad_id)
         config = count_steps(config, batches)
         part = BatchSteps(lambda state, texts: update_rule.update(state, texts, config, teacher), batches)
-    every = choose_chunk(part.every if evaluate_every is None else evaluate_every, config.steps)
-    keys = choose_keys(seed, seeds, "supervised")
-
-    def init(params: Params) -> update_rule.SupervisedState:
-        return map_over_seeds(lambda k, p: update_rule.init(k, config, teacher, p), seeds)(keys, params)
-
-    stride = part.build(teacher, config.batch, every)
-    stage = Stage(
-        name="supervised",
-        steps=config.steps,
-        chunk=every,
-        init=init,
-        advance=part.advance,
-        headline=partial(say_loss, evaluation),
-        until=until,
-        prepare=lambda params: part.prepare(jax.eval_shape(init, params), stride or every),
+    stage = part.make_stage(
+        "supervised",
+        teacher,
+        config,
+        seed=seed,
+        evaluate_every=part.every if evaluate_every is None else evaluate_every,
+        evaluation=evaluation,
         panels={"loss": "training loss (nats a token)"},
-        stride=stride,
-    )
+    )._replace(until=until)
     settings = {
         "seed": seed,
         "seeds": seeds,
@@ -134,28 +124,50 @@ class _TaskPart:
 
     every = 10
 
-    def __init__(self, config: SupervisedConfig, task: Task, seeds: int):
-        self._config, self._seeds, self.description = config, seeds, task.name
-        self._source = update_rule.task_source(task, config.batch)
-
-    def build(self, teacher: update_rule.Teacher, rows: int, every: int) -> int | None:
-        """Makes the program; how many steps a call makes, None: a chunk."""
-        del rows, every
-        config, source = self._config, self._source
+    def __init__(self, config: SupervisedConfig, task: Task, teacher: update_rule.Teacher, seeds: int):
+        self._seeds, self.description = seeds, task.name
+        source = update_rule.task_source(task, config.batch)
 
         @partial(jax.jit, static_argnums=1, donate_argnums=0)
         def chunk(state: update_rule.SupervisedState, steps: int):
-            return map_over_seeds(lambda s: update_rule.run(s, config, teacher, source, steps), self._seeds)(
-                state
-            )
+            return map_over_seeds(lambda s: update_rule.run(s, config, teacher, source, steps), seeds)(state)
 
         self._chunk = chunk
-        return None
 
-    def advance(self, state: Any, done: int, count: int) -> tuple[Any, Numbers]:
+    def make_stage(
+        self,
+        name: str,
+        learner: update_rule.Teacher,
+        config: SupervisedConfig,
+        *,
+        seed: int,
+        evaluate_every: int,
+        evaluation: Evaluation | None,
+        panels: Mapping[str, str],
+    ) -> Stage:
+        """As that of `BatchSteps`, of all seeds."""
+        every = choose_chunk(evaluate_every, config.steps)
+        keys = choose_keys(seed, self._seeds, name)
+
+        def init(params: Params) -> update_rule.SupervisedState:
+            begin = map_over_seeds(lambda k, p: update_rule.init(k, config, learner, p), self._seeds)
+            return begin(keys, params)
+
+        def prepare(params: Params) -> None:
+            self._chunk.lower(jax.eval_shape(init, params), every).compile()
+
+        return Stage(
+            name=name,
+            steps=config.steps,
+            chunk=every,
+            init=init,
+            advance=self._advance,
+            headline=partial(say_loss, evaluation),
+            prepare=prepare,
+            panels=panels,
+        )
+
+    def _advance(self, state: Any, done: int, count: int) -> tuple[Any, Numbers]:
         del done  # the state knows
         state, metrics = self._chunk(state, count)
         return state, fetch(metrics, self._seeds)
-
-    def prepare(self, state: Any, count: int) -> None:
-        self._chunk.lower(state, count).compile()

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl4lm.data import Tokenizer
-from jaxrl4lm.data.batching import group_by_length
+from jaxrl4lm.data.batching import LengthGroups, group_by_length
 from jaxrl4lm.data.encoding import Encoded, Example, encode
 from jaxrl4lm.data.packing import Sequences, pack, pad_examples
 from jaxrl4lm.lm.config import Packing, TextConfig
 from jaxrl4lm.lm.supervised import Texts
-from jaxrl4lm.training.language_stage import digest, make_rows, split_indices
+from jaxrl4lm.training.language_stage import digest, hold_back, make_rows
 from jaxrl4lm.types import InputError
 
 LONGEST_ROW = 1024
@@ -86,12 +86,8 @@ def prepare_texts(
     examples = encoded.examples
     if packing == "wrapped" and len(examples) < FEW:
         examples = [piece for example in examples for piece in _part(example, length)]
-    if evaluation_rows is not None:
-        training, held_out, seen = examples, read(evaluation_rows, "the evaluation dataset").examples, False
-    else:
-        indices = split_indices(len(examples), config.held_out, "texts")
-        training, held_out = ([examples[i] for i in part] for part in indices)
-        seen = len(training) == len(examples)
+    others = None if evaluation_rows is None else read(evaluation_rows, "the evaluation dataset").examples
+    training, held_out, seen = hold_back(examples, others, config.held_out, "texts")
     return TextSet(training, held_out, seen, encoded.dropped, encoded.cut, length, packing, encoded.warnings)
 
 
@@ -108,6 +104,11 @@ def fill_rows(texts: TextSet, examples: Sequence[Example], pad_id: int) -> Seque
     return pack(examples, longest, pad_id, "bfd" if texts.packing == "none" else texts.packing)
 
 
+def group_rows(lengths: Sequence[int], batch: int) -> LengthGroups:
+    """Rows by the width to which they are padded: short ones are read faster than a program more is compiled."""
+    return group_by_length(lengths, batch, most=1 if max(lengths) <= SHORT else MOST_WIDTHS)
+
+
 class TextBatches:
     """Batches of the training texts: a pure function of the seed and the step, so that a resumed run sees the same."""
 
@@ -119,9 +120,7 @@ class TextBatches:
             self._packed = pack(examples, min(sum(lengths), texts.length), pad_id, texts.packing)
             lengths = [self._packed.tokens.shape[1]] * len(self._packed.tokens)
         self._examples = examples
-        # Short rows are read faster than a program more is compiled.
-        most = 1 if max(lengths) <= SHORT else MOST_WIDTHS
-        self._groups, self._seed, self.rows = group_by_length(lengths, batch, most=most), seed, len(lengths)
+        self._groups, self._seed, self.rows = group_rows(lengths, batch), seed, len(lengths)
         self.widths = self._groups.widths
         self.steps_per_epoch = len(lengths) / batch
         flat = self._packed or (
