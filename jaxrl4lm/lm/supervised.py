@@ -79,7 +79,7 @@ init, learning_rate_at = descent.init, descent.learning_rate_at
 def measure(params: Params, texts: Texts, policy: LanguagePolicy) -> tuple[reduce.Fraction, reduce.Fraction]:
     """Cross-entropy (nats) and accuracy of the target tokens, as (sum, count) pairs."""
     said, mask = read(params, texts, policy)
-    return reduce.token_fraction(-said.log_probs, mask), reduce.token_fraction(_find_right(said, mask), mask)
+    return reduce.token_fraction(-said.log_probs, mask), reduce.token_fraction(said.most_likely, mask)
 
 
 def read(params: Params, texts: Texts, policy: LanguagePolicy) -> tuple[TokenStatistics, Array]:
@@ -90,10 +90,6 @@ def read(params: Params, texts: Texts, policy: LanguagePolicy) -> tuple[TokenSta
     if texts.segment_ids is not None:  # nothing predicts the first token of a document
         mask &= texts.segment_ids[:, 1:] == texts.segment_ids[:, :-1]
     return policy.token_log_probs(params, hidden, texts.tokens[:, 1:], mask=mask), mask
-
-
-def _find_right(said: TokenStatistics, mask: Array) -> Array:
-    return (said.log_probs >= said.largest_log_probs) & mask
 
 
 def update(
@@ -124,7 +120,7 @@ def _differentiate(
         if not isinstance(config.z_loss, int | float) or config.z_loss > 0:
             losses += config.z_loss * jnp.square(said.log_normalizers)
         total, count = reduce.token_fraction(losses, mask)
-        right = reduce.token_fraction(_find_right(said, mask), mask).total
+        right = reduce.token_fraction(said.most_likely, mask).total
         return total, (total, count, right)
 
     def differentiate_part(part: Texts, key: Key) -> tuple[tuple[Array, Array, Array], Params]:

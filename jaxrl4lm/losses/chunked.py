@@ -43,8 +43,8 @@ class TokenStatistics(NamedTuple):
     """Of the token."""
     entropies: Array
     """Of the softmax."""
-    largest_log_probs: Array
-    """Of the most likely id; a constant to gradients."""
+    most_likely: Array
+    """bool: whether no id is likelier than the token."""
     mean_log_probs: Array
     """The mean over the vocabulary, which label smoothing asks for."""
     log_normalizers: Array
@@ -125,7 +125,7 @@ def log_probs_by_chunks(
         temperature = jnp.broadcast_to(temperature, shape).reshape(-1, 1)
     measure = _whole_statistics if unembedding.chunk >= unembedding.vocabulary else _token_statistics
     outputs: TokenStatistics = measure(unembedding, states, kernel, index.reshape(-1), 1 / temperature)
-    statistics = TokenStatistics(*(jnp.where(keep, x.reshape(shape), 0) for x in outputs))
+    statistics = TokenStatistics(*(jnp.where(keep, x.reshape(shape), jnp.zeros_like(x, shape=())) for x in outputs))
     return statistics._replace(log_probs=jnp.where(known, statistics.log_probs, jnp.nan))
 
 
@@ -184,7 +184,7 @@ def _summarize(state: tuple[Array, ...], vocabulary: int) -> tuple[TokenStatisti
     statistics = TokenStatistics(
         log_probs=chosen - log_normalizer,
         entropies=entropies,
-        largest_log_probs=-log_total,
+        most_likely=chosen >= largest,  # of logits: log-probs are rounded apart
         mean_log_probs=plain / vocabulary - log_normalizer,
         log_normalizers=log_normalizer,
         log_collisions=jnp.log(squares) - 2 * log_total,

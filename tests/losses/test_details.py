@@ -395,3 +395,14 @@ def test_clip_range_has_the_dtype_of_the_loss_and_one_value_for_both():
     low, high = losses.clip_range(jnp.ones((2, 3), jnp.bfloat16), 0.2, jnp.array([[0.25], [0.5]]))
     assert low.dtype == high.dtype == jnp.bfloat16
     assert high.shape == (2, 1)
+
+
+@pytest.mark.parametrize("chunk_size", [8, 64])
+def test_most_likely_token(chunk_size):
+    """In each of many rows, whatever rounding does to log-probs."""
+    hidden, kernel = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2000, 16), (16, 40)))
+    likeliest = (hidden @ kernel).argmax(-1)
+    unembedding = losses.Unembedding(lambda h, w: h @ w, axis=1, vocabulary=40, chunk=chunk_size)
+    measure = jax.jit(functools.partial(losses.log_probs_by_chunks, unembedding, temperature=0.7))
+    assert measure(hidden, kernel, likeliest).most_likely.all()
+    assert not measure(hidden, kernel, (likeliest + 1) % 40).most_likely.any()

@@ -1,4 +1,4 @@
-"""The same first losses as TRL's trainers: the same tiny Llama, rows and optimizer."""
+"""The same first losses and token accuracies as TRL's trainers: the same tiny Llama, rows and optimizer."""
 
 import os
 
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def losses_of_trl(folder, rows, options):
+def train_with_trl(folder, rows, options):
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -65,7 +65,11 @@ def losses_of_trl(folder, rows, options):
         str(folder), args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
     trainer.train()
-    return [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    return [
+        (record["loss"], record["mean_token_accuracy"])
+        for record in trainer.state.log_history
+        if "loss" in record
+    ]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -73,7 +77,7 @@ def losses_of_trl(folder, rows, options):
 def test_first_losses(folder, case):
     rows, texts, options = CASES[case]
     os.environ["HF_HUB_OFFLINE"] = "1"
-    theirs = losses_of_trl(folder, rows, options)
+    theirs = train_with_trl(folder, rows, options)
     policy, params, tokenizer = models.load(folder)
     assert tokenizer.chat_template == TEMPLATE
     known = training.prepare_texts(
@@ -97,5 +101,6 @@ def test_first_losses(folder, case):
         tokenizer=tokenizer,
         loss=LOSSES[options.get("loss_type", "nll")],
     )
-    ours = training.fit([stage], params).history["loss"]
+    history = training.fit([stage], params).history
+    ours = np.stack([history["loss"], history["token_accuracy"]], axis=1)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
