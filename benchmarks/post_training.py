@@ -89,7 +89,7 @@ def work_here(folder: str, size: dict, steps: int) -> None:
 
     from jaxrl4lm import lm, models, training
 
-    policy, params, tokenizer = models.load(folder)
+    policy, _, tokenizer = models.load(folder)
     rows = make_rows(size)
     sizes = {"context": size["length"], "embeddings": size["vocabulary"]}
 
@@ -102,7 +102,7 @@ def work_here(folder: str, size: dict, steps: int) -> None:
         return training.supervised(policy, known, config, tokenizer=tokenizer, evaluate_every=1)
 
     stage = build("bfd", steps)
-    state = jax.jit(stage.init)(params)
+    state = jax.jit(stage.init)(models.load(folder)[1])
     for step in range(steps):
         began, busy = time.perf_counter(), time.process_time()
         state, metrics = stage.advance(state, step, 1)
@@ -113,7 +113,7 @@ def work_here(folder: str, size: dict, steps: int) -> None:
             lambda name, *_, **__: count.append(name) if name.endswith("backend_compile_duration") else None
         )
         ragged = build("none", size["rows"] // size["batch"])
-        state = jax.jit(ragged.init)(params)
+        state = jax.jit(ragged.init)(models.load(folder)[1])
         begun = len(count)
         for step in range(ragged.steps):
             state, _ = ragged.advance(state, step, 1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +11,14 @@ import jax
 from jaxrl4lm import models
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
-from jaxrl4lm.cli.language_data import DataOptions, check_data, describe_texts, load_rows, make_paths_absolute
+from jaxrl4lm.cli.language_data import (
+    DataOptions,
+    check_data,
+    describe_texts,
+    give_once,
+    load_rows,
+    make_paths_absolute,
+)
 from jaxrl4lm.cli.load_model import load_model
 from jaxrl4lm.cli.options import Group, RunOptions, check_numbers, check_seeds, name_options, parse
 from jaxrl4lm.cli.session import Session, drive, evaluation_of
@@ -109,7 +117,8 @@ def build(arguments: HeadArguments) -> Session:
     assert kind is not None
     assert given.model is not None
     rows, evaluation_rows = load_rows(arguments.data)
-    policy, backbone, tokenizer = load_model(given.model, given.dtype, load=models.load_backbone)
+    load = partial(load_model, given.model, given.dtype, load=models.load_backbone)
+    policy, backbone, tokenizer = load()
     policy = dataclasses.replace(policy, config=dataclasses.replace(policy.config, remat=given.remat))
     sizes = policy.config
     try:
@@ -125,9 +134,10 @@ def build(arguments: HeadArguments) -> Session:
         trainable = freeze(*given.freeze)
     except InputError as error:
         raise name_options(error, "held_out", "max_length", "freeze") from None
-    start = init_parameters(policy, backbone, dataset, run.seed)
-    check_head(write_config(sizes), start["head"], kind)
-    learning, _ = trainable.split(jax.random.key(0), start)
+    params = init_parameters(policy, backbone, dataset, run.seed)
+    check_head(write_config(sizes), params["head"], kind)
+    learning, _ = jax.eval_shape(trainable.split, jax.random.key(0), params)
+
     stage = head(
         policy,
         tokenizer,
@@ -148,7 +158,7 @@ def build(arguments: HeadArguments) -> Session:
     return Session(
         title=title,
         policy=policy,
-        start=lambda: start,
+        start=give_once(params, lambda: init_parameters(policy, load()[1], dataset, run.seed)),
         stages=(stage,),
         evaluation=evaluation_of(stage),
         method=f"{kind} head",

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -99,14 +100,16 @@ def build_model(
     Raises:
       InputError: if it cannot be built or loaded, or does not know a character.
     """
-    if options.model:
-        policy, params, tokenizer = load_model(options.model, options.dtype)
+    if path := options.model:
+        policy, params, tokenizer = load_model(path, options.dtype)
         policy = dataclasses.replace(policy, config=dataclasses.replace(policy.config, remat=options.remat))
         limit = policy.config.context
         if (options.context or 0) > limit:
             raise InputError(f"--context {options.context} exceeds that of the model ({limit}): lower it")
         tokenizer = _choose_template(options, tokenizer)
-        return StartingModel(policy, tokenizer, lambda: params, options.context or limit)
+        load = partial(load_model, path, options.dtype)
+        start = give_once(params, lambda: load()[1])
+        return StartingModel(policy, tokenizer, start, options.context or limit)
     tokenizer = _choose_template(options, _choose_tokenizer(options, texts))
     try:
         context = options.context or measure(tokenizer)
@@ -116,6 +119,13 @@ def build_model(
         raise InputError(f"{error}: give --tokenizer byte") from None
     policy = LanguagePolicy(build_transformer(options, tokenizer.vocab_size, context))
     return StartingModel(policy, tokenizer, lambda: init_params(policy, seed), context)
+
+
+def give_once(params: Params, again: Callable[[], Params]) -> Callable[[], Params]:
+    """A function that gives the parameters and forgets them, for they are a model's worth of memory; asked once more, it makes
+    them again."""
+    kept = [params]
+    return lambda: kept.pop() if kept else again()
 
 
 def _choose_tokenizer(options: ModelOptions, texts: Sequence[str]) -> Tokenizer:

@@ -125,7 +125,9 @@ def log_probs_by_chunks(
         temperature = jnp.broadcast_to(temperature, shape).reshape(-1, 1)
     measure = _whole_statistics if unembedding.chunk >= unembedding.vocabulary else _token_statistics
     outputs: TokenStatistics = measure(unembedding, states, kernel, index.reshape(-1), 1 / temperature)
-    statistics = TokenStatistics(*(jnp.where(keep, x.reshape(shape), jnp.zeros_like(x, shape=())) for x in outputs))
+    statistics = TokenStatistics(
+        *(jnp.where(keep, x.reshape(shape), jnp.zeros_like(x, shape=())) for x in outputs)
+    )
     return statistics._replace(log_probs=jnp.where(known, statistics.log_probs, jnp.nan))
 
 

@@ -93,8 +93,10 @@ def fit(
     _check_stages(stages)
     if resume and out is None:
         raise InputError("resume needs the folder of the run to go on with: give out=")
-    params = jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.array(x), params)
-    _check_finite(params)
+    # In a list, to be taken out of it: held here, they would be a second copy of the model throughout the run.
+    given = [jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.array(x), params)]
+    del params
+    _check_finite(given[0])
     name_of_run = title or ", then ".join(stage.name for stage in stages)
     config = {"stages": [_describe(stage) for stage in stages]} if config is None else config
     opened = None if out is None else _open_folder(pathlib.Path(out), config, resume)
@@ -107,7 +109,7 @@ def fit(
                 stack.callback(sink.close)
         stack.enter_context(loop.interruption)
         stack.callback(loop.join_preparation)
-        return loop.run(params)
+        return loop.run(given)
 
 
 def _check_stages(stages: Sequence[Stage]) -> None:
@@ -177,9 +179,9 @@ class _Loop:
         self.started = time.monotonic() - self.progress.seconds
         self.saved = time.monotonic()
 
-    def run(self, params: Params) -> Run:
-        """Goes through the stages, from where the folder left off."""
-        state = None
+    def run(self, given: list[Params]) -> Run:
+        """Goes through the stages, from where the folder left off. Empties the list."""
+        state, params = None, given.pop()
         if self.folder and self.folder.saved:
             state, params = self._restore(params)
         elif self.progress.stage == 0:
@@ -191,6 +193,7 @@ class _Loop:
             if state is None:
                 self.progress = self.progress._replace(stage=number, done=0)
                 state = self._begin(stage, params)
+            params = jax.eval_shape(lambda x: x, params)  # the state has copies
             self._prepare_next(number, params)
             self._tell(stage, None, resumed=resumed)
             state = self._advance(stage, state)
@@ -393,16 +396,16 @@ class _Loop:
             self.on_progress(Report(stage, self.progress, headline, ended, resumed))
 
     def _prepare_next(self, number: int, params: Params) -> None:
-        """Compiles the next stage's program while this stage runs."""
+        """Compiles the next stage's program while this stage runs, from the shapes that this one began with."""
         following = self.stages[number + 1 : number + 2]
         if not following or following[0].prepare is None or self.place is not None:
             return
-        prepare, shapes = following[0].prepare, jax.eval_shape(lambda: params)
+        prepare = following[0].prepare
 
         def compile_quietly() -> None:
             # What fails here fails again, and is told, when the stage itself compiles.
             with contextlib.suppress(Exception):
-                prepare(_trace_stage(self.stages[number], shapes))
+                prepare(_trace_stage(self.stages[number], params))
 
         self.preparation = threading.Thread(target=compile_quietly)
         self.preparation.start()
