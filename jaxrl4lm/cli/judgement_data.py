@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxrl4lm import data
+from jaxrl4lm import data, models
 from jaxrl4lm.cli.language_data import (
     LONGEST_TEXT,
     DataOptions,
@@ -34,7 +34,8 @@ def load_judgements(
 
     Args:
       paired: whether two completions are compared; else pairs are taken apart.
-      whole: whether what is too long is left out; else it loses its end.
+      whole: whether texts are rated: any model reads them, and what is too long is left out; else a language model, and it
+        loses its end.
     Raises:
       InputError: where a file or a size cannot be used.
     """
@@ -46,6 +47,7 @@ def load_judgements(
         list(list_texts(everything)),
         lambda tokenizer: longest or _measure(everything, tokenizer, paired),
         seed,
+        models.load_backbone if whole else models.load,
     )
     try:
         known = judgements.prepare_judgements(

@@ -90,25 +90,30 @@ def build_transformer(options: ModelOptions, vocab_size: int, context: int) -> T
 
 
 def build_model(
-    options: ModelOptions, texts: Sequence[str], measure: Callable[[Tokenizer], int], seed: int
+    options: ModelOptions,
+    texts: Sequence[str],
+    measure: Callable[[Tokenizer], int],
+    seed: int,
+    load: Callable[..., Any] = models.load,
 ) -> StartingModel:
     """The model that the options name.
 
     Args:
       texts: what it is to read: a new one's characters.
       measure: how many tokens of context the data need of a new one.
+      load: what reads a folder, as of `load_model`.
     Raises:
       InputError: if it cannot be built or loaded, or does not know a character.
     """
     if path := options.model:
-        policy, params, tokenizer = load_model(path, options.dtype)
+        load_again = partial(load_model, path, options.dtype, load=load)
+        policy, params, tokenizer = load_again()
         policy = dataclasses.replace(policy, config=dataclasses.replace(policy.config, remat=options.remat))
         limit = policy.config.context
         if (options.context or 0) > limit:
             raise InputError(f"--context {options.context} exceeds that of the model ({limit}): lower it")
         tokenizer = _choose_template(options, tokenizer)
-        load = partial(load_model, path, options.dtype)
-        start = give_once(params, lambda: load()[1])
+        start = give_once(params, lambda: load_again()[1])
         return StartingModel(policy, tokenizer, start, options.context or limit)
     tokenizer = _choose_template(options, _choose_tokenizer(options, texts))
     try:

@@ -3,6 +3,7 @@
 Shapes: `B` pairs or judged completions, `K` texts of each.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -54,8 +55,8 @@ class PreferenceLoss(NamedTuple):
     """Whether a completion's reward is of its mean per token."""
     ranks: bool = False
     """Whether it compares pairs of a step with each other, so that a step cannot be divided."""
-    smoothed: bool = False
-    """Whether it has no value where all labels are right."""
+    smoothing: tuple[float, float] = (-math.inf, math.inf)
+    """What `label_smoothing` lies between, where the loss has no value elsewhere."""
     of_difference: bool = False
     """Whether it reads the difference of a pair alone, so that other divergences than the reverse KL have a meaning."""
     mismatched: bool = False
@@ -174,10 +175,10 @@ _alone = partial(PreferenceLoss, referenced=False)
 _apo_unpaired = partial(_judge, lambda a, b, c, point, **hyper: losses.apo_zero_unpaired(a, b, c, **hyper))
 LOSSES: Mapping[str, PreferenceLoss] = {
     "dpo": _difference(partial(_smoothed, losses.dpo)),
-    "robust": _difference(partial(_smoothed, losses.robust_dpo)),
+    "robust": _difference(partial(_smoothed, losses.robust_dpo), smoothing=(-math.inf, 0.5)),
     "ipo": _difference(ipo),
     "hinge": _difference(partial(_by_beta, losses.hinge)),
-    "exo": _difference(partial(_smoothed, losses.exo), smoothed=True),
+    "exo": _difference(partial(_smoothed, losses.exo), smoothing=(0.0, 1.0)),
     "discopop": _difference(discopop),
     "sigmoid_norm": _difference(dpo_of_means),
     "nca": PreferenceLoss(partial(_by_beta, losses.nca)),
@@ -215,7 +216,7 @@ def mix(parts: Sequence[tuple[PreferenceLoss, float]]) -> PreferenceLoss:
         partial(_add, tuple((loss.compute, weight) for loss, weight in parts)),
         referenced=any(loss.referenced for loss in kinds),
         reads_prompts=any(loss.reads_prompts for loss in kinds),
-        smoothed=any(loss.smoothed for loss in kinds),
+        smoothing=(max(loss.smoothing[0] for loss in kinds), min(loss.smoothing[1] for loss in kinds)),
         ranks=any(loss.ranks for loss in kinds),
         of_difference=all(loss.of_difference for loss in kinds),
     )
@@ -234,8 +235,12 @@ def check(config: PreferenceConfig, loss: PreferenceLoss) -> None:
             f"({', '.join(name for name, each in LOSSES.items() if each.of_difference)}): leave it at reverse_kl"
         )
     smoothing = config.label_smoothing
-    if loss.smoothed and isinstance(smoothing, int | float) and not 0 < smoothing < 1:
-        raise ValueError(f"label_smoothing must lie between 0 and 1 for exo, not {smoothing}: 0.001 is usual")
+    low, high = loss.smoothing
+    if isinstance(smoothing, int | float) and not low < smoothing < high:
+        where = f"between {low:g} and {high:g}" if math.isfinite(low) else f"below {high:g}"
+        raise ValueError(
+            f"label_smoothing must lie {where} for this loss, not {smoothing}: 0.001 is usual of exo, 0.1 of robust"
+        )
     if loss.ranks and config.micro_batches > 1:
         raise ValueError(
             f"micro_batches must be 1, not {config.micro_batches}: the loss compares the pairs of a step with each other"

@@ -63,8 +63,11 @@ def test_a_folder_as_start_and_reference(cli, pairs, preferred, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["judgement"]["loss"] == "kto"
 
 
-def test_a_reward_model(cli, pairs, tmp_path):
-    run = run_command(tmp_path / "run", "reward", pairs)
+def test_a_reward_model(cli, pairs, preferred, tmp_path):
+    """Scores alike when its base has gone, and is a base itself."""
+    run, base = tmp_path / "run", shutil.copytree(preferred / "model", tmp_path / "base")
+    options = ["--dataset", pairs, *SIZES[6:], *SHORT]
+    assert cli("reward", *options, "--model", base, "--out", run).code == 0
     seen = records(run)
     assert seen[-1]["held_out/loss"] < seen[0]["held_out/loss"]
     _, _, head, tokenizer = models.load_with_head(run / "model")
@@ -75,13 +78,17 @@ def test_a_reward_model(cli, pairs, tmp_path):
     np.testing.assert_allclose(scale["mean"], best["held_out/mean"], rtol=1e-6)
     assert json.loads(cli("evaluate", run, "--json").out)["held_out"] == seen[-1]["held_out"]
     assert cli("reward", "--resume", run).code == 0
+    shutil.rmtree(base)
+    assert json.loads(cli("evaluate", run, "--json").out)["held_out"] == seen[-1]["held_out"]
+    further = cli("reward", *options, "--steps", "1", "--model", run / "model", "--out", tmp_path / "further")
+    assert further.code == 0, further.err
 
 
 BAD = {
     "--loss dop": "there is no loss 'dop'; did you mean dpo",
     "--loss dpo:much": "'much' is no weight: write it as dpo:0.5",
     "--loss dpo,kto": "a mixture is of losses of pairs",
-    "--loss exo": "--label-smoothing must lie between 0 and 1 for exo",
+    "--loss exo": "--label-smoothing must lie between 0 and 1 for",
     "--loss kto --tail-weight .5": "--tail-weight are of pairs",
     "--reference none": "--reference none: --loss dpo compares with one",
     "--reference DIR --lora-rank 2": "the reference of adapters is their base",

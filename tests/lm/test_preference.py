@@ -121,7 +121,8 @@ def test_bco_stands_between_what_was_liked_and_the_rest():
         (LOSSES["aot"], {"micro_batches": 2}, "micro_batches must be 1, not 2"),
         (LOSSES["aot"], {"policy_weights": True}, "policy_weights weigh a pair"),
         (LOSSES["kto"], {"tail_weight": 0.5}, "tail_weight are of pairs"),
-        (LOSSES["exo"], {}, "label_smoothing must lie between 0 and 1 for exo"),
+        (LOSSES["exo"], {}, "label_smoothing must lie between 0 and 1 for"),
+        (LOSSES["robust"], {"label_smoothing": 0.5}, "label_smoothing must lie below 0.5 for"),
         (LOSSES["dpo"], {"batch": 3, "micro_batches": 2}, "multiple of micro_batches"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_reference_that_is_kept_with_the_rows(start):
     assert leaf() is None
     for name, value in runs[0].history.items():
         if name != "seconds":
-            np.testing.assert_allclose(runs[1].history[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(runs[1].history[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
     size = models.parameter_count(start)
     for stage in (live, kept):
         state = jax.eval_shape(stage.init, start)
