@@ -1,4 +1,4 @@
-"""Reward models: a backbone and a linear head that scores texts, learned from pairs by Bradley and Terry's model.
+"""Reward models: a backbone and a head that scores texts, learned from pairs by Bradley and Terry's model.
 
 Shapes: `B` pairs, `T` tokens, `D` width.
 """
@@ -16,7 +16,7 @@ from jaxrl4lm.lm.optimizer import Optimizer, adam
 from jaxrl4lm.lm.preference import Sums
 from jaxrl4lm.lm.supervised import Texts
 from jaxrl4lm.lm.trainable import Trainable, everything
-from jaxrl4lm.models import Head, LanguagePolicy, init_head, sequence_outputs
+from jaxrl4lm.models import LanguagePolicy, new_head, sequence_outputs
 from jaxrl4lm.types import Array, Key, Metrics, Params
 
 init = descent.init
@@ -41,8 +41,8 @@ class Learner(NamedTuple):
 
 
 def add_head(key: Key, policy: LanguagePolicy, params: Params) -> Params:
-    """What a reward model learns: the parameters of the policy as `backbone`, and a random `head` `[D, 1]`."""
-    return {"backbone": params, "head": init_head(key, policy.config.width, 1).kernel}
+    """What a reward model learns: the parameters of the policy as `backbone`, and a random `head` with one output."""
+    return {"backbone": params, "head": new_head(key, policy, "sequence", 1)}
 
 
 def beside_head(trainable: Trainable) -> Trainable:
@@ -61,16 +61,11 @@ def beside_head(trainable: Trainable) -> Trainable:
     )
 
 
-def read_head(params: Params) -> Head:
-    """The head as others read it: it has no bias, which a difference of rewards cannot tell."""
-    return Head(params["head"], jnp.zeros(1, params["head"].dtype))
-
-
 def score(params: Params, texts: Texts, policy: LanguagePolicy) -> Array:
-    """Rewards `[B, K]` of texts `[B, K, T]`, read at their last tokens."""
+    """Rewards `[B, K]` of texts `[B, K, T]`, read where the head reads: of a decoder at the last token."""
     flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), texts)
     hidden = policy.hidden(params["backbone"], flat.tokens, flat.mask)
-    return sequence_outputs(read_head(params), hidden, flat.mask).reshape(texts.tokens.shape[:2])
+    return sequence_outputs(params["head"], hidden, flat.mask).reshape(texts.tokens.shape[:2])
 
 
 def update(

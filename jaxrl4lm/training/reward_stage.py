@@ -84,8 +84,7 @@ def reward_model(
 
     def export(folder: pathlib.Path, state: Any, scores: Mapping[str, Any]) -> None:
         params = learner.trainable.merge(state.params, state.frozen)
-        head = update_rule.read_head(params)
-        models.save_with_head(folder, policy, params["backbone"], head, "sequence", tokenizer)
+        models.save_with_head(folder, policy, params["backbone"], params["head"], "sequence", tokenizer)
         said = scores.get(stage.name, {})
         scale = {
             name: said[f"held_out/{name}"] for name in ("mean", "deviation") if f"held_out/{name}" in said

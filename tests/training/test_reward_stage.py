@@ -14,6 +14,7 @@ from jaxrl4lm.lm.trainable import adapters
 from jaxrl4lm.training.judgements import pad_judgements
 from jaxrl4lm.training.reward_stage import SCALE
 from jaxrl4lm.types import InputError
+from tests.selection import slow_but
 from tests.training.stages import interrupt_at
 from tests.training.trl_oracle import make_llama
 
@@ -45,7 +46,7 @@ def folder(tmp_path_factory):
 
 def start_of(folder):
     policy, backbone, head, _ = models.load_with_head(folder / "reward")
-    return policy, {"backbone": backbone, "head": head.kernel}, models.load(folder)[2]
+    return policy, {"backbone": backbone, "head": head._replace(bias=None)}, models.load(folder)[2]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -98,6 +99,30 @@ def test_the_first_losses_and_the_folder_are_theirs(folder, tmp_path):
     np.testing.assert_allclose(scale["deviation"], np.std(theirs), rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", slow_but(["Bert", "ModernBert"], 1))
+def test_an_encoder(folder, tmp_path, family):
+    """Its head has a pooler, which learns, too; transformers scores alike."""
+    import torch
+    import transformers
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ids = dict.fromkeys(("bos_token_id", "cls_token_id"), 2) | {"eos_token_id": 1, "sep_token_id": 1}
+    config = getattr(transformers, f"{family}Config")(vocab_size=100, pad_token_id=0, **sizes, **ids)
+    getattr(transformers, f"{family}ForMaskedLM")(config).save_pretrained(tmp_path / "encoder")
+    policy, backbone, _ = models.load_backbone(tmp_path / "encoder")
+    start, tokenizer = reward.add_head(jax.random.key(0), policy, backbone), models.load(folder)[2]
+    stage = training.reward_model(policy, tokenizer, PAIRS, config=CONFIG, evaluate_every=STEPS)
+    run = training.fit([stage], start, out=tmp_path / "run")
+    assert np.abs(run.params["head"].pooler.kernel - start["head"].pooler.kernel).max() > 1e-4
+    saved = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model")
+    tokens = torch.tensor([[5, 9, 7, 1]])
+    texts = pad_judgements([[Example(tokens[0].tolist(), [True] * 4)]], 0, 6)
+    np.testing.assert_allclose(
+        reward.score(run.params, texts, policy), saved.eval()(tokens).logits.detach(), atol=1e-5
+    )
+
+
 TOKENIZER = data.CharacterTokenizer.from_texts(["0123456789+=.x"])
 POLICY = models.LanguagePolicy(
     models.TransformerConfig(TOKENIZER.vocab_size, layers=1, width=16, heads=2, context=16)
@@ -123,7 +148,7 @@ def test_it_learns_and_resumes(start, tmp_path, trainable):
     resumed = training.fit([stage], start, out=tmp_path / "run", resume=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, run.params)
     _, backbone, head, _ = models.load_with_head(tmp_path / "run" / "model")
-    np.testing.assert_array_equal(head.kernel, run.params["head"])
+    np.testing.assert_array_equal(head.kernel, run.params["head"].kernel)
     np.testing.assert_array_equal(backbone["embedding"], run.params["backbone"]["embedding"])
 
 
