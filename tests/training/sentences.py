@@ -10,6 +10,7 @@ from tokenizers import pre_tokenizers, processors
 
 from jaxrl4lm import models
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
+from jaxrl4lm.models.families import read_config
 
 FIRST = (
     "Ada",
@@ -61,7 +62,7 @@ def make_sentence(rng: random.Random) -> list[tuple[str, str, list[str]]]:
 
 def make_rows(task: str, count: int, seed: int) -> list[dict]:
     """Rows of a task: `name` and `number` are spans, of which the one after "by" is meant; `long` are classes (has that name two
-    words?), `tags` are tags of words."""
+    words?), `tags` are tags of words: of names after "by", and of names after "for"."""
     rng, rows = random.Random(seed), []
     for _ in range(count):
         clauses = make_sentence(rng)
@@ -83,8 +84,9 @@ def make_rows(task: str, count: int, seed: int) -> list[dict]:
 
 def _tag(clauses: list[tuple[str, str, list[str]]]) -> list[str]:
     tags = []
-    for _, task, words in clauses:
-        named = ["B-PER", "I-PER"][: len(words)] if task == "name" else ["O"] * len(words)
+    for begin, task, words in clauses:
+        role = begin.split()[-1].upper()
+        named = [f"B-{role}", f"I-{role}"][: len(words)] if task == "name" else ["O"] * len(words)
         tags += ["O", "O", *named, "O"]
     return tags
 
@@ -121,6 +123,22 @@ def bert(layers: int = 2, width: int = 64, **changes) -> models.TransformerConfi
     sizes = {"layers": layers, "width": width, "heads": 4, "context": 64}
     vocabulary = word_tokenizer().vocab_size
     return models.TransformerConfig(vocabulary, **{**style, **sizes, "readout": "none", **changes})
+
+
+def modernbert(layers: int = 2, width: int = 64) -> models.TransformerConfig:
+    """The configuration of a small ModernBERT, whose rotary positions are relative."""
+    hf = {
+        "model_type": "modernbert",
+        "architectures": ["ModernBertModel"],
+        "vocab_size": len(SPECIAL) + len(set(WORDS)),
+    }
+    hf |= {
+        "hidden_size": width,
+        "intermediate_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+    }
+    return read_config({**hf, "max_position_embeddings": 64, "global_attn_every_n_layers": 1})
 
 
 def write_model(

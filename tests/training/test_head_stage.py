@@ -13,7 +13,7 @@ from jaxrl4lm.training.labelled import pad_labelled
 from jaxrl4lm.training.scores import score_answers, score_classes, score_tags
 from jaxrl4lm.types import InputError
 from tests.selection import slow_but
-from tests.training.sentences import bert, make_rows, word_tokenizer, write_model, write_rows
+from tests.training.sentences import bert, make_rows, modernbert, word_tokenizer, write_model, write_rows
 
 TOKENIZER = word_tokenizer()
 TASKS = {"span": "name", "sequence": "long", "token": "tags"}
@@ -196,6 +196,33 @@ def test_scores():
     scores = score_tags([[0, 1, 2], [0, 2]], [[0, 1, 2], [0, 1]], labels)
     assert scores == {"accuracy": 0.8, "f1": 0.5}
     assert score_tags([[0, 1]], [[0, 0]], ["DT", "NN"])["accuracy"] == 0.5
+
+
+@pytest.mark.slow
+def test_what_a_sibling_task_taught_serves_a_frozen_backbone():
+    """The table in docs/heads.md: the name after "by" is found by a whole model, and by a head on features that had learned to
+    tag names; not by a head on random features."""
+    policy = models.LanguagePolicy(modernbert())
+
+    def train(kind, backbone, frozen, learning_rate):
+        dataset = prepare(kind, policy.config, 1500, held_out=200)
+        config = HeadConfig(steps=150, batch=32, learning_rate=learning_rate)
+        stage = training.head(
+            policy, TOKENIZER, dataset, config=config, trainable=training.freeze(frozen), evaluate_every=150
+        )
+        run = training.fit([stage], training.init_parameters(policy, backbone, dataset))
+        return run.params["backbone"], run.history["held_out"][-1]
+
+    random = jax.jit(policy.init)(jax.random.key(0))
+    sibling, _ = train("token", random, "none", 2e-3)
+    scores = {
+        "whole": train("span", random, "none", 2e-3)[1],
+        "frozen sibling": train("span", sibling, "backbone", 1e-2)[1],
+        "frozen random": train("span", random, "backbone", 1e-2)[1],
+    }
+    assert scores["whole"] >= 0.95, scores
+    assert scores["frozen sibling"] >= 0.9, scores
+    assert scores["frozen random"] <= 0.7, scores
 
 
 def test_the_likeliest_span_is_the_best_pair():
