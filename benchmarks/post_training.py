@@ -1,8 +1,10 @@
-"""How long does a step of fine-tuning take, and how much memory, beside TRL on the same rows and the same model?
+"""How long does a step of learning from data take, and how much memory, beside TRL on the same rows and the same model?
 
-    python benchmarks/post_training.py --trl VENV/bin/python [--sizes small gpt2] [--rounds 3] [--core 0]
+    python benchmarks/post_training.py --trl VENV/bin/python [--methods sft dpo once] [--sizes small gpt2] [--rounds 3]
 
-SFT on packed conversations of random length. Both sides load the same folder, with random weights, and take the same rows
+sft: packed conversations of random length. dpo: pairs of one length, the reference a second model on both sides; once: its
+log-probabilities are computed before the first step on both sides, and no second model is held. Both sides load the same
+folder, with random weights, and take the same rows
 through the same optimizer; each is a process of its own on one core, and they alternate. The first step of a process, which
 compiles or warms up, is left out of its median. A round's ratio of times is TRL / ours; of memory, ours / TRL. `programs` are
 what an epoch of the same conversations without packing compiles, of rows of many lengths.
@@ -83,8 +85,53 @@ def tell(seconds: float, loss: float, began: float) -> None:
     print(json.dumps(row | {"cpu_seconds": round(time.process_time() - began, 4)}), flush=True)
 
 
+def make_pairs(size: dict) -> list[dict]:
+    """Preferences of words: a fifth prompt, and two completions as long as each other."""
+    draw = random.Random(0)
+    prompt = size["length"] // 5
+    lengths = {"prompt": prompt, **dict.fromkeys(("chosen", "rejected"), size["length"] - prompt - 1)}
+
+    def write(words: int) -> str:
+        return " ".join(f"w{draw.randrange(2, size['vocabulary'])}" for _ in range(words))
+
+    return [
+        {name: f"{' ' * (name != 'prompt')}{write(words)}" for name, words in lengths.items()}
+        for _ in range(size["batch"] * 8)
+    ]
+
+
+def take_steps(stage, start, steps: int) -> None:
+    """Steps of ours from what `start` gives, each told."""
+    import jax
+
+    state = jax.jit(stage.init)(start())
+    for step in range(steps):
+        began, busy = time.perf_counter(), time.process_time()
+        state, metrics = stage.advance(state, step, 1)
+        tell(time.perf_counter() - began, float(metrics["loss"][0]), busy)
+
+
+def prefer_here(folder: str, size: dict, steps: int, once: bool) -> None:
+    """Ours, of preferences."""
+    from jaxrl4lm import lm, models, training
+
+    policy, _, tokenizer = models.load(folder)
+    config = lm.PreferenceConfig(learning_rate=1e-4, steps=steps, batch=size["batch"])
+    stage = training.preference(
+        policy,
+        tokenizer,
+        make_pairs(size),
+        config=config,
+        reference=models.load(folder)[1],
+        once=once,
+        pairs=lm.PairConfig(max_length=size["length"], held_out=0),
+        evaluate_every=1,
+    )
+    take_steps(stage, lambda: models.load(folder)[1], steps)
+
+
 def work_here(folder: str, size: dict, steps: int) -> None:
-    """Ours: the one place that knows the library's calls."""
+    """Ours, of texts."""
     import jax
 
     from jaxrl4lm import lm, models, training
@@ -102,11 +149,7 @@ def work_here(folder: str, size: dict, steps: int) -> None:
         return training.supervised(policy, known, config, tokenizer=tokenizer, evaluate_every=1)
 
     stage = build("bfd", steps)
-    state = jax.jit(stage.init)(models.load(folder)[1])
-    for step in range(steps):
-        began, busy = time.perf_counter(), time.process_time()
-        state, metrics = stage.advance(state, step, 1)
-        tell(time.perf_counter() - began, float(metrics["loss"][0]), busy)
+    take_steps(stage, lambda: models.load(folder)[1], steps)
     if size["width"] < 500:
         count = []
         jax.monitoring.register_event_duration_secs_listener(
@@ -120,12 +163,12 @@ def work_here(folder: str, size: dict, steps: int) -> None:
         print(json.dumps({"compile_seconds": 0, "programs": len(count) - begun}), flush=True)
 
 
-def work_there(folder: str, size: dict, steps: int) -> None:
+def work_there(method: str, folder: str, size: dict, steps: int) -> None:
     """TRL."""
     import torch
     from datasets import Dataset
-    from transformers import AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     torch.set_num_threads(1)
 
@@ -142,33 +185,35 @@ def work_there(folder: str, size: dict, steps: int) -> None:
             if logs and "loss" in logs:
                 tell(self.seconds, logs["loss"], self.busy)
 
-    config = SFTConfig(
-        output_dir=tempfile.mkdtemp(),
-        max_steps=steps,
-        per_device_train_batch_size=size["batch"],
-        learning_rate=1e-4,
-        packing=True,
-        max_length=size["length"],
-        logging_steps=1,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    SFTTrainer(
-        folder,
-        args=config,
-        train_dataset=Dataset.from_list(make_rows(size)),
-        processing_class=AutoTokenizer.from_pretrained(folder),
-        callbacks=[Clock()],
-    ).train()
+    common = {
+        "output_dir": tempfile.mkdtemp(),
+        "max_steps": steps,
+        "per_device_train_batch_size": size["batch"],
+        "learning_rate": 1e-4,
+        "max_length": size["length"],
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+    }
+    others = {"processing_class": AutoTokenizer.from_pretrained(folder), "callbacks": [Clock()]}
+    if method == "sft":
+        rows = Dataset.from_list(make_rows(size))
+        SFTTrainer(folder, args=SFTConfig(packing=True, **common), train_dataset=rows, **others).train()
+        return
+    reference = None if method == "once" else AutoModelForCausalLM.from_pretrained(folder)
+    config = DPOConfig(precompute_ref_log_probs=method == "once", **common)
+    rows = Dataset.from_list(make_pairs(size))
+    DPOTrainer(folder, ref_model=reference, args=config, train_dataset=rows, **others).train()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", nargs=4, help="side, folder, size, steps")
+    parser.add_argument("--worker", nargs=5, help="side, method, folder, size, steps")
+    parser.add_argument("--methods", nargs="*", default=["sft", "dpo", "once"])
     parser.add_argument("--sizes", nargs="*", default=list(SIZES))
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=3)
@@ -176,8 +221,13 @@ def main() -> None:
     parser.add_argument("--trl", default=sys.executable, help="the Python of the peer")
     args = parser.parse_args()
     if args.worker:
-        side, folder, size, steps = args.worker
-        return {"ours": work_here, "trl": work_there}[side](folder, SIZES[size], int(steps))
+        side, method, folder, name, steps = args.worker
+        size, steps = SIZES[name], int(steps)
+        if side == "trl":
+            return work_there(method, folder, size, steps)
+        if method == "sft":
+            return work_here(folder, size, steps)
+        return prefer_here(folder, size, steps, method == "once")
     record = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     record |= {
         "processor": platform.processor() or platform.machine(),
@@ -186,17 +236,19 @@ def main() -> None:
             "trl": versions(args.trl, ("trl", "torch", "transformers")),
         },
     }
-    for size in args.sizes:
+    for method, size in [(method, size) for method in args.methods for size in args.sizes]:
         rounds = []
         with tempfile.TemporaryDirectory() as folder:
             make_model(folder, SIZES[size])
             for _ in range(args.rounds):
                 here, there = (
-                    measure([python, __file__, "--worker", side, folder, size, str(args.steps)], args.core)
+                    measure(
+                        [python, __file__, "--worker", side, method, folder, size, str(args.steps)], args.core
+                    )
                     for side, python in (("ours", sys.executable), ("trl", args.trl))
                 )
                 rounds.append({"ours": here, "trl": there})
-                record[f"sft {size}"] = {
+                record[f"{method} {size}"] = {
                     "trl / ours, seconds": spread(
                         [r["trl"]["seconds"] / r["ours"]["seconds"] for r in rounds]
                     ),
@@ -205,7 +257,12 @@ def main() -> None:
                     ),
                     "rounds": rounds,
                 }
-                print(size, {k: v for k, v in record[f"sft {size}"].items() if "/" in k}, flush=True)
+                print(
+                    method,
+                    size,
+                    {k: v for k, v in record[f"{method} {size}"].items() if "/" in k},
+                    flush=True,
+                )
                 RESULTS.write_text(json.dumps(record, indent=1) + "\n")
     return None
 
