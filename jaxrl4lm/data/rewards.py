@@ -1,23 +1,34 @@
-"""Rewards as Python functions with the signature `reward(prompts, completions, **columns) -> list[float]`."""
+"""Rewards as Python functions: `reward(prompts, completions, **columns) -> list[float]`, called as TRL calls them.
 
+Beside the columns of the prompts a reward may take `completion_ids`, `trainer_state`, `log_extra` and `log_metric`; it is given
+what its signature names, or everything if it has `**`. It may be `async`, and may say None of what it does not apply to.
+"""
+
+import asyncio
 import copy
 import importlib.util
 import inspect
+import math
 import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxrl4lm.data.files import Message, find_last_text
 from jaxrl4lm.types import InputError
 
 Reward = Callable[..., Any]
-"""Returns a list of floats, or whatever a user returns: `call` checks it."""
+"""Returns a list of floats, or whatever a user returns: `judge` checks it."""
 
 LARGEST = 3.4e38
 """Scores become float32."""
+ARGUMENTS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""What a reward may take beside columns."""
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 
 
@@ -115,18 +126,78 @@ def check_columns(reward: Reward, name: str, columns: Sequence[str]) -> None:
     Raises:
       InputError: naming the parameter.
     """
+    others = _drop_reserved(dict.fromkeys(columns))
     try:
         signature = inspect.signature(reward)
     except (TypeError, ValueError):  # not every callable tells
         return
-    others = {c: [] for c in columns if c not in ("prompts", "completions")}
     try:
-        signature.bind(prompts=[], completions=[], **others)
+        signature.bind(**_choose_arguments(reward, dict.fromkeys(ARGUMENTS) | others))
     except TypeError as error:
+        named = ", ".join(map(repr, others)) or "no columns"
         raise InputError(
-            f"the reward {name} cannot be called with {', '.join(map(repr, others)) or 'no columns'} ({error}): "
-            "its signature must be reward(prompts, completions, **columns)"
+            f"the reward {name} cannot be called with {named} ({error}): its signature must be "
+            "reward(prompts, completions, **columns)"
         ) from None
+
+
+def _drop_reserved(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns whose names mean nothing else."""
+    reserved = (*ARGUMENTS, "prompt", "completion")
+    return {name: value for name, value in columns.items() if name not in reserved}
+
+
+def _choose_arguments(reward: Reward, offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the offered that the signature names; all if it has `**`, or does not tell."""
+    try:
+        parameters = inspect.signature(reward).parameters.values()
+    except (TypeError, ValueError):
+        return dict(offered)
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return dict(offered)
+    return {each.name: offered[each.name] for each in parameters if each.name in offered}
+
+
+class TrainerState(NamedTuple):
+    """What a reward may know of the run, by TRL's names."""
+
+    global_step: int = 0
+    """Updates done."""
+    max_steps: int = 0
+    epoch: float = 0.0
+    """Passes over the prompts."""
+
+
+class Log:
+    """What rewards say of a batch beside their scores."""
+
+    def __init__(self):
+        self._metrics: dict[str, list[float]] = {}
+        self.columns: dict[str, list] = {}
+        """A value for each completion, for tables that people read."""
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Keeps a number; several of a batch are averaged."""
+        self._metrics.setdefault(str(name), []).append(float(value))
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        """Keeps a column."""
+        self.columns[str(column)] = list(values)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Means of the numbers."""
+        return {name: float(np.mean(values)) for name, values in self._metrics.items()}
+
+
+class Batch(NamedTuple):
+    """Completions, and what came before them."""
+
+    prompts: Sequence[str | list[Message]]
+    """As the file has them (`PromptSet.given`), one for each completion."""
+    completions: Sequence[str]
+    completion_ids: Sequence[list[int]]
+    columns: Mapping[str, list]
 
 
 def call(
@@ -134,31 +205,67 @@ def call(
     name: str,
     prompts: Sequence[str | list[Message]],
     completions: Sequence[str],
-    columns: dict[str, list],
+    columns: Mapping[str, list],
 ) -> list[float]:
-    """Scores of the completions, checked.
+    """Scores of one reward; nan for None. As `judge`."""
+    batch = Batch(prompts, completions, [[] for _ in completions], columns)
+    return judge({name: reward}, batch)[0].tolist()
 
-    Args:
-      reward: is given the completion of a text as text, and that of messages as a list of one message of the assistant.
-      prompts: as the file has them (`PromptSet.given`), one for each completion.
+
+def judge(
+    rewards: Mapping[str, Reward], batch: Batch, state: TrainerState | None = None, log: Log | None = None
+) -> np.ndarray:
+    """Scores `[rewards, completions]`, checked; nan where a reward said None. Those that are `async` wait together.
+
+    A reward is given the completion of a text as text, and that of messages as a list of one message of the assistant.
+
     Raises:
       InputError: naming the reward and the prompt, if it raises, returns the wrong number of scores, or one that is not a
         finite number.
     """
+    log = log or Log()
     said = [
         text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-        for prompt, text in zip(prompts, completions, strict=True)
+        for prompt, text in zip(batch.prompts, batch.completions, strict=True)
     ]
-    columns = {k: v for k, v in columns.items() if k not in ("prompts", "completions")}
+    answers: dict[str, Any] = {}
+    for name, reward in rewards.items():
+        offered = {
+            **_drop_reserved(batch.columns),
+            "prompts": copy.deepcopy(list(batch.prompts)),
+            "completions": copy.deepcopy(said),
+            "completion_ids": [list(ids) for ids in batch.completion_ids],
+            "trainer_state": state or TrainerState(),
+            "log_extra": log.log_extra,
+            "log_metric": log.log_metric,
+        }
+        try:
+            answer = reward(**_choose_arguments(reward, offered))
+            answers[name] = list(answer) if isinstance(answer, Iterator) else answer  # it runs only now
+        except (Exception, SystemExit) as error:  # whatever the user's function does wrong
+            answers[name] = error
+    waiting = {name: answer for name, answer in answers.items() if inspect.isawaitable(answer)}
+    if waiting:
+        answers |= zip(waiting, _wait(waiting.values()), strict=True)
+    return np.array([_check_scores(answer, name, batch.prompts) for name, answer in answers.items()])
+
+
+def _wait(awaitables: Iterable[Awaitable]) -> list[Any]:
+    """What they give, or raise. In a thread, which has no loop of its own yet, as that of a notebook has."""
+
+    async def gather() -> list[Any]:
+        return await asyncio.gather(*awaitables, return_exceptions=True)
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, gather()).result()
+
+
+def _check_scores(scores: Any, name: str, prompts: Sequence[str | list[Message]]) -> list[float]:
     first = f"first prompt of the batch: {_shorten(prompts[0])}"
-    try:
-        scores = reward(prompts=copy.deepcopy(list(prompts)), completions=said, **columns)
-        if isinstance(scores, Iterator):  # it runs the user's code only now
-            scores = list(scores)
-    except (Exception, SystemExit) as error:  # whatever the user's function does wrong
+    if isinstance(scores, BaseException):
         raise InputError(
-            f"the reward {name} raised {_describe(error)} ({first}): mend the function"
-        ) from error
+            f"the reward {name} raised {_describe(scores)} ({first}): mend the function"
+        ) from scores
     try:
         if isinstance(scores, str | bytes | dict):
             raise TypeError
@@ -167,21 +274,27 @@ def call(
         raise InputError(
             f"the reward {name} returned a {type(scores).__name__} ({first}): return a list of floats"
         ) from None
-    if len(scores) != len(completions):
+    if len(scores) != len(prompts):
         raise InputError(
-            f"the reward {name} returned {len(scores)} scores for {len(completions)} completions "
+            f"the reward {name} returned {len(scores)} scores for {len(prompts)} completions "
             f"({first}): return one for each"
         )
     for score, prompt in zip(scores, prompts, strict=True):
         try:
-            finite = not isinstance(score, str) and abs(float(score)) <= LARGEST
+            finite = score is None or (not isinstance(score, str) and abs(float(score)) <= LARGEST)
         except Exception:  # whatever the conversion of a user's object does wrong
             finite = False
         if not finite:
             raise InputError(
-                f"the reward {name} returned {score!r} for the prompt {_shorten(prompt)}: return a finite number"
+                f"the reward {name} returned {score!r} for the prompt {_shorten(prompt)}: return a finite number, or None"
             )
-    return [float(score) for score in scores]
+    return [math.nan if score is None else float(score) for score in scores]
+
+
+def weigh(scores: np.ndarray, weights: Sequence[float] | None = None) -> np.ndarray:
+    """Weighted sums `[completions]` of scores `[rewards, completions]`, over the rewards that apply; nan where none does."""
+    weighted = scores if weights is None else np.asarray(weights, float)[:, None] * scores
+    return np.where(np.isnan(scores).all(0), math.nan, np.nansum(weighted, 0))
 
 
 _MACHINERY = (__file__, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")

@@ -1,5 +1,7 @@
 """Rewards: the built-in ones on cases, and every way in which a user's function can fail."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -108,7 +110,6 @@ class Unfloatable:
         ([float("-inf"), 1.0], "returned -inf for the prompt 'p'"),
         ([1.0, 1e39], "returned 1e+39 for the prompt 'q'"),
         ([1.0, 10**400], "for the prompt 'q'"),
-        ([1.0, None], "returned None for the prompt 'q'"),
         ([1.0, "2"], "returned '2' for the prompt 'q'"),
         ([1.0, [2.0]], "returned [2.0] for the prompt 'q'"),
         ([1.0, Unfloatable()], "returned <unfloatable> for the prompt 'q'"),
@@ -135,14 +136,80 @@ def test_what_a_reward_raises_is_told_on_one_line():
     assert "\n" not in str(error.value)
 
 
-def test_columns_reach_the_reward_without_names_that_clash():
-    def reward(prompts, completions, **columns):
-        assert (prompts, completions, columns) == (["p"], ["c"], {"answer": [3]})
+def test_what_a_reward_is_called_with():
+    """TRL's arguments: those that it names, or all of them; columns of those names are left out."""
+    batch = rewards.Batch(["p"], ["c"], [[5, 6]], {"answer": [3], "prompts": ["x"], "completion_ids": [0]})
+    state, log = rewards.TrainerState(7, 9, 0.5), rewards.Log()
+
+    def everything(prompts, completions, trainer_state, log_extra, log_metric, **others):
+        assert (prompts, completions, others) == (["p"], ["c"], {"answer": [3], "completion_ids": [[5, 6]]})
+        assert (trainer_state.global_step, trainer_state.max_steps, trainer_state.epoch) == (7, 9, 0.5)
+        log_extra("length", [1])
+        log_metric("mean", 1)
+        log_metric("mean", 2)
         return [0]
 
-    assert rewards.call(
-        reward, "f", ["p"], ["c"], {"answer": [3], "prompts": ["x"], "completions": ["y"]}
-    ) == [0.0]
+    def little(completion_ids):
+        return [len(completion_ids[0])]
+
+    scores = rewards.judge({"everything": everything, "little": little}, batch, state, log)
+    np.testing.assert_array_equal(scores, [[0], [2]])
+    assert (log.metrics, log.columns) == ({"mean": 1.5}, {"length": [1]})
+
+
+def test_rewards_that_wait_wait_together():
+    order = []
+
+    async def slow(completions, **_):
+        order.append("slow begins")
+        await asyncio.sleep(0.05)
+        order.append("slow ends")
+        return [1.0] * len(completions)
+
+    async def quick(completions, **_):
+        order.append("quick")
+        return [2.0, None]
+
+    async def fails(**_):
+        raise OSError("no answer")
+
+    batch = rewards.Batch(["p", "q"], ["a", "b"], [[], []], {})
+    scores = rewards.judge({"slow": slow, "quick": quick}, batch)
+    np.testing.assert_array_equal(scores, [[1, 1], [2, np.nan]])
+    assert order == ["slow begins", "quick", "slow ends"]
+
+    async def in_a_notebook():
+        return rewards.judge({"quick": quick}, batch)
+
+    np.testing.assert_array_equal(asyncio.run(in_a_notebook()), [[2, np.nan]])
+    with pytest.raises(InputError, match=r"the reward fails raised OSError at test_rewards.py.*: no answer"):
+        rewards.judge({"slow": slow, "fails": fails}, batch)
+
+
+def test_weighted_sums_leave_out_what_does_not_apply():
+    scores = np.array([[1.0, np.nan, np.nan], [2.0, 3.0, np.nan]])
+    np.testing.assert_array_equal(rewards.weigh(scores), [3, 3, np.nan])
+    np.testing.assert_array_equal(rewards.weigh(scores, [1, -0.5]), [0, -1.5, np.nan])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_rewards_that_trl_ships():
+    trl = pytest.importorskip("trl.rewards", reason="needs the extra 'peers'")
+    chat = [{"role": "user", "content": "q"}]
+    said = ["<think>\na\n</think>\nb", "b"]
+    batch = rewards.Batch([chat, chat], said, [[1] * 30, [1] * 3], {"solution": ["1", "2"]})
+    shipped = {
+        "think": trl.think_format_reward,
+        "overlong": trl.get_soft_overlong_punishment(max_completion_len=20, soft_punish_cache=10),
+    }
+    scores = rewards.judge(shipped, batch)
+    messages = [[{"role": "assistant", "content": text}] for text in said]
+    expected = [
+        trl.think_format_reward(messages),
+        shipped["overlong"](completion_ids=batch.completion_ids),
+    ]
+    np.testing.assert_array_equal(scores, expected)
+    assert scores.tolist() == [[1, 0], [-1, 0]]
 
 
 @pytest.mark.parametrize(
@@ -150,8 +217,8 @@ def test_columns_reach_the_reward_without_names_that_clash():
     [
         (rewards.exact_match, [], "missing a required argument: 'answer'"),
         (rewards.exact_match, ["answer", "line"], None),
-        (lambda prompts, completions: [], ["line"], "unexpected keyword argument 'line'"),
-        (lambda prompts, completions: [], ["prompts"], None),
+        (lambda prompts, completions: [], ["line", "prompts"], None),
+        (lambda completions, trainer_state: [], [], None),
         (lambda completions, **columns: [], [], None),
         (lambda texts: [], [], "missing a required argument"),
         (max, ["line"], None),
