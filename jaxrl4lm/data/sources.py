@@ -116,13 +116,23 @@ def _unpack(raw: bytes, suffix: str, name: str) -> bytes:
     try:
         if suffix == ".gz":
             return gzip.decompress(raw)
-        zstandard = _need("zstandard", "zstandard", name)
-        with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(raw)) as stream:
-            return stream.read()
+        return _unpack_zst(raw, _need("zstandard", "zstandard", name))
     except InputError:
         raise
     except Exception as error:  # each package has errors of its own
         raise InputError(f"{name} cannot be unpacked ({error}): pack it anew") from None
+
+
+def _unpack_zst(raw: bytes, zstandard: ModuleType) -> bytes:
+    """All frames of a file. The package's own stream takes one that breaks off for the end of the file."""
+    parts = []
+    while raw:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        parts.append(frame.decompress(raw))
+        if not frame.eof:
+            raise EOFError("it breaks off")
+        raw = frame.unused_data
+    return b"".join(parts)
 
 
 def _need(package: str, install: str, name: str) -> ModuleType:

@@ -93,6 +93,7 @@ def test_text_by_lines_or_whole(tmp_path):
         ("a.parquet", b"PAR1", "is no Parquet file"),
         ("a.jsonl.gz", b"{}", "cannot be unpacked"),
         ("a.jsonl.zst", b"{}", "cannot be unpacked"),
+        ("a.jsonl.zst", b"(\xb5/\xfd\x04Xp\0\0", "cannot be unpacked (it breaks off)"),
         ("a.txt", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         ("a.txt", b"\xff", "not UTF-8"),
         ("a.jsonl", b'{"a": 1}\n{"b": 1}', "line 2: no column 'a'; its columns are 'b'"),
