@@ -88,7 +88,9 @@ def _translate_message(message: Any) -> Any:
     if not isinstance(message, Mapping) or "from" not in message:
         return message
     rest = {name: value for name, value in message.items() if name not in ("from", "value")}
-    return {"role": ROLES.get(message["from"], message["from"]), "content": message.get("value"), **rest}
+    speaker = message["from"]
+    role = ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker
+    return {"role": role, "content": message.get("value"), **rest}
 
 
 def _find_format(row: Row) -> Format:

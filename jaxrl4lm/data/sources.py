@@ -94,9 +94,9 @@ def _rename(row: Row, columns: Mapping[str, str]) -> Row:
 
 
 def _read_file(path: pathlib.Path, unit: str) -> list[Row]:
-    raw, name, kind = read_bytes(path), str(path), path.suffix
+    raw, name, kind = read_bytes(path), str(path), path.suffix.lower()
     if kind in PACKED:
-        raw, kind = _unpack(raw, kind, name), pathlib.Path(path.stem).suffix
+        raw, kind = _unpack(raw, kind, name), pathlib.Path(path.stem).suffix.lower()
     if kind == ".parquet":
         return _parse_parquet(raw, name)
     text = decode_text(raw, name)

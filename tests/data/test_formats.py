@@ -101,6 +101,7 @@ def test_rows_unlike_the_first(columns, said):
         ({"messages": "hi"}, "column 'messages' holds text: call it `text`"),
         ({"messages": []}, "column 'messages' holds no text and no messages"),
         ({"messages": [{"content": "a"}]}, "column 'messages': message 1 is not of the form"),
+        ({"conversations": [{"from": ["human"], "value": "a"}]}, "message 1 is not of the form"),
         ({"prompt": [USER], "completion": "ho"}, "'completion' holds text and column 'prompt' messages"),
         ({"prompt": [USER, ANSWER]}, "column 'prompt' ends with the assistant's own message"),
         ({"prompt": 3, "completion": "b"}, "column 'prompt' holds a int"),

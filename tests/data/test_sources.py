@@ -44,6 +44,7 @@ FILES = {
     "data.json": lambda: json.dumps({"version": 1, "data": RECORDS}).encode(),
     "really_lines.json": lambda: JSONL,
     "rows.csv": lambda: write_csv(","),
+    "ROWS.JSONL.GZ": lambda: gzip.compress(JSONL),
     "rows.tsv": lambda: write_csv("\t"),
     "rows.parquet": write_parquet,
     "rows.jsonl.gz": lambda: gzip.compress(JSONL),
