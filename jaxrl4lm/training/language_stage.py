@@ -6,7 +6,7 @@ import functools
 import hashlib
 import operator
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,6 +27,10 @@ from jaxrl4lm.types import Array, InputError, Params
 SEEDS_AT_ONCE = 4
 """The best block of `benchmarks/population.py` on a CPU."""
 MOST_HELD_OUT = 256
+FUNCTIONS = ("optimizer", "loss")
+"""Settings of a stage that a model's card names beside those of its configuration."""
+ADAPTED = ("rank", "scale", "dropout", "patterns")
+"""Settings of what learns, where not everything does."""
 PURPOSES = ("params", "supervised", "reinforcement", "preference", "reward", "head")
 """A key of its own for each: a stage draws the same numbers whether others run before it or not."""
 
@@ -125,6 +129,8 @@ def with_card(
         settings = {
             key: value for key, value in stage.config["config"].items() if not isinstance(value, dict)
         }
+        settings |= {key: stage.config[key] for key in FUNCTIONS if isinstance(stage.config.get(key), str)}
+        settings |= dict(_list_leaves(stage.config.get("trainable")))
         figures = {f"{key} at the start": value for key, value in scores.get("start", {}).items()}
         write_model_card(
             folder,
@@ -137,6 +143,15 @@ def with_card(
         )
 
     return stage._replace(exports={**stage.exports, MODEL: export})
+
+
+def _list_leaves(described: Any) -> Iterator[tuple[str, Any]]:
+    """The settings of what `describe` made of functions, however deep; not the functions' names."""
+    for key, value in described.items() if isinstance(described, Mapping) else ():
+        if isinstance(value, Mapping):
+            yield from _list_leaves(value)
+        elif key in ADAPTED:
+            yield key, value
 
 
 def choose_chunk(every: int, steps: int) -> int:

@@ -281,6 +281,7 @@ def test_an_adapter_of_conversations(cli, tmp_path):
         "# run\n",
         "- a.jsonl\n- b.jsonl",
         "| schedule | wsd |",
+        "| optimizer | muon |\n| loss | negative_log_likelihood |\n| rank | 2 |\n",
         "| held_out/loss at the start |",
         '"sft"',
     ):
