@@ -41,6 +41,12 @@ ROLES = {
 CHATS = ("messages", "prompt", "completion", "chosen", "rejected")
 """Columns that hold conversations, or text."""
 
+FOR_TEMPLATES = {
+    "tools": (list, "a list of schemas"),
+    "chat_template_kwargs": (dict, "names with their values"),
+}
+"""Columns that chat templates read, and what they hold, as it is or as JSON."""
+
 LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -48,8 +54,9 @@ def recognize(rows: Sequence[Row]) -> tuple[Format, list[Row]]:
     """What the rows are, and the same rows in the columns of that format (`COLUMNS`).
 
     `conversations` become `messages`; `from` and `value` become `role` and `content`, with the roles that templates
-    know; a prompt that both completions of a preference begin with becomes the column `prompt`; `tools` given as JSON
-    are parsed; a value of None counts as absent. Rows that are so already come back as they are.
+    know; a prompt that both completions of a preference begin with becomes the column `prompt`; `tools` and
+    `chat_template_kwargs` given as JSON are parsed; a value of None counts as absent. Rows that are so already come
+    back as they are.
 
     Raises:
       InputError: naming the first row of no format, or of another than the first row, or with other values in its
@@ -76,12 +83,23 @@ def _translate(row: Row) -> dict[str, Any]:
     for name in CHATS:
         if isinstance(columns.get(name), Sequence) and not isinstance(columns[name], str):
             columns[name] = [_translate_message(message) for message in columns[name]]
-    if isinstance(columns.get("tools"), str):
-        try:
-            columns["tools"] = json.loads(columns["tools"])
-        except ValueError as error:
-            raise InputError(f"{row.where}: column 'tools' is no JSON ({error}): mend it") from None
+    for name in FOR_TEMPLATES:
+        if name in columns and (value := _read_json(columns.pop(name), name, row.where)):
+            columns[name] = value
     return columns
+
+
+def _read_json(value: Any, name: str, where: str) -> Any:
+    """What a column for the template holds, parsed if it is text; nothing at all is no more than an empty list."""
+    kind, form = FOR_TEMPLATES[name]
+    if isinstance(value, str):
+        try:
+            value = json.loads(value or "null")
+        except ValueError as error:
+            raise InputError(f"{where}: column {name!r} is no JSON ({error}): mend it") from None
+    if value is not None and not isinstance(value, kind):
+        raise InputError(f"{where}: column {name!r} is {value!r}: write {form}")
+    return value
 
 
 def _translate_message(message: Any) -> Any:

@@ -40,6 +40,12 @@ KNOWN = [
         "prompt_completion",
         {"prompt": [USER], "completion": [ANSWER], "tools": TOOLS},
     ),
+    (
+        {"text": "a", "chat_template_kwargs": '{"x": 1}'},
+        "text",
+        {"text": "a", "chat_template_kwargs": {"x": 1}},
+    ),
+    ({"text": "a", "tools": ""}, "text", {"text": "a"}),
     ({"prompt": "a", "completion": "b", "label": "physics"}, "prompt_completion", None),
     (
         {"prompt": "a", "completion": "b", "label": 0},
@@ -109,6 +115,8 @@ def test_rows_unlike_the_first(columns, said):
         ({"chosen": 1, "rejected": 2}, "column 'chosen' holds a int"),
         ({"chosen": [ANSWER], "rejected": [USER]}, "begin with no message in common"),
         ({"text": "a", "tools": "["}, "column 'tools' is no JSON"),
+        ({"text": "a", "tools": "3"}, "column 'tools' is 3: write a list of schemas"),
+        ({"text": "a", "chat_template_kwargs": ["x"]}, "is ['x']: write names with their values"),
     ],
 )
 def test_values_that_a_format_does_not_have(columns, said):
