@@ -75,7 +75,9 @@ def find_spoken(
     from jaxrl4lm.data.chat_template import BEGIN, END  # jinja2, which is there by now
 
     if marked == text:
-        raise InputError(f"{where}: the template marks no token as the assistant's: {fix}")
+        raise InputError(
+            f"{where}: nothing is marked as the assistant's: leave the row out if none speaks, or {fix}"
+        )
     if marked.replace(BEGIN, "").replace(END, "") != text:
         raise InputError(
             f"{where}: the template changes what it marks as the assistant's: {fix}, last of all"

@@ -153,8 +153,11 @@ def test_other_mistakes():
 @pytest.mark.parametrize(
     "template, said",
     [
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", "marks no token as the assistant's: put"),
-        (MARKED.replace("assistant", "nobody"), "marks no token as the assistant's: put"),
+        (
+            "{% for m in messages %}{{ m.content }}{% endfor %}",
+            "nothing is marked as the assistant's: leave the row out",
+        ),
+        (MARKED.replace("assistant", "nobody"), "nothing is marked as the assistant's: leave the row out"),
         (
             "{% set said %}{% generation %} a {% endgeneration %}{% endset %}{{ said | trim | length }}",
             "changes what it marks",
@@ -165,5 +168,5 @@ def test_templates_that_do_not_say_what_the_assistant_says(template, said):
     pytest.importorskip("jinja2")
     with pytest.raises(InputError) as error:
         data.encode(rows_of({"messages": [USER, ANSWER]}), chat_tokenizer(template), assistant_only=True)
-    assert str(error.value).startswith("rows.jsonl, line 1: the template")
+    assert str(error.value).startswith("rows.jsonl, line 1: ")
     assert said in str(error.value)
