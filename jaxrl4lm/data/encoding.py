@@ -98,7 +98,9 @@ def encode(
             continue
         reason = CUT if any(targets) else NOTHING
         if strict:
-            raise InputError(f"{row.where}: {reason}, with {len(targets)} tokens: mend or leave out the row")
+            raise InputError(
+                f"{row.where}: {reason}, with {len(whole.tokens)} tokens: mend or leave out the row"
+            )
         dropped.setdefault(reason, []).append(row.line)
     return Encoded(examples, dropped, cut, warn_of_boundaries(unlike) + _warn_of_ends(examples, tokenizer))
 

@@ -192,7 +192,17 @@ def _parse_parquet(raw: bytes, name: str) -> list[Row]:
 
 
 def _number(records: Iterable[dict[str, Any]], name: str) -> list[Row]:
-    return [Row(number, record, name) for number, record in enumerate(records, start=1)]
+    """Rows of Arrow's records, in whose nested records no field is absent: what some other row has there is None."""
+    return [
+        Row(number, {key: _drop_empty(value) for key, value in record.items()}, name)
+        for number, record in enumerate(records, start=1)
+    ]
+
+
+def _drop_empty(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _drop_empty(each) for key, each in value.items() if each is not None}
+    return [_drop_empty(each) for each in value] if isinstance(value, list) else value
 
 
 def _read_dataset(name: str, part: str) -> list[Row]:

@@ -68,6 +68,14 @@ def test_every_form_gives_the_same_rows(tmp_path, name):
     ]
 
 
+def test_parquet_adds_no_fields_to_nested_records(tmp_path):
+    """A call's arguments are not taught with those of the calls of other rows, each null."""
+    calls = [[{"arguments": {"a": 1}}], [{"arguments": {"b": 2}}]]
+    path = tmp_path / "calls.parquet"
+    path.write_bytes(write_parquet([{"calls": call, "tools": None} for call in calls]))
+    assert [row.columns for row in data.load(path)] == [{"calls": call, "tools": None} for call in calls]
+
+
 def test_text_by_lines_or_whole(tmp_path):
     path = tmp_path / "story.md"
     path.write_bytes("\ufeffone\r\n\r\n two\r\n".encode())
