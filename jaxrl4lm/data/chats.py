@@ -35,6 +35,11 @@ def render_messages(
         raise InputError(
             f"{where}: a new model has no chat template: give texts, or the folder of a chat model"
         )
+    given = variables if isinstance(variables, Mapping) else ()
+    if own := {"messages", "tools", "add_generation_prompt", "marked"}.intersection(given):
+        raise InputError(
+            f"{where}: column 'chat_template_kwargs' sets {min(own)!r}, which is set for every conversation: leave it out"
+        )
     try:
         schemas = json.loads(tools) if isinstance(tools, str) else tools
         text = tokenizer.chat(

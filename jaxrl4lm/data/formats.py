@@ -92,11 +92,12 @@ def _translate(row: Row) -> dict[str, Any]:
 def _read_json(value: Any, name: str, where: str) -> Any:
     """What a column for the template holds, parsed if it is text; nothing at all is no more than an empty list."""
     kind, form = FOR_TEMPLATES[name]
-    if isinstance(value, str):
-        try:
-            value = json.loads(value or "null")
-        except ValueError as error:
-            raise InputError(f"{where}: column {name!r} is no JSON ({error}): mend it") from None
+    try:
+        value = json.loads(value or "null") if isinstance(value, str) else value
+        if name == "tools" and isinstance(value, list):  # each may be text, too
+            value = [json.loads(each) if isinstance(each, str) else each for each in value]
+    except ValueError as error:
+        raise InputError(f"{where}: column {name!r} is no JSON ({error}): mend it") from None
     if value is not None and not isinstance(value, kind):
         raise InputError(f"{where}: column {name!r} is {value!r}: write {form}")
     return value

@@ -131,6 +131,8 @@ def with_card(
         }
         settings |= {key: stage.config[key] for key in FUNCTIONS if isinstance(stage.config.get(key), str)}
         settings |= dict(_list_leaves(stage.config.get("trainable")))
+        known = stage.config.get("dataset")
+        settings |= {"packing": known["packing"]} if isinstance(known, Mapping) and "packing" in known else {}
         figures = {f"{key} at the start": value for key, value in scores.get("start", {}).items()}
         write_model_card(
             folder,

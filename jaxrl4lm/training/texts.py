@@ -131,6 +131,7 @@ class TextBatches:
             "texts": len(examples),
             "rows": self.rows,
             "lengths": list(self.widths),
+            "packing": texts.packing,
             "digest": digest(*flat),
         }
 

@@ -114,6 +114,7 @@ def test_conversations_that_cannot_be_answered(tmp_path, prompt, said):
         ("{{ raise_exception('not so') }}", {}, "the chat template refuses the conversation: not so"),
         ("{{ messages[9].role }}", {}, "list object has no element 9"),
         ("a", {"tools": "[{"}, "Expecting property name"),
+        ("a", {"chat_template_kwargs": {"messages": []}}, "column 'chat_template_kwargs' sets 'messages'"),
         ("a", {"chat_template_kwargs": 3}, "argument after ** must be a mapping"),
         ("\ud800", {}, "surrogates not allowed"),
     ],

@@ -46,6 +46,7 @@ KNOWN = [
         {"text": "a", "chat_template_kwargs": {"x": 1}},
     ),
     ({"text": "a", "tools": ""}, "text", {"text": "a"}),
+    ({"text": "a", "tools": ['{"name": "add"}']}, "text", {"text": "a", "tools": [{"name": "add"}]}),
     ({"prompt": "a", "completion": "b", "label": "physics"}, "prompt_completion", None),
     (
         {"prompt": "a", "completion": "b", "label": 0},
