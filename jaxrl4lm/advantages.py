@@ -16,11 +16,13 @@ from jaxrl4lm.returns import discounted_returns
 from jaxrl4lm.types import Array, ScalarLike
 
 __all__ = [
+    "batch_normalized",
     "centered",
-    "gdpo",
     "group_normalized",
     "informative_fraction",
     "leave_one_out",
+    "mean_normalized",
+    "normalize_then_sum",
     "opo",
     "overlong_penalty",
     "pass_at_k",
@@ -89,6 +91,54 @@ def centered(rewards: Array) -> Array:
     """
     rewards = _check_group(rewards)
     return jnp.where(differ(rewards, axis=-1), rewards - masked_mean(rewards, axis=-1)[..., None], 0)
+
+
+def batch_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
+    """A_i = (R_i − mean_g) / (std + ε), with the standard deviation of all rewards: a group is weighed by its spread.
+
+    Dividing by each group's own deviation gives nearly solved and nearly hopeless prompts the largest gradients. Groups and
+    batches of equal rewards get exactly 0.
+
+    Args:
+      rewards: [groups, n]; leading axes count as further groups of the same batch.
+      eps: ε.
+    Returns:
+      Advantages of the same shape, constants to every loss.
+    Raises:
+      ValueError: if a group has fewer than two completions.
+    Reference: Liu et al. 2025, arXiv:2508.08221, sec. 4; TRL calls it `scale_rewards="batch"`.
+
+    >>> batch_normalized(jnp.array([[0.0, 2.0], [1.0, 1.0]]), eps=0.0)
+    Array([[-1.2247449,  1.2247449],
+           [ 0.       ,  0.       ]], dtype=float32)
+    """
+    rewards = _check_group(rewards)
+    informative = differ(rewards)
+    std = jnp.sqrt(jnp.where(informative, masked_variance(rewards, ddof=1), 1))
+    (eps,) = coefficients(std, eps=eps)
+    return jnp.where(informative, centered(rewards) / jnp.where(informative, std + eps, 1), 0)
+
+
+def mean_normalized(rewards: Array) -> Array:
+    """MaxRL: A_i = (R_i − mean_g) / mean_g for rewards ≥ 0, and 0 where no completion has one: the likelihood of success.
+
+    With rewards 0 and 1, success probability p and n completions its expected gradient is that of
+    −Σ_{k=1}^{n−1} (1−p)^k / k, which tends to log p; that of the mean reward is the gradient of p.
+
+    Args:
+      rewards: [..., groups, n], none negative.
+    Returns:
+      Advantages of the same shape, constants to every loss.
+    Raises:
+      ValueError: if a group has fewer than two completions.
+    Reference: Tajwar et al. 2026, "Maximum likelihood reinforcement learning".
+
+    >>> mean_normalized(jnp.array([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    Array([[ 3., -1., -1., -1.],
+           [ 0.,  0.,  0.,  0.]], dtype=float32)
+    """
+    mean = masked_mean(_check_group(rewards), axis=-1)[..., None]
+    return jnp.where(mean > 0, centered(rewards) / jnp.where(mean > 0, mean, 1), 0)
 
 
 def leave_one_out(rewards: Array) -> Array:
@@ -212,25 +262,40 @@ def _subset_maximum_weights(n: int, k: int) -> np.ndarray:
     return k * weights
 
 
-def gdpo(rewards: Array, weights: Array, *, eps: ScalarLike = 1e-4) -> Array:
-    """GDPO: whiten(Σ_k w_k·A_k): each objective k normalised in its group on its own, then weighed.
+def normalize_then_sum(rewards: Array, weights: Array, *, eps: ScalarLike = 1e-4) -> Array:
+    """GDPO: each objective k normalised in its group on its own, weighed, summed, and the sum normalised over the batch.
 
-    Summing the objectives first lets the one with the largest spread drown the others.
+    Summing the objectives first lets the one with the largest spread drown the others. nan in `rewards` says that an
+    objective does not apply to a completion: it is left out of the mean, the deviation and the sum. A completion to which
+    none applies gets exactly 0, and so does everything where there is nothing to tell apart.
 
     Args:
       rewards: [objectives, ..., groups, n].
       weights: [objectives].
-      eps: ε of `group_normalized`.
+      eps: ε, added to each standard deviation.
     Returns:
       Advantages [..., groups, n], constants to every loss.
     Raises:
       ValueError: if the shapes do not fit.
-    Reference: Liu et al. 2026, arXiv:2601.05242: rewards normalised by group, their sum over the batch.
+    Reference: Liu et al. 2026, arXiv:2601.05242; TRL's `multi_objective_aggregation="normalize_then_sum"`.
     """
     _check_shape("weights", weights, np.shape(rewards)[:1])
-    normalized = group_normalized(rewards, eps=eps)
-    columns = as_float(weights).reshape(-1, *[1] * (normalized.ndim - 1))
-    return whiten((columns * normalized).sum(0))
+    rewards = _check_group(rewards)
+    applies = ~jnp.isnan(rewards)
+    columns = as_float(weights).reshape(-1, *[1] * (rewards.ndim - 1))
+    each = _normalize(rewards, applies, eps, axis=-1)
+    total = (columns * each).sum(0)
+    return _normalize(total, applies.any(0), eps, axis=None)
+
+
+def _normalize(values: Array, keep: Array, eps: ScalarLike, *, axis: int | None) -> Array:
+    """(x − mean) / (std + ε) of the counted ones along an axis; 0 elsewhere, and where they do not differ."""
+    informative, values = differ(values, keep, axis=axis), jnp.where(keep, values, 0)
+    mean = jnp.expand_dims(masked_mean(values, keep, axis=axis), () if axis is None else axis)
+    variance = jnp.expand_dims(masked_variance(values, keep, axis=axis, ddof=1), () if axis is None else axis)
+    std = jnp.sqrt(jnp.where(informative, variance, 1))
+    (eps,) = coefficients(std, eps=eps)
+    return jnp.where(informative & keep, (values - mean) / (std + eps), 0)
 
 
 def reinforce_plus_plus(

@@ -114,6 +114,7 @@ def policy(
     *,
     clip_eps: ScalarLike = 0.2,
     clip_eps_high: ScalarLike | None = None,
+    clipped_log_probs: Array | None = None,
     entropies: Array | None = None,
     loss: Array | None = None,
     mask: Array | None = None,
@@ -126,6 +127,7 @@ def policy(
       advantages: A.
       clip_eps: ε of the clip.
       clip_eps_high: ε_high of the clip; ε if None.
+      clipped_log_probs: those whose ratio is clipped, as of whole sequences; `log_probs` if None.
       entropies: exact entropies, if at hand.
       loss: the unreduced policy loss, if at hand.
       mask: the tokens that count.
@@ -143,11 +145,15 @@ def policy(
     )
     ratios = probability_ratio(log_probs - old_log_probs)
     low, high = clip_range(ratios, clip_eps, clip_eps_high)
+    bounded = ratios
+    if clipped_log_probs is not None:
+        _, clipped = jax.lax.stop_gradient(mask_inputs(keep, clipped_log_probs=clipped_log_probs))
+        bounded = probability_ratio(clipped - old_log_probs)
     metrics: Diagnostics = {
         "policy/ratio_mean": token_fraction(ratios, keep),
         "policy/ratio_max": Maximum(jnp.max(jnp.where(keep, ratios, 0), initial=0)),
-        "policy/clip_frac_low": token_fraction((ratios < 1 - low) & (advantages < 0), keep),
-        "policy/clip_frac_high": token_fraction((ratios > 1 + high) & (advantages > 0), keep),
+        "policy/clip_frac_low": token_fraction((bounded < 1 - low) & (advantages < 0), keep),
+        "policy/clip_frac_high": token_fraction((bounded > 1 + high) & (advantages > 0), keep),
         "policy/approx_kl": token_fraction(kl_estimators.k3(old_log_probs, log_probs, mask=keep), keep),
         "mismatch/logprob_diff_max": Maximum(jnp.max(jnp.abs(log_probs - old_log_probs), initial=0)),
         **_mean_and_std("advantage", advantages, keep),

@@ -74,10 +74,12 @@ def test_a_group_without_information_gets_exactly_zero(reward, n):
         lambda r: advantages.group_normalized(r, eps=1e-9),
         advantages.centered,
         advantages.leave_one_out,
+        advantages.batch_normalized,
+        advantages.mean_normalized,
         lambda r: advantages.opo(r, np.arange(1, n + 1)[None]),
         lambda r: advantages.pass_at_k(r, k=n - 1),
         lambda r: reduce.whiten(r, eps=1e-30),
-        lambda r: advantages.gdpo(jnp.stack([r, r]), jnp.ones(2)),
+        lambda r: advantages.normalize_then_sum(jnp.stack([r, r]), jnp.ones(2)),
         lambda r: advantages.reinforce_plus_plus_baseline(r, np.ones((1, n, 2))),
     ):
         assert (np.asarray(jax.jit(estimate)(equal)) == 0).all()
@@ -91,11 +93,11 @@ def test_a_group_without_information_gets_exactly_zero(reward, n):
             advantages.group_normalized,
             advantages.centered,
             advantages.leave_one_out,
-            lambda rewards: advantages.gdpo(rewards[None], np.ones(1)),
+            lambda rewards: advantages.normalize_then_sum(rewards[None], np.ones(1)),
         ],
         2,
     ),
-    ids=["group_normalized", "centered", "leave_one_out", "gdpo"],
+    ids=["group_normalized", "centered", "leave_one_out", "normalize_then_sum"],
 )
 def test_equal_rewards_have_a_gradient_of_zero(estimate):
     """Learned rewards are differentiated too: the root of a variance of 0 must not reach them as nan."""
@@ -119,7 +121,9 @@ def test_leading_axes_are_free():
     objectives = np.stack([REWARDS, REWARDS[::-1]])
     weights, mask = np.array([0.3, 0.7]), np.array(rng.random((3, 5, 4)) < 0.7)
     np.testing.assert_allclose(
-        advantages.gdpo(objectives[:, None], weights)[0], advantages.gdpo(objectives, weights), rtol=1e-5
+        advantages.normalize_then_sum(objectives[:, None], weights)[0],
+        advantages.normalize_then_sum(objectives, weights),
+        rtol=1e-5,
     )
     kl = rng.normal(size=(3, 5, 4))
     flat = advantages.reinforce_plus_plus(
@@ -135,7 +139,9 @@ def test_leading_axes_are_free():
 
 TUNED = {
     "group_normalized": lambda x: advantages.group_normalized(REWARDS, eps=x),
-    "gdpo": lambda x: advantages.gdpo(np.stack([REWARDS, 2 * REWARDS]), np.ones(2), eps=x),
+    "normalize_then_sum": lambda x: advantages.normalize_then_sum(
+        np.stack([REWARDS, 2 * REWARDS]), np.ones(2), eps=x
+    ),
     "whiten": lambda x: reduce.whiten(REWARDS, eps=x),
     "reinforce_plus_plus kl_coef": lambda x: advantages.reinforce_plus_plus(
         REWARDS[:, 0], REWARDS, np.ones((3, 5)), kl_coef=x
@@ -187,13 +193,48 @@ def test_gdpo_gives_each_objective_its_weight():
     """An objective a thousand times larger counts no more."""
     objectives = np.stack([REWARDS, REWARDS[::-1]])
     weights = np.array([0.3, 0.7])
-    small = advantages.gdpo(objectives, weights, eps=0.0)
-    large = advantages.gdpo(objectives * np.array([1000.0, 1.0])[:, None, None], weights, eps=0.0)
+    small = advantages.normalize_then_sum(objectives, weights, eps=0.0)
+    large = advantages.normalize_then_sum(
+        objectives * np.array([1000.0, 1.0])[:, None, None], weights, eps=0.0
+    )
     np.testing.assert_allclose(small, large, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose([np.mean(small), np.std(small)], [0, 1], atol=1e-5)
+    np.testing.assert_allclose([np.mean(small), np.std(small, ddof=1)], [0, 1], atol=1e-5)
     normalized = [(o - o.mean(1, keepdims=True)) / o.std(1, ddof=1, keepdims=True) for o in objectives]
     total = 0.3 * normalized[0] + 0.7 * normalized[1]
-    np.testing.assert_allclose(small, (total - total.mean()) / total.std(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(small, (total - total.mean()) / total.std(ddof=1), rtol=1e-4, atol=1e-5)
+
+
+def test_normalize_then_sum_leaves_out_what_does_not_apply():
+    """As TRL: a loop over groups, with nan for an objective that says nothing of a completion."""
+    objectives = np.stack([REWARDS, REWARDS[::-1] ** 2])
+    objectives[0, 1, 2] = objectives[1, 0, 0] = np.nan
+    objectives[:, 2, 3] = np.nan
+    total = np.zeros_like(REWARDS)
+    for weight, objective in zip((0.3, 0.7), objectives, strict=True):
+        for g, group in enumerate(objective):
+            scaled = (group - np.nanmean(group)) / (np.nanstd(group, ddof=1) + 1e-4)
+            total[g] += weight * np.nan_to_num(scaled)
+    total[2, 3] = np.nan
+    expected = np.nan_to_num((total - np.nanmean(total)) / (np.nanstd(total, ddof=1) + 1e-4))
+    found = advantages.normalize_then_sum(objectives, np.array([0.3, 0.7]))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert found[2, 3] == 0
+
+
+def test_the_batch_gives_the_scale():
+    found = advantages.batch_normalized(REWARDS, eps=1e-4)
+    expected = (REWARDS - REWARDS.mean(1, keepdims=True)) / (REWARDS.std(ddof=1) + 1e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mean_normalized_is_the_gradient_of_the_truncated_log_likelihood():
+    """By enumeration of all outcomes of n coins: d/dp of −Σ_{k<n} (1−p)^k / k, which tends to log p."""
+    n, p = 4, 0.3
+    outcomes = np.array(list(itertools.product([0.0, 1.0], repeat=n)))
+    chances = np.prod(np.where(outcomes == 1, p, 1 - p), 1)
+    scores = np.where(outcomes == 1, 1 / p, -1 / (1 - p))  # d/dp log π
+    gradient = (chances[:, None] * np.asarray(advantages.mean_normalized(outcomes)) * scores).sum() / n
+    np.testing.assert_allclose(gradient, sum((1 - p) ** (k - 1) for k in range(1, n)), rtol=1e-5)
 
 
 MASK = np.array([[1, 1, 0, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
@@ -241,7 +282,7 @@ def test_overlong_penalty(length, penalty):
         (lambda: advantages.pass_at_k(REWARDS, k=0), "k is 0"),
         (lambda: advantages.remax(np.ones((3, 4)), np.ones((3, 1))), "greedy_rewards has shape"),
         (lambda: advantages.opo(np.ones((3, 4)), np.ones(4)), "lengths has shape"),
-        (lambda: advantages.gdpo(np.ones((2, 3, 4)), np.ones(1)), "weights has shape"),
+        (lambda: advantages.normalize_then_sum(np.ones((2, 3, 4)), np.ones(1)), "weights has shape"),
         (
             lambda: advantages.reinforce_plus_plus(np.ones(1), np.ones((4, 5)), np.ones((4, 5)), kl_coef=0.1),
             "rewards has shape",

@@ -101,16 +101,36 @@ class ReinforcementConfig(_Config):
     """Share of the learning rate that is left at the last of `updates`; it falls linearly."""
     clip_eps: ScalarLike = number(0.2, above=0)
     """How far the ratio of new to old probability may move from 1 before its gradient is cut (PPO, GRPO)."""
+    clip_eps_high: ScalarLike | None = number(None, above=0)
+    """How far it may rise, where that is another distance; --clip-eps is then how far it may fall (DAPO)."""
+    dual_clip: ScalarLike | None = number(None, above=1)
+    """Ratio above which a token with a negative advantage has no gradient (PPO's dual clip); 3 is usual."""
     kl_coef: ScalarLike = number(0.02, least=0)
     """β: price of a nat of divergence from the reference, which is the model before reinforcement learning."""
     kl_target: ScalarLike = number(6.0, above=0)
-    """Nats a completion that an adaptive price aims at."""
+    """Nats that an adaptive price aims at: a completion, or, where it doubles and halves, a token."""
     discount: ScalarLike = number(1.0, least=0, most=1)
     """Of later rewards, a token (PPO, REINFORCE)."""
     gae_lambda: ScalarLike = number(0.95, least=0, most=1)
     """Between one-step values (0) and whole returns (1) in the advantages (PPO)."""
     entropy_coef: ScalarLike = number(0.0, least=0)
     """Price that is paid for a nat of entropy of a token, against early certainty."""
+    entropy_target: ScalarLike = number(0.2, least=0)
+    """Nats a token that an adaptive price of the entropy aims at."""
+    entropy_step: ScalarLike = number(0.005, above=0)
+    """By how much that price rises in an update with less entropy, and falls in one with more."""
+    top_entropy_share: ScalarLike = number(1.0, above=0, most=1)
+    """Share of the tokens, those of the highest entropy, that the policy learns from."""
+    ratio_cap: ScalarLike = number(2.0, above=0)
+    """Largest ratio of new to old probability of an off-policy correction."""
+    ratio_floor: ScalarLike = number(0.5, least=0)
+    """Smallest ratio of a token that a correction by masks keeps."""
+    rejection_divergence: ScalarLike = number(0.5, least=0)
+    """Nats a token by which a bad completion may have become unlikelier before it is rejected."""
+    overlong_buffer: ScalarLike = number(0.0, least=0)
+    """Tokens before the longest completion over which DAPO's penalty of length grows to 1; a fifth of it is usual."""
+    trust_region: ScalarLike = number(0.01, above=0)
+    """Nats a token that a step may move the policy (TRPO)."""
     value_coef: ScalarLike = number(0.5, least=0)
     """Weight of the value loss (PPO)."""
     value_clip: ScalarLike = number(0.2, above=0)
@@ -137,14 +157,22 @@ class ReinforcementConfig(_Config):
     """Prompts of an update."""
     completions: int = size(8)
     """Completions of each prompt of an update: the group of GRPO and RLOO."""
+    best_of: int = size(2)
+    """k of pass@k, below `completions`: what is learned is that the best of so many is good."""
+    sampling_rounds: int = size(1)
+    """Most rounds of drawing an update, until each group has completions of different scores (DAPO's dynamic sampling);
+    groups that have not are not learned from. 1: one round, and every group is."""
     epochs: int = size(1)
     """Passes over the completions of an update."""
     minibatches: int = size(1)
     """Optimizer steps of a pass; each takes prompts_per_update / minibatches whole groups."""
     micro_batches: int = size(1)
     """Parts in which the gradient of a minibatch is computed, to save memory; the gradient is the same."""
-    truncation: Literal["bootstrap", "terminal"] = field(default="bootstrap", metadata={"static": True})
-    """A completion cut by the length limit: its return continues with the value estimate (PPO), or ends there."""
+    truncation: Literal["bootstrap", "terminal", "mask"] = field(
+        default="bootstrap", metadata={"static": True}
+    )
+    """A completion cut by the length limit: its return continues with the value estimate (PPO), or ends there, or it is
+    compared with the others but not learned from (mask)."""
 
     def check(self) -> None:
         """Raises ValueError, naming the field, its value and the fix, where a number does not fit."""

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl4lm import diagnostics, reduce
+from jaxrl4lm import diagnostics, losses, reduce
 from jaxrl4lm.decoding import Sampling
 from jaxrl4lm.diagnostics import Diagnostics
-from jaxrl4lm.lm.algorithms import Algorithm
+from jaxrl4lm.lm.algorithms import Algorithm, measure_old_kl
 from jaxrl4lm.lm.config import ReinforcementConfig
 from jaxrl4lm.lm.optimizer import Optimizer, adam, step_if_finite
+from jaxrl4lm.lm.pool import Pool, begin_pool, keep_informative
 from jaxrl4lm.lm.rollouts import Rollout, rollout, score
 from jaxrl4lm.lm.trainable import ADAPTERS, Trainable, everything
 from jaxrl4lm.models import LanguagePolicy
@@ -54,6 +55,8 @@ class ReinforcementState(NamedTuple):
     """β, as the controller left it."""
     skipped: Array
     """int32: optimizer steps not applied because the gradient was not finite."""
+    entropy_coef: Array | None = None
+    """The price of entropy, as its controller left it; None without one."""
 
 
 class Experience(NamedTuple):
@@ -70,7 +73,8 @@ def init(key: Key, config: ReinforcementConfig, learner: Learner, params: Params
     """The state before the first update, from copies of `params`."""
     copy = partial(jax.tree.map, jnp.copy)
     learning, frozen = learner.trainable.split(jax.random.fold_in(key, ADAPTERS), params)
-    referred = learner.algorithm.kl.priced and not learner.trainable.frozen_is_reference
+    referred = learner.algorithm.kl.referred and not learner.trainable.frozen_is_reference
+    entropy_price = learner.algorithm.entropy_price
     return ReinforcementState(
         params=copy(learning),
         frozen=copy(frozen),
@@ -80,6 +84,7 @@ def init(key: Key, config: ReinforcementConfig, learner: Learner, params: Params
         update=jnp.int32(0),
         kl_coef=jnp.array(learner.algorithm.kl.controller(config).init(), jnp.float32),
         skipped=jnp.int32(0),
+        entropy_coef=None if entropy_price is None else jnp.array(entropy_price(config).init(), jnp.float32),
     )
 
 
@@ -103,17 +108,37 @@ def sample(
     prompt_mask: Array,
     config: ReinforcementConfig,
     learner: Learner,
+    *,
+    drawn: Array | None = None,
 ) -> Rollout:
-    """The first half: completions of the prompts `[G, P]`, from this update's own key."""
+    """The first half: completions of the prompts `[G, P]`, from this update's own key.
+
+    Args:
+      drawn: the number of this round of several in an update (`keep_informative`).
+    """
+    key = _split_keys(state)[1]
     return rollout(
         learner.policy,
         merge_params(state, learner),
         prompts,
         prompt_mask,
-        _split_keys(state)[1],
+        key if drawn is None else jax.random.fold_in(key, drawn),
         replace(config.sampling, copies=config.completions),
         final_values=learner.algorithm.value_loss is not None and config.truncation == "bootstrap",
     )
+
+
+def sample_greedily(
+    state: ReinforcementState,
+    prompts: Array,
+    prompt_mask: Array,
+    config: ReinforcementConfig,
+    learner: Learner,
+) -> Rollout:
+    """The most likely completion of each prompt, whose score is the baseline of ReMax."""
+    params, key = merge_params(state, learner), _split_keys(state)[1]  # which nothing is drawn from
+    greedy = replace(config.sampling, temperature=None)
+    return rollout(learner.policy, params, prompts, prompt_mask, key, greedy, final_values=False)
 
 
 def _score_reference(
@@ -123,7 +148,7 @@ def _score_reference(
 
     Without truncations: what they would remove of it is not infinitely far away.
     """
-    if not learner.algorithm.kl.priced:
+    if not learner.algorithm.kl.referred:
         return None
     params = state.frozen
     if not learner.trainable.frozen_is_reference:
@@ -159,7 +184,71 @@ def learn(
     if kl.reward is not None:
         kl_costs = state.kl_coef * kl.reward(trajectories.log_probs, ref, mask=mask)
     credit = learner.algorithm.credit(rewards, kl_costs, trajectories, config)
-    experience = Experience(trajectories, ref, credit.advantages, credit.targets)
+    learned = trajectories._replace(mask=_select_learned(trajectories, config), learned=None, baselines=None)
+    experience = Experience(learned, ref, credit.advantages, credit.targets)
+    advance = _descend if learner.algorithm.step is None else _step_once
+    params, opt_state, (seen, norms, applied) = advance(state, experience, config, learner)
+    seen = _pool(seen) | _diagnose_rollout(trajectories, rewards, ref)
+    metrics = diagnostics.to_numbers(seen)
+    state = state._replace(
+        params=params,
+        opt_state=opt_state,
+        update=state.update + 1,
+        skipped=state.skipped + (~applied).sum(dtype=jnp.int32),
+    )
+    metrics |= {"policy/grad_norm": norms.mean(), "skipped_updates": state.skipped}
+    return _set_prices(state, learned, metrics, config, learner)
+
+
+def _select_learned(trajectories: Rollout, config: ReinforcementConfig) -> Array:
+    """The tokens `[B, T]` that are learned from."""
+    mask = trajectories.mask
+    if trajectories.learned is not None:
+        mask = mask & trajectories.learned[:, None]
+    return mask & ~trajectories.truncated[:, None] if config.truncation == "mask" else mask
+
+
+def _set_prices(
+    state: ReinforcementState,
+    learned: Rollout,
+    metrics: dict[str, Array],
+    config: ReinforcementConfig,
+    learner: Learner,
+) -> tuple[ReinforcementState, Metrics]:
+    """The prices that controllers ask for after an update: of the divergence, and of entropy."""
+    kl, entropy_price = learner.algorithm.kl, learner.algorithm.entropy_price
+    count = jnp.float32(learned.mask.shape[0])
+    if kl.priced:
+        if kl.from_old:
+            metrics["kl/old"] = _measure_step(state, learned, config, learner)
+        measured = metrics["kl/old" if kl.from_old else "kl/ref_sequence"]
+        metrics["kl/coef"] = kl.controller(config).update(state.kl_coef, measured, count)
+        state = state._replace(kl_coef=metrics["kl/coef"])
+    if entropy_price is not None:
+        coef = entropy_price(config).update(state.entropy_coef, metrics["policy/entropy"], count)  # pyright: ignore[reportArgumentType]
+        metrics["policy/entropy_coef"] = coef
+        state = state._replace(entropy_coef=coef)
+    return state, metrics
+
+
+def _measure_step(
+    state: ReinforcementState, learned: Rollout, config: ReinforcementConfig, learner: Learner
+) -> Array:
+    """KL(π_old‖π) of the whole update, in nats a token."""
+    now = score(learner.policy, merge_params(state, learner), learned, config.sampling)
+    return reduce.token_mean(
+        measure_old_kl(now.log_probs, learned.log_probs, mask=learned.mask), learned.mask
+    )
+
+
+Steps = tuple[Diagnostics, Array, Array]
+"""Of each step of an update: diagnostics, norm of the gradient, whether it was applied."""
+
+
+def _descend(
+    state: ReinforcementState, experience: Experience, config: ReinforcementConfig, learner: Learner
+) -> tuple[Params, optax.OptState, Steps]:
+    """Epochs x minibatches of optimizer steps."""
     tx = _make_optimizer(config, state.update, learner)
 
     def epoch(carry, key):
@@ -172,22 +261,31 @@ def learn(
         return (params, opt_state), (seen, norm, applied)
 
     keys = jax.random.split(_split_keys(state)[2], config.epochs)
-    (params, opt_state), (seen, norms, applied) = jax.lax.scan(epoch, (state.params, state.opt_state), keys)
-    seen = _pool(seen) | _diagnose_rollout(trajectories, rewards, ref)
-    metrics = diagnostics.to_numbers(seen)
-    state = state._replace(
-        params=params,
-        opt_state=opt_state,
-        update=state.update + 1,
-        skipped=state.skipped + (~applied).sum(dtype=jnp.int32),
-    )
-    metrics |= {"policy/grad_norm": norms.mean(), "skipped_updates": state.skipped}
-    if kl.priced:
-        count = jnp.float32(mask.shape[0])
-        kl_coef = kl.controller(config).update(state.kl_coef, metrics["kl/ref_sequence"], count)
-        state = state._replace(kl_coef=kl_coef)
-        metrics["kl/coef"] = kl_coef
-    return state, metrics
+    (params, opt_state), steps = jax.lax.scan(epoch, (state.params, state.opt_state), keys)
+    return params, opt_state, steps
+
+
+def _step_once(
+    state: ReinforcementState, experience: Experience, config: ReinforcementConfig, learner: Learner
+) -> tuple[Params, optax.OptState, Steps]:
+    """The algorithm's own step, on all completions at once."""
+    assert learner.algorithm.step is not None
+    denominators = _count(experience, learner)
+
+    def loss(params: Params) -> Array:
+        return _compute_loss(params, experience, denominators, state, config, learner)[0]
+
+    def kl(params: Params) -> Array:
+        return _measure_step(state._replace(params=params), experience.rollout, config, learner)
+
+    params, info = learner.algorithm.step(loss, kl, state.params, config)
+    one = jnp.float32(1)
+    _, seen = _compute_loss(state.params, experience, denominators, state, config, learner)
+    norm = optax.global_norm(jax.grad(loss)(state.params))
+    seen["step/kl"] = reduce.Fraction(info.kl, one)
+    seen["step/fraction"] = reduce.Fraction(info.fraction, one)
+    # A refused step has moved nothing; it counts as skipped where there was no number to go by.
+    return params, state.opt_state, (seen, norm, jnp.isfinite(norm))
 
 
 def _pool(seen: Diagnostics) -> Diagnostics:
@@ -224,6 +322,13 @@ def _shuffle(key: Key, batch: Experience, minibatches: int) -> Experience:
     return jax.tree.map(arrange if minibatches > 1 else lambda x: x[None], batch)
 
 
+def _count(batch: Experience, learner: Learner) -> tuple[Array, Array]:
+    """What the loss of the batch is divided by: of the reduction, and of a divergence of sequences."""
+    mask = batch.rollout.mask
+    tokens = learner.algorithm.reduction(jnp.zeros(mask.shape), mask).denominator
+    return jnp.maximum(tokens, 1.0), jnp.float32(mask.shape[0])
+
+
 def _differentiate(
     params: Params,
     batch: Experience,
@@ -232,9 +337,7 @@ def _differentiate(
     learner: Learner,
 ) -> tuple[Params, Diagnostics]:
     """Gradient of the loss of one minibatch, computed in micro-batches that share its denominators."""
-    mask = batch.rollout.mask
-    tokens = learner.algorithm.reduction(jnp.zeros(mask.shape), mask).denominator
-    denominators = (jnp.maximum(tokens, 1.0), jnp.float32(mask.shape[0]))
+    denominators = _count(batch, learner)
 
     def differentiate_part(part: Experience) -> tuple[Params, Diagnostics]:
         return jax.grad(_compute_loss, has_aux=True)(params, part, denominators, state, config, learner)
@@ -262,16 +365,24 @@ def _compute_loss(
     """What a micro-batch contributes to its minibatch's loss, and diagnostics."""
     mask, old = batch.rollout.mask, batch.rollout
     algorithm, kl_coef = learner.algorithm, state.kl_coef
+    entropy_coef = config.entropy_coef if state.entropy_coef is None else state.entropy_coef
     # No dropout: the ratio to the policy that drew the tokens would be noise.
     whole = learner.trainable.join(params, state.frozen, None)
     now = score(learner.policy, whole, batch.rollout, config.sampling)
-    surrogate = algorithm.surrogate(now.log_probs, old.log_probs, batch.advantages, mask, config)
-    per_token = surrogate - config.entropy_coef * jnp.where(mask, now.entropy, 0.0)
+    levelled = now.log_probs
+    if algorithm.level is not None:
+        levelled = algorithm.level(now.log_probs, old.log_probs, mask=mask)
+    surrogate = algorithm.surrogate(levelled, old.log_probs, batch.advantages, mask, config)
+    for weight in algorithm.weights:
+        surrogate *= weight(now, old.log_probs, batch.advantages, mask, config)
+    per_token = surrogate - entropy_coef * jnp.where(mask, now.entropy, 0.0)
     seen = diagnostics.policy(
         now.log_probs,
         old.log_probs,
         batch.advantages,
         clip_eps=config.clip_eps,
+        clip_eps_high=config.clip_eps_high,
+        clipped_log_probs=None if algorithm.level is None else levelled,
         entropies=now.entropy,
         loss=surrogate,
         mask=mask,
@@ -283,7 +394,10 @@ def _compute_loss(
     tokens, sequences = denominators
     loss = algorithm.reduction(per_token, mask).total / tokens
     if algorithm.kl.loss is not None:
-        penalty = algorithm.kl.loss(now.log_probs, batch.ref_log_probs, mask=mask)
+        anchor = old.log_probs if algorithm.kl.from_old else batch.ref_log_probs
+        penalty = algorithm.kl.loss(now.log_probs, anchor, mask=mask)
+        if algorithm.kl.times_ratio:
+            penalty *= losses.probability_ratio(jnp.where(mask, levelled - old.log_probs, 0.0))
         if algorithm.kl.of_sequence:
             loss += kl_coef * reduce.sequence_mean_fraction(penalty, mask).total / sequences
         else:
@@ -291,15 +405,49 @@ def _compute_loss(
     return loss, seen
 
 
+def learn_from_pool(
+    state: ReinforcementState, pool: Pool, config: ReinforcementConfig, learner: Learner
+) -> tuple[ReinforcementState, Metrics]:
+    """`learn` from the groups of a pool that say something; the mean reward is that of all that was drawn."""
+    copies = pool.rollout.mask.shape[0] // pool.informative.shape[0]
+    trajectories = pool.rollout._replace(learned=jnp.repeat(pool.informative, copies))
+    state, metrics = learn(state, trajectories, pool.rewards, config, learner)
+    return state, {
+        **metrics,
+        "reward/mean": pool.reward_sum / pool.rounds,
+        "group/rounds": pool.rounds,
+        "group/learned": pool.informative.mean(),
+    }
+
+
 def iterate(
     state: ReinforcementState, config: ReinforcementConfig, learner: Learner, task: Task
 ) -> tuple[ReinforcementState, Metrics]:
     """One whole iteration on a task: sample problems, complete them, score them, learn."""
-    prompts = task.sample(_split_keys(state)[0], config.prompts_per_update)
-    trajectories = sample(state, prompts.tokens, prompts.mask, config, learner)
-    problems = jax.tree.map(lambda x: jnp.repeat(x, config.completions, axis=0), prompts)
-    rewards = task.reward(problems, trajectories.completions, trajectories.mask)
-    return learn(state, trajectories, rewards, config, learner)
+
+    def draw(key: Key, drawn: Array | None) -> tuple[Rollout, Array]:
+        prompts = task.sample(key, config.prompts_per_update)
+        trajectories = sample(state, prompts.tokens, prompts.mask, config, learner, drawn=drawn)
+        if learner.algorithm.greedy_baseline:
+            greedy = sample_greedily(state, prompts.tokens, prompts.mask, config, learner)
+            baselines = task.reward(prompts, greedy.completions, greedy.mask)
+            trajectories = trajectories._replace(baselines=baselines)
+        problems = jax.tree.map(lambda x: jnp.repeat(x, config.completions, axis=0), prompts)
+        return trajectories, task.reward(problems, trajectories.completions, trajectories.mask)
+
+    key = _split_keys(state)[0]
+    if config.sampling_rounds == 1:
+        return learn(state, *draw(key, None), config, learner)
+
+    def draw_round(drawn: Array) -> Pool:
+        return begin_pool(*draw(jax.random.fold_in(key, drawn), drawn))
+
+    pool = jax.lax.while_loop(
+        lambda pool: ~pool.informative.all() & (pool.rounds < config.sampling_rounds),
+        lambda pool: keep_informative(pool, draw_round(pool.rounds)),
+        draw_round(jnp.int32(0)),
+    )
+    return learn_from_pool(state, pool, config, learner)
 
 
 def run(

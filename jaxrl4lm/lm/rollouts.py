@@ -33,6 +33,10 @@ class Rollout(NamedTuple):
     """float32 `[B]`: V of the state after the last token of a truncated completion, else 0."""
     truncated: Array
     """bool `[B]`: reached the length limit without an end token."""
+    learned: Array | None = None
+    """bool `[B]`: completions that are learned from; None: all."""
+    baselines: Array | None = None
+    """float32 `[G]`: what the most likely completion of each prompt earns; None where no algorithm asks."""
 
 
 def rollout(

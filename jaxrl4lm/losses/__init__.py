@@ -22,6 +22,7 @@ from jaxrl4lm.losses.divergence_scores import alpha_score, jensen_shannon_score
 from jaxrl4lm.losses.importance import (
     MAX_LOG_RATIO,
     masked_importance_weights,
+    near_policy_sequences,
     probability_ratio,
     truncated_importance_weights,
 )
@@ -34,7 +35,16 @@ from jaxrl4lm.losses.language_model import (
     z_loss,
 )
 from jaxrl4lm.losses.policy_gradient import a2c, cispo, entropy, gpg, reinforce
-from jaxrl4lm.losses.ppo import clip_range, clipped_surrogate, ppo_clip, ppo_kl_penalty, sapo
+from jaxrl4lm.losses.ppo import (
+    binary_kl,
+    binary_tv,
+    clip_range,
+    clipped_surrogate,
+    dppo,
+    ppo_clip,
+    ppo_kl_penalty,
+    sapo,
+)
 from jaxrl4lm.losses.preference import (
     aot,
     aot_unpaired,
@@ -55,7 +65,7 @@ from jaxrl4lm.losses.preference import (
     simpo,
     sppo,
 )
-from jaxrl4lm.losses.sequence_ratio import gmpo, gspo, gspo_token
+from jaxrl4lm.losses.sequence_ratio import gmpo, gspo, gspo_token, sequence_log_probs, vespo
 from jaxrl4lm.losses.unpaired import apo_zero_unpaired, bco, kto, kto_reference_kl
 from jaxrl4lm.losses.value import (
     clipped_value,
@@ -81,6 +91,8 @@ __all__ = [
     "apo_zero_unpaired",
     "bco",
     "bco_pair",
+    "binary_kl",
+    "binary_tv",
     "bradley_terry",
     "chunked_token_log_probs",
     "cispo",
@@ -92,6 +104,7 @@ __all__ = [
     "discopop",
     "double_q_learning_error",
     "dpo",
+    "dppo",
     "entropy",
     "exo",
     "expected_sarsa_error",
@@ -112,6 +125,7 @@ __all__ = [
     "log_probs_by_chunks",
     "masked_importance_weights",
     "nca",
+    "near_policy_sequences",
     "next_token_cross_entropy",
     "orpo",
     "ppo_clip",
@@ -123,11 +137,13 @@ __all__ = [
     "robust_dpo",
     "sapo",
     "sarsa_error",
+    "sequence_log_probs",
     "simpo",
     "sppo",
     "squared_value",
     "td_error",
     "trpo",
     "truncated_importance_weights",
+    "vespo",
     "z_loss",
 ]

@@ -94,3 +94,34 @@ def masked_importance_weights(
     keep, ratios = _mismatch(log_probs, sampler_log_probs, mask, per_sequence)
     low, high = coefficients(ratios, low=low, high=high)
     return jnp.where(keep & (ratios >= low) & (ratios <= high), ratios, 0)
+
+
+def near_policy_sequences(
+    log_probs: Array,
+    sampler_log_probs: Array,
+    advantages: Array,
+    *,
+    threshold: ScalarLike = 0.5,
+    mask: Array | None = None,
+) -> Array:
+    """1, or 0 for every token of a sequence with A < 0 whose mean divergence, mean_t (log π_sampler − log π), exceeds δ.
+
+    A bad completion that the policy would hardly write any more teaches nothing but noise.
+
+    Args:
+      log_probs: log π_θ(a_t|s_t) [..., T], in nats; a constant here.
+      sampler_log_probs: those of the policy that drew them.
+      advantages: A of each token, or of each sequence [..., 1].
+      threshold: δ, in nats a token.
+      mask: the tokens that count.
+    Returns:
+      Weights of the shape of `log_probs`, 0 where masked. Constants.
+    Reference: DeepSeek-AI 2025, arXiv:2512.02556, eq. 9; TRL calls δ `off_policy_mask_threshold`.
+    """
+    keep, log_probs, sampler, advantages = jax.lax.stop_gradient(
+        mask_inputs(mask, log_probs=log_probs, sampler_log_probs=sampler_log_probs, advantages=advantages)
+    )
+    (threshold,) = coefficients(log_probs, threshold=threshold)
+    length = jnp.maximum(keep.sum(-1, keepdims=True, dtype=log_probs.dtype), 1)
+    divergence = (sampler - log_probs).sum(-1, keepdims=True) / length
+    return jnp.where(keep & ((advantages >= 0) | (divergence <= threshold)), 1.0, 0.0).astype(log_probs.dtype)

@@ -4,6 +4,8 @@ The policy that sampled the actions is π_old. Gradients flow through `log_probs
 ratio is held within ±20 (`losses.importance`).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -159,3 +161,57 @@ def sapo(
     above, below = coefficients(ratios, temperature=temperature, negative_temperature=negative_temperature)
     tau = jnp.where(advantages > 0, above, below)
     return jnp.where(keep, -advantages * (4 / tau) * jax.nn.sigmoid(tau * (ratios - 1)), 0)
+
+
+def binary_tv(log_probs: Array, old_log_probs: Array) -> Array:
+    """|π(a) − π_old(a)|: the total variation of "this token or another".
+
+    Args:
+      log_probs: log π_θ(a_t|s_t), any shape, in nats, at most 0.
+      old_log_probs: those of the behaviour policy, of the same shape.
+    Returns:
+      The same shape, in 0..1; a constant.
+    Reference: Qi et al. 2026, arXiv:2602.04879, the binary approximation.
+    """
+    return jnp.abs(jnp.exp(log_probs) - jnp.exp(old_log_probs))
+
+
+def binary_kl(log_probs: Array, old_log_probs: Array) -> Array:
+    """KL(π_old‖π) of "this token or another", in nats. Arguments and reference as of `binary_tv`."""
+    least = jnp.finfo(jnp.result_type(log_probs)).tiny
+    rest, old_rest = (jnp.maximum(-jnp.expm1(x), least) for x in (log_probs, old_log_probs))
+    return jnp.exp(old_log_probs) * (old_log_probs - log_probs) + old_rest * jnp.log(old_rest / rest)
+
+
+def dppo(
+    log_probs: Array,
+    old_log_probs: Array,
+    advantages: Array,
+    *,
+    threshold: ScalarLike = 0.2,
+    divergence: Callable[[Array, Array], Array] = binary_tv,
+    mask: Array | None = None,
+) -> Array:
+    """DPPO: −ρA, and no gradient where the probability has moved by more than δ in the direction that A asks for.
+
+    The ratio of a rare token moves far while its probability hardly does; that of a likely one is never clipped though much
+    mass moves. Here the divergence decides.
+
+    Args:
+      log_probs: log π_θ(a_t|s_t), any shape, in nats. Gradients flow through this argument only.
+      old_log_probs: those of the behaviour policy.
+      advantages: A.
+      threshold: δ.
+      divergence: how far a token moved, from both log-probabilities: `binary_tv`, or `binary_kl`, of which .05 is usual.
+      mask: the tokens that count.
+    Returns:
+      Loss of the shape of `log_probs`; exactly 0, with exactly 0 gradient, where masked, and where the token moved too far.
+    Reference: Qi et al. 2026, arXiv:2602.04879, "Rethinking the trust region in LLM reinforcement learning".
+    """
+    keep, log_ratios, advantages = as_log_ratios(log_probs, old_log_probs, advantages, mask)
+    _, log_probs, old_log_probs = mask_inputs(keep, log_probs=log_probs, old_log_probs=old_log_probs)
+    (threshold,) = coefficients(log_ratios, threshold=threshold)
+    moved = divergence(*jax.lax.stop_gradient((log_probs, old_log_probs)))
+    away = jnp.where(advantages > 0, log_ratios > 0, (log_ratios < 0) & (advantages < 0))
+    kept = keep & ~(away & (moved > threshold))
+    return jnp.where(kept, -probability_ratio(jnp.where(kept, log_ratios, 0)) * advantages, 0)

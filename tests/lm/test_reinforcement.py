@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jaxrl4lm import decoding, losses, models, tasks
-from jaxrl4lm.lm import ReinforcementConfig, algorithms, reinforcement, trainable
+from jaxrl4lm.lm import ReinforcementConfig, algorithms, credit, reinforcement, trainable
 from jaxrl4lm.lm.rollouts import score
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 from tests.selection import slow_but
@@ -348,8 +348,8 @@ def test_truncation_continues_with_the_value_or_ends():
     config = CONFIG.replace(gae_lambda=1.0)
     free = jnp.zeros((2, 2))
     terminal = config.replace(truncation="terminal")
-    bootstrap = algorithms.actor_critic_credit(rewards, free, trajectories, config)
-    terminal = algorithms.actor_critic_credit(rewards, free, trajectories, terminal)
+    bootstrap = credit.actor_critic_credit(rewards, free, trajectories, config)
+    terminal = credit.actor_critic_credit(rewards, free, trajectories, terminal)
     np.testing.assert_allclose(bootstrap.targets, [[4, 4], [1, 1]])
     np.testing.assert_allclose(terminal.targets, [[1, 1], [1, 1]])
 

@@ -42,6 +42,25 @@ def gmpo_formula(lp, old, a, *, clip_eps, clip_eps_high):
     return -np.exp(over_sequence(sign * pessimistic)) * a
 
 
+def vespo_gate(log_ratio, a, *, power, decay, negative_power, negative_decay):
+    w = np.exp(log_ratio.sum(-1, keepdims=True))
+    k, lam = np.where(a >= 0, power, negative_power), np.where(a >= 0, decay, negative_decay)
+    return w**k * np.exp(lam * (1 - w))
+
+
+def vespo_surrogate(at, mask):
+    return lambda lp, old, a, **hyper: -vespo_gate((at - old) * mask, a, **hyper) * a * lp
+
+
+def dppo_formula(lp, old, a, *, threshold):
+    moved = np.abs(np.exp(lp) - np.exp(old)) > threshold
+    return np.where(moved & (a * (lp - old) > 0), 0, -np.exp(lp - old) * a)
+
+
+def near_policy_formula(lp, old, a, *, threshold):
+    return ((a >= 0) | ((old - lp).mean(-1, keepdims=True) <= threshold)).astype(float)
+
+
 def cross_entropy_formula(z, y, *, label_smoothing):
     log_p = log_softmax(z)
     return -(1 - label_smoothing) * at(log_p, y) - label_smoothing * log_p.mean(-1)

@@ -21,6 +21,7 @@ from tests.losses.formulas import (
     delta,
     discopop_formula,
     discounted_formula,
+    dppo_formula,
     exo_formula,
     gae_formula,
     gmpo_formula,
@@ -34,6 +35,7 @@ from tests.losses.formulas import (
     log_sigmoid,
     log_softmax,
     nca_formula,
+    near_policy_formula,
     orpo_formula,
     over_sequence,
     ppo_formula,
@@ -42,6 +44,8 @@ from tests.losses.formulas import (
     sigmoid,
     softmax,
     two_step_formula,
+    vespo_gate,
+    vespo_surrogate,
     vtrace_formula,
 )
 
@@ -197,6 +201,28 @@ TABLE = [
         gspo_token_surrogate,
     ),
     Row("gmpo", losses.gmpo, POLICY, gmpo_formula, {"clip_eps": 0.1, "clip_eps_high": 0.15}),
+    Row("dppo", losses.dppo, POLICY, dppo_formula, {"threshold": 0.05}),
+    Row(
+        "vespo",
+        losses.vespo,
+        POLICY,
+        lambda lp, old, a, **hyper: -vespo_gate(lp - old, a, **hyper) * a * lp,
+        {"power": 2.0, "decay": 3.0, "negative_power": 3.0, "negative_decay": 2.0},
+        vespo_surrogate,
+    ),
+    Row(
+        "sequence_log_probs",
+        losses.sequence_log_probs,
+        {"log_probs": "log_prob*", "old_log_probs": "log_prob"},
+        lambda lp, old: old + over_sequence(lp - old),
+    ),
+    Row(
+        "near_policy_sequences",
+        losses.near_policy_sequences,
+        {"log_probs": "log_prob", "sampler_log_probs": "log_prob", "advantages": "value"},
+        near_policy_formula,
+        {"threshold": 0.0},
+    ),
     Row(
         "truncated_importance_weights",
         losses.truncated_importance_weights,

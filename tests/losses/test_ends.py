@@ -44,6 +44,11 @@ BY_NAME = {
     "odds_coef": [0.0],
     "chosen_win_prob": [0.0, 1.0],
     "temperature": [SMALL],
+    "threshold": [0.0],
+    "power": [0.0],
+    "decay": [0.0],
+    "negative_power": [0.0],
+    "negative_decay": [0.0],
     "undesirable_weight": [0.0],
     "value_coef": [0.0],
 }
@@ -113,7 +118,13 @@ def overlong(**hyper):
 RANGES = [
     *ranges_of_the_table(),
     Range("group_normalized", "eps", [0.0], lambda x: advantages.group_normalized(jnp.array(REWARDS), eps=x)),
-    Range("gdpo", "eps", [0.0], lambda x: advantages.gdpo(jnp.stack([REWARDS]), jnp.ones(1), eps=x)),
+    Range(
+        "normalize_then_sum",
+        "eps",
+        [0.0],
+        lambda x: advantages.normalize_then_sum(jnp.stack([REWARDS]), jnp.ones(1), eps=x),
+    ),
+    Range("batch_normalized", "eps", [0.0], lambda x: advantages.batch_normalized(jnp.array(REWARDS), eps=x)),
     Range("whiten", "eps", [0.0], lambda x: reduce.whiten(jnp.array(KL), MASK, eps=x)),
     Range("whiten_equal", "eps", [0.0], lambda x: reduce.whiten(jnp.full(3, 0.7), eps=x)),
     Range("constant_length", "length", [SMALL], lambda x: reduce.constant_length(KL, MASK, length=x)),

@@ -322,6 +322,8 @@ ELSEWHERE = {
     "doubling_controller": "test_details.py",
     "fisher_vector_product": "test_trpo.py",
     "fixed_controller": "test_details.py",
+    "binary_kl": "test_details.py, what dppo may be given",
+    "binary_tv": "what dppo measures by",
     "kto_reference_kl": "test_details.py, a mean",
     "line_search": "test_trpo.py",
     "log1mexp": "test_details.py",
