@@ -22,6 +22,7 @@ from jaxrl4lm.data import Tokenizer, load, recognize, rewards
 from jaxrl4lm.data.corpus import PromptSet, encode_prompts, encode_row
 from jaxrl4lm.data.files import Row, read_jsonl
 from jaxrl4lm.lm import TextConfig
+from jaxrl4lm.lm.curriculum import CURRICULA
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.training import (
     Evaluation,
@@ -95,7 +96,7 @@ def _build_task(arguments: TrainArguments) -> Session:
             policy,
             task.tokenizer,
             task,
-            algorithm=arguments.algorithm.make(),
+            algorithm=arguments.algorithm.make(arguments.reinforcement),
             config=config,
             evaluation=evaluation,
             trainable=trainable,
@@ -193,12 +194,13 @@ def _build_prompts(arguments: TrainArguments) -> Session:
             tokenizer,
             training,
             rewards={name: reward},
-            algorithm=arguments.algorithm.make(),
+            algorithm=arguments.algorithm.make(arguments.reinforcement),
             config=config,
             evaluation=evaluation,
             trainable=trainable,
             seed=run.seed,
             evaluate_every=run.evaluate_every or 10,
+            curriculum=CURRICULA[arguments.algorithm.curriculum] if arguments.algorithm.curriculum else None,
         )
     )
     source_name = (world.prompts or arguments.text.text).name  # pyright: ignore[reportOptionalMemberAccess]

@@ -17,8 +17,20 @@ from jaxrl4lm.cli.options import (
     parse,
 )
 from jaxrl4lm.lm import ReinforcementConfig, SupervisedConfig
-from jaxrl4lm.lm.algorithms import ALGORITHMS, KL_PLACEMENTS, Algorithm, adapt_price
+from jaxrl4lm.lm.algorithms import (
+    ALGORITHMS,
+    CORRECTIONS,
+    KL_CONTROLLERS,
+    KL_PLACEMENTS,
+    LEVELS,
+    REDUCTIONS,
+    SCALES,
+    SURROGATES,
+    Algorithm,
+    adapt_entropy_price,
+)
 from jaxrl4lm.lm.config import number, size
+from jaxrl4lm.lm.surrogates import select_top_entropy
 from jaxrl4lm.types import InputError
 
 
@@ -62,24 +74,119 @@ class TextOptions:
 class AlgorithmOptions:
     """How the model learns from scores."""
 
-    algorithm: Literal["ppo", "reinforce", "grpo", "rloo"] = "ppo"
-    """ppo: clipped ratio, GAE and a value head. reinforce: returns, their mean as baseline. grpo: clipped ratio, scores
-    normalised within a group. rloo: scores less the mean of the rest of the group."""
-    kl: Literal["reward", "k2", "k3", "sequence_k2", "sequence_ratio", "none"] | None = None
-    """Where the KL enters: k1 in the reward, a token estimator as loss, a sequence form as loss, or nowhere. If not given:
-    the algorithm's own (grpo: k3; the others: reward)."""
-    kl_controller: Literal["fixed", "adaptive"] = "fixed"
-    """Keep the price --kl-coef, or adapt it so that a completion diverges by --kl-target nats."""
+    algorithm: Literal[
+        "ppo",
+        "ppo_penalty",
+        "a2c",
+        "a2c_one_step",
+        "trpo",
+        "reinforce",
+        "reinforce++",
+        "reinforce++_baseline",
+        "remax",
+        "rloo",
+        "opo",
+        "gpg",
+        "maxrl",
+        "pass_at_k",
+        "grpo",
+        "dr_grpo",
+        "dapo",
+        "gspo",
+        "gspo_token",
+        "luspo",
+        "gmpo",
+        "cispo",
+        "sapo",
+        "vespo",
+        "dppo",
+    ] = "ppo"
+    """A composition of the parts below, with the numbers of its paper: docs/algorithms.md is the table. ppo: clipped ratio,
+    GAE and a value head. reinforce: returns, their mean as baseline. grpo: clipped ratio, scores normalised within a group.
+    rloo: scores less the mean of the rest of the group."""
+    advantage: (
+        Literal[
+            "ppo",
+            "a2c",
+            "a2c_one_step",
+            "reinforce",
+            "reinforce++_baseline",
+            "remax",
+            "rloo",
+            "opo",
+            "gpg",
+            "maxrl",
+            "pass_at_k",
+            "grpo",
+        ]
+        | None
+    ) = None
+    """Take the advantages of another algorithm."""
+    scale: Literal["group", "batch", "none"] | None = None
+    """What divides scores less the mean of their group: its deviation, that of the batch, or nothing."""
+    ratio: Literal["token", "sequence", "sequence_token"] | None = None
+    """Whose ratio of new to old probability counts: each token's, the sequence's (GSPO), or its value with the gradient of
+    the token's."""
+    surrogate: Literal["clip", "free", "score", "cispo", "gmpo", "sapo", "vespo", "dppo"] | None = None
+    """What is done with it: clipped, left free, not read (score), or as the algorithm of that name does."""
+    reduction: Literal["token_mean", "sequence_mean", "sequence_sum", "constant_length"] | None = None
+    """How the losses of tokens are averaged; constant_length divides each completion by the longest one allowed."""
+    kl: (
+        Literal[
+            "reward", "k2", "k3", "k3_value_k2_gradient", "k3_ratio", "sequence_k2", "sequence_ratio", "none"
+        ]
+        | None
+    ) = None
+    """Where the KL enters: k1 in the reward, a token estimator as loss (k3_ratio: times the ratio, which takes its bias
+    away), a sequence form as loss, or nowhere. If not given: the algorithm's own."""
+    kl_controller: Literal["fixed", "adaptive", "doubling"] | None = None
+    """Keep the price --kl-coef, or adapt it, slowly or by doubling, so that a completion diverges by --kl-target nats. If not
+    given: the algorithm's own, which is fixed but for ppo_penalty."""
+    entropy_price: Literal["fixed", "adaptive"] = "fixed"
+    """Keep the price --entropy-coef, or move it by --entropy-step towards --entropy-target nats a token."""
+    correction: tuple[Literal["truncated", "masked", "rejected"], ...] = ()
+    """For completions that the policy has left behind (--epochs above 1): weigh by ratios up to --ratio-cap (for surrogates
+    without a ratio), drop tokens outside --ratio-floor and --ratio-cap, drop bad completions by --rejection-divergence."""
+    curriculum: Literal["informative", "hard"] | None = None
+    """Which of --prompts come next: those whose completions differ in score, or those of low scores, and those not yet
+    seen. If not given: all in turn."""
     seeds: int = size(1)
     """Train so many seeds at once, as one program (built-in tasks)."""
 
-    def make(self) -> Algorithm:
-        """The composition that the options name."""
+    def make(self, config: ReinforcementConfig) -> Algorithm:
+        """The composition that the options name.
+
+        Raises:
+          InputError: where they do not fit together.
+        """
         algorithm = ALGORITHMS[self.algorithm]
-        kl = algorithm.kl if self.kl is None else KL_PLACEMENTS[self.kl]
-        return algorithm._replace(
-            kl=kl._replace(controller=adapt_price) if self.kl_controller == "adaptive" else kl
-        )
+        if self.advantage is not None:
+            other = ALGORITHMS[self.advantage]
+            names = ("credit", "value_loss", "compares_group", "greedy_baseline")
+            algorithm = algorithm._replace(**{name: getattr(other, name) for name in names})
+        if self.scale is not None:
+            if not algorithm.compares_group:
+                raise InputError(
+                    f"--scale {self.scale} is of scores in a group, which {self.algorithm} does not compare: take --advantage "
+                    "grpo with it"
+                )
+            algorithm = algorithm._replace(credit=SCALES[self.scale])
+        chosen = {"level": (LEVELS, self.ratio), "surrogate": (SURROGATES, self.surrogate)}
+        chosen |= {"reduction": (REDUCTIONS, self.reduction), "kl": (KL_PLACEMENTS, self.kl)}
+        algorithm = algorithm._replace(**{k: table[w] for k, (table, w) in chosen.items() if w is not None})
+        if self.kl_controller is not None:
+            controller = KL_CONTROLLERS[self.kl_controller]
+            algorithm = algorithm._replace(kl=algorithm.kl._replace(controller=controller))
+        if "truncated" in self.correction and algorithm.surrogate is not SURROGATES["score"]:
+            raise InputError(
+                "--correction truncated weighs by the ratio, which this surrogate has already: take --surrogate score, or "
+                "--correction masked"
+            )
+        weights = tuple(CORRECTIONS[word] for word in self.correction)
+        if config.top_entropy_share != 1:
+            weights += (select_top_entropy,)
+        price = adapt_entropy_price if self.entropy_price == "adaptive" else algorithm.entropy_price
+        return algorithm._replace(weights=(*algorithm.weights, *weights), entropy_price=price)
 
 
 TASK_TEACHING = SupervisedConfig(learning_rate=3e-3, adam_eps=1e-5, steps=800)
@@ -144,8 +251,7 @@ def parse_train(words: list[str]) -> TrainArguments:
 def choose_defaults(given: TrainArguments) -> TrainArguments:
     """The defaults that suit what is trained: a new model or a given one, a task or prompts, and the algorithm."""
     reinforcement = NEW_MODEL if given.model.model is None else ReinforcementConfig()
-    if given.algorithm.algorithm in ("reinforce", "rloo"):  # on-policy: one step a round
-        reinforcement = reinforcement.replace(minibatches=1)
+    reinforcement = reinforcement.replace(**ALGORITHMS[given.algorithm.algorithm].defaults)
     if given.on_task:
         # The verdict on a completion that ran out of room is final.
         reinforcement = reinforcement.replace(truncation="terminal")
@@ -191,11 +297,13 @@ def check(arguments: TrainArguments) -> None:
             "--lora-dropout belongs to sft: in reinforcement learning ratios would be noise, drop it"
         )
     algorithm, config = arguments.algorithm, arguments.reinforcement
-    if ALGORITHMS[algorithm.algorithm].compares_group and config.completions < 2:
+    if algorithm.make(config).compares_group and config.completions < 2:
         raise InputError(
             f"--algorithm {algorithm.algorithm} compares completions of one prompt: --completions must be at least 2, "
             f"not {config.completions}"
         )
+    if algorithm.curriculum and arguments.world.prompts is None:
+        raise InputError(f"--curriculum {algorithm.curriculum} chooses among prompts: give --prompts FILE")
     if config.prompts_per_update % (config.minibatches * config.micro_batches):
         raise InputError(
             f"--prompts-per-update {config.prompts_per_update} must be a multiple of --minibatches x --micro-batches "

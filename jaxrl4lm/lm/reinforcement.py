@@ -20,6 +20,7 @@ from jaxrl4lm.decoding import Sampling
 from jaxrl4lm.diagnostics import Diagnostics
 from jaxrl4lm.lm.algorithms import Algorithm, measure_old_kl
 from jaxrl4lm.lm.config import ReinforcementConfig
+from jaxrl4lm.lm.curriculum import Record
 from jaxrl4lm.lm.optimizer import Optimizer, adam, step_if_finite
 from jaxrl4lm.lm.pool import Pool, begin_pool, keep_informative
 from jaxrl4lm.lm.rollouts import Rollout, rollout, score
@@ -57,6 +58,8 @@ class ReinforcementState(NamedTuple):
     """int32: optimizer steps not applied because the gradient was not finite."""
     entropy_coef: Array | None = None
     """The price of entropy, as its controller left it; None without one."""
+    record: Record | None = None
+    """What was seen of each prompt; None without a curriculum."""
 
 
 class Experience(NamedTuple):
@@ -160,6 +163,11 @@ def _split_keys(state: ReinforcementState) -> tuple[Key, Key, Key]:
     """This update's keys for prompts, sampling and shuffling: functions of the run's key and the update alone."""
     prompts, sampling, shuffle = jax.random.split(jax.random.fold_in(state.key, state.update), 3)
     return prompts, sampling, shuffle
+
+
+def split_prompt_key(state: ReinforcementState, drawn: Array) -> Key:
+    """The key for the prompts of a round of this update."""
+    return jax.random.fold_in(_split_keys(state)[0], drawn)
 
 
 def learn(
@@ -435,12 +443,11 @@ def iterate(
         problems = jax.tree.map(lambda x: jnp.repeat(x, config.completions, axis=0), prompts)
         return trajectories, task.reward(problems, trajectories.completions, trajectories.mask)
 
-    key = _split_keys(state)[0]
     if config.sampling_rounds == 1:
-        return learn(state, *draw(key, None), config, learner)
+        return learn(state, *draw(_split_keys(state)[0], None), config, learner)
 
     def draw_round(drawn: Array) -> Pool:
-        return begin_pool(*draw(jax.random.fold_in(key, drawn), drawn))
+        return begin_pool(*draw(split_prompt_key(state, drawn), drawn))
 
     pool = jax.lax.while_loop(
         lambda pool: ~pool.informative.all() & (pool.rounds < config.sampling_rounds),

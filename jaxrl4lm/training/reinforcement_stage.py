@@ -14,7 +14,10 @@ from jaxrl4lm.data.files import Row, check_messages
 from jaxrl4lm.data.rewards import Reward
 from jaxrl4lm.lm import ReinforcementConfig, algorithms
 from jaxrl4lm.lm import reinforcement as update_rule
+from jaxrl4lm.lm.credit import best_of_credit
+from jaxrl4lm.lm.curriculum import Curriculum, draw_rows, empty_record, remember
 from jaxrl4lm.lm.optimizer import Optimizer, adam
+from jaxrl4lm.lm.pool import Pool, begin_pool, keep_informative
 from jaxrl4lm.lm.trainable import Trainable, everything
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Task
@@ -58,6 +61,7 @@ def reinforcement(
     seed: int = 0,
     seeds: int = 1,
     evaluate_every: int = 10,
+    curriculum: Curriculum | None = None,
 ) -> Stage:
     """Completes prompts, scores the completions, learns from them.
 
@@ -75,6 +79,7 @@ def reinforcement(
       seed: decides everything.
       seeds: so many runs as one program, on a task; parameters have a leading axis then.
       evaluate_every: updates between evaluations.
+      curriculum: which prompts come next, from what was seen of them (`lm.curriculum`); None: all in turn. Not with a task.
     Raises:
       InputError: where sizes do not fit, or a prompt cannot be used.
     """
@@ -82,13 +87,16 @@ def reinforcement(
     sampling = config.sampling.complete(longest, tokenizer.eos_ids, tokenizer.pad_id)
     config = config.replace(sampling=sampling)
     _check(config, algorithm, prompts, seeds)
+    if curriculum is not None and isinstance(prompts, Task):
+        raise InputError("a task makes its problems anew: a curriculum is for prompts")
     learner = update_rule.Learner(
         policy, _drop_free_kl(algorithm, config), optimizer, trainable or everything()
     )
     keys = choose_keys(seed, seeds, "reinforcement")
 
     def init(params: Params) -> update_rule.ReinforcementState:
-        return map_over_seeds(lambda k, p: update_rule.init(k, config, learner, p), seeds)(keys, params)
+        state = map_over_seeds(lambda k, p: update_rule.init(k, config, learner, p), seeds)(keys, params)
+        return part.complete(state)
 
     every = choose_chunk(evaluate_every, config.updates)
     if isinstance(prompts, Task):
@@ -97,7 +105,7 @@ def reinforcement(
         part: _Compiled | _Hosted = _Compiled(config, learner, prompts, seeds)
         evaluation = evaluation or evaluate_task(policy, prompts, seeds=seeds)
     else:
-        part = _Hosted(config, learner, tokenizer, prompts, name_rewards(rewards), seed)
+        part = _Hosted(config, learner, tokenizer, prompts, name_rewards(rewards), seed, curriculum)
         evaluation = evaluation or part.make_evaluation()
     stage = Stage(
         name="reinforcement",
@@ -118,6 +126,7 @@ def reinforcement(
         "prompts": part.description,
         "optimizer": optimizer,
         "trainable": trainable,
+        "curriculum": curriculum,
     }
     return complete_stage(stage, policy, tokenizer, trainable, evaluation, seeds, settings)
 
@@ -127,6 +136,20 @@ def _check(config: ReinforcementConfig, algorithm: algorithms.Algorithm, prompts
     if algorithm.compares_group and config.completions < 2:
         raise InputError(
             f"completions must be at least 2, not {config.completions}: the algorithm compares completions of one prompt"
+        )
+    if config.sampling_rounds > 1 and config.completions < 2:
+        raise InputError(
+            f"sampling_rounds {config.sampling_rounds} looks for prompts whose completions differ in score: completions "
+            f"must be at least 2, not {config.completions}"
+        )
+    if algorithm.credit is best_of_credit and config.best_of >= config.completions:
+        raise InputError(
+            f"best_of {config.best_of} must be below completions ({config.completions}): the baseline is of those without it"
+        )
+    parts = (config.epochs, config.minibatches, config.micro_batches)
+    if algorithm.step is not None and parts != (1, 1, 1):
+        raise InputError(
+            f"epochs, minibatches, micro_batches {parts} must be 1: the algorithm takes one step of its own an update"
         )
     if not isinstance(prompts, Task):
         if seeds > 1:
@@ -229,6 +252,9 @@ class _Compiled:
 
         self._chunk, self._seeds, self.description = chunk, seeds, task.name
 
+    def complete(self, state: update_rule.ReinforcementState) -> update_rule.ReinforcementState:
+        return state
+
     def advance(self, state: Any, done: int, count: int) -> tuple[Any, Numbers]:
         del done  # the state knows
         state, metrics = self._chunk(state, count)
@@ -255,6 +281,7 @@ class _Hosted:
         prompts: PromptSet | Sequence[Any],
         rewards: Mapping[str, Reward],
         seed: int,
+        curriculum: Curriculum | None,
     ):
         self._held_out = None
         if not isinstance(prompts, PromptSet):
@@ -262,15 +289,36 @@ class _Hosted:
         self._config, self._tokenizer, self._prompts, self._rewards = config, tokenizer, prompts, rewards
         self._policy, self._seed = learner.policy, seed
 
+        self._learner, self._curriculum = learner, curriculum
+        count = config.prompts_per_update
+        if curriculum is not None and count > len(prompts.rows):
+            raise InputError(
+                f"prompts_per_update {count}: a curriculum chooses among more prompts than that, there are {len(prompts.rows)}"
+            )
+
         @jax.jit
-        def sample(state: update_rule.ReinforcementState, tokens: jax.Array, mask: jax.Array):
-            return update_rule.sample(state, tokens, mask, config, learner)
+        def sample(state: update_rule.ReinforcementState, tokens: jax.Array, mask: jax.Array, drawn: Any):
+            return update_rule.sample(state, tokens, mask, config, learner, drawn=drawn)
+
+        @jax.jit
+        def sample_greedily(state: update_rule.ReinforcementState, tokens: jax.Array, mask: jax.Array):
+            return update_rule.sample_greedily(state, tokens, mask, config, learner)
 
         @partial(jax.jit, donate_argnums=0)
-        def learn(state: update_rule.ReinforcementState, trajectories: Any, scores: jax.Array):
-            return update_rule.learn(state, trajectories, scores, config, learner)
+        def learn(state: update_rule.ReinforcementState, pool: Pool):
+            if config.sampling_rounds == 1:
+                return update_rule.learn(state, pool.rollout, pool.rewards, config, learner)
+            return update_rule.learn_from_pool(state, pool, config, learner)
 
-        self._sample, self._learn = sample, learn
+        @jax.jit
+        def choose(state: update_rule.ReinforcementState, drawn: Any):
+            assert curriculum is not None
+            key = update_rule.split_prompt_key(state, drawn)
+            return draw_rows(key, curriculum(state.record), count)  # pyright: ignore[reportArgumentType]
+
+        self._sample, self._sample_greedily, self._learn = sample, sample_greedily, learn
+        self._choose, self._remember = choose, jax.jit(remember)
+        self._begin, self._keep = jax.jit(begin_pool), jax.jit(keep_informative)
         ids = [i for row in prompts.ids for i in (*row, -1)]
         others = json.dumps([row.columns for row in prompts.rows], sort_keys=True, default=_name_kind)
         self.description = {
@@ -286,10 +334,18 @@ class _Hosted:
         sampling = self._config.sampling
         return evaluate_prompts(self._policy, self._tokenizer, self._held_out, self._rewards, sampling)
 
-    def _batch(self, update: int) -> tuple[list[int], tuple[np.ndarray, np.ndarray]]:
-        count = self._config.prompts_per_update
-        indices = epoch_rows(self._seed, update * count, count, len(self._prompts.rows)).tolist()
-        return indices, self._prompts.batch(indices, self._tokenizer.pad_id)
+    def complete(self, state: update_rule.ReinforcementState) -> update_rule.ReinforcementState:
+        """The state with what the host's side remembers."""
+        if self._curriculum is None:
+            return state
+        return state._replace(record=empty_record(len(self._prompts.rows)))
+
+    def _choose_rows(self, state: update_rule.ReinforcementState, update: int, drawn: int) -> list[int]:
+        count, total = self._config.prompts_per_update, len(self._prompts.rows)
+        if self._curriculum is not None:
+            return np.asarray(self._choose(state, np.int32(drawn))).tolist()
+        turn = update * self._config.sampling_rounds + drawn
+        return epoch_rows(self._seed, turn * count, count, total).tolist()
 
     def advance(self, state: Any, done: int, count: int) -> tuple[Any, Numbers]:
         rows: list[Numbers] = []
@@ -302,20 +358,54 @@ class _Hosted:
         return state, _stack(rows)
 
     def _update(self, state: Any, update: int) -> tuple[Any, Mapping[str, jax.Array]]:
-        indices, batch = self._batch(update)
-        trajectories = self._sample(state, *batch)
+        state, pool = self._draw(state, update, 0)
+        for drawn in range(1, self._config.sampling_rounds):
+            if bool(pool.informative.all()):
+                break
+            state, fresh = self._draw(state, update, drawn)
+            pool = self._keep(pool, fresh)
+        return self._learn(state, pool)
+
+    def _draw(self, state: Any, update: int, drawn: int) -> tuple[Any, Pool]:
+        """One round: the completions of further prompts, and their scores."""
+        indices = self._choose_rows(state, update, drawn)
+        batch = self._prompts.batch(indices, self._tokenizer.pad_id)
+        copies, several = self._config.completions, self._config.sampling_rounds > 1
+        trajectories = self._sample(state, *batch, np.int32(drawn) if several else None)
+        scores = self._score(trajectories, indices, copies)
+        if self._learner.algorithm.greedy_baseline:
+            baselines = self._score(self._sample_greedily(state, *batch), indices, 1)
+            trajectories = trajectories._replace(baselines=baselines)
+        if state.record is not None:
+            by_prompt = scores.reshape(len(indices), copies)
+            state = state._replace(record=self._remember(state.record, np.array(indices), by_prompt))
+        if several:
+            return state, self._begin(trajectories, scores)
+        return state, Pool(trajectories, scores, *[None] * 3)  # pyright: ignore[reportArgumentType]
+
+    def _score(self, trajectories: Any, indices: Sequence[int], copies: int) -> np.ndarray:
         completions = decode_completions(self._tokenizer, trajectories.completions, trajectories.mask)
-        copies = self._config.completions
         scores = sum_rewards(self._rewards, self._prompts, indices, completions, copies)
-        return self._learn(state, trajectories, np.array(scores, np.float32))
+        return np.array(scores, np.float32)
 
     def prepare(self, state: Any, count: int) -> None:
         del count
-        _, batch = self._batch(0)
-        self._sample.lower(state, *batch).compile()
-        trajectories = jax.eval_shape(self._sample, state, *batch)
+        several = self._config.sampling_rounds > 1
+        indices = list(range(min(self._config.prompts_per_update, len(self._prompts.rows))))
+        indices += [0] * (self._config.prompts_per_update - len(indices))
+        batch = self._prompts.batch(indices, self._tokenizer.pad_id)
+        arguments = (state, *batch, np.int32(0) if several else None)
+        self._sample.lower(*arguments).compile()
+        trajectories = jax.eval_shape(self._sample, *arguments)
         scores = jax.ShapeDtypeStruct(trajectories.completions.shape[:1], np.float32)
-        self._learn.lower(state, trajectories, scores).compile()
+        if self._learner.algorithm.greedy_baseline:
+            self._sample_greedily.lower(state, *batch).compile()
+            baselines = jax.ShapeDtypeStruct((len(indices),), np.float32)
+            trajectories = trajectories._replace(baselines=baselines)
+        pool = Pool(trajectories, scores, *[None] * 3)  # pyright: ignore[reportArgumentType]
+        if several:
+            pool = jax.eval_shape(begin_pool, trajectories, scores)
+        self._learn.lower(state, pool).compile()
 
 
 def _stack(rows: Sequence[Numbers]) -> dict[str, np.ndarray]:
@@ -324,7 +414,7 @@ def _stack(rows: Sequence[Numbers]) -> dict[str, np.ndarray]:
 
 def _choose_panels(learner: update_rule.Learner) -> dict[str, str]:
     panels = {"reward/mean": "mean reward of sampled completions"}
-    if learner.algorithm.kl.priced:
+    if learner.algorithm.kl.referred:
         panels["kl/ref_sequence"] = "KL to the reference (nats a completion)"
     return panels
 
