@@ -161,11 +161,15 @@ def test_a_file_of_grpo(read):
     """4 completions, 8 times: 32 completions of 4 prompts, in 8 parts of one minibatch."""
     theirs = (
         "num_generations: 8\nper_device_train_batch_size: 4\ngradient_accumulation_steps: 8\nbeta: 0.04\nepsilon: 0.1\n"
-        "max_completion_length: 33\nmax_steps: 7\nlr_scheduler_type: constant\noptim: adamw_torch\ndataset_name: p.jsonl"
+        "max_completion_length: 33\nmax_steps: 7\nlr_scheduler_type: constant\noptim: adamw_torch\ndataset_name: p.jsonl\n"
+        "loss_type: dr_grpo\nscale_rewards: false\ndelta: 3\nepsilon_high: .28\nimportance_sampling_level: sequence\n"
+        "mask_truncated_completions: true\ntop_entropy_quantile: .2\nuse_bias_correction_kl: true"
     )
     ours = (
         "completions: 8\nprompts_per_update: 4\nmicro_batches: 8\nminibatches: 1\nkl_coef: 0.04\nclip_eps: 0.1\n"
-        "max_new_tokens: 33\nupdates: 7\nfinal_learning_rate_share: 1\nwarmup: 0\nprompts: p.jsonl"
+        "max_new_tokens: 33\nupdates: 7\nfinal_learning_rate_share: 1\nwarmup: 0\nprompts: p.jsonl\n"
+        "algorithm: grpo\nreduction: constant_length\nscale: none\ndual_clip: 3\nclip_eps_high: .28\nratio: sequence\n"
+        "truncation: mask\ntop_entropy_share: .2\nkl: k3_ratio"
     )
     assert read("train", theirs) == read("train", ours) != TrainArguments()
 
@@ -223,7 +227,8 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("beta: 3", "beta is no option of jaxrl4lm sft"),
     ],
     "train": [
-        ("loss_type: dapo", "loss_type is not taken: algorithm chooses the loss"),
+        ("loss_type: cispo", "loss_type 'cispo' is not taken: it may be grpo, dapo"),
+        ("off_policy_mask_threshold: .5", "give rejection_divergence the number"),
         ("per_device_train_batch_size: 4", "counts completions: give num_generations"),
         (
             "per_device_train_batch_size: 4\nnum_generations: 8",

@@ -4,54 +4,19 @@ import itertools
 from collections import defaultdict
 from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxrl4lm import losses
-from jaxrl4lm.decoding import Sampling
-from jaxrl4lm.lm import algorithms, reinforcement, surrogates
-from jaxrl4lm.lm.rollouts import Rollout
+from jaxrl4lm.lm import algorithms, surrogates
+from tests.lm.frozen import ENTROPY, MASK, NEW, OLD, REF, REWARDS, SIZES, TRUNCATED, B, G, N, T, learn
 from tests.selection import slow_but
 
 trl = pytest.importorskip("trl", reason="needs the extra 'peers'")
 
-G, N, T = 2, 4, 6
-B = G * N
-rng = np.random.default_rng(0)
-LENGTHS = np.array([6, 3, 5, 2, 6, 1, 4, 6])
-MASK = np.arange(T) < LENGTHS[:, None]
-TRUNCATED = (LENGTHS == T) & (np.arange(B) > 0)
-NEW, OLD, REF = (-0.3 - rng.random((3, B, T))).astype(np.float32)
-ENTROPY = rng.random((B, T)).astype(np.float32)
-REWARDS = rng.random(B).astype(np.float32)
 CLIP = {"epsilon_low": 0.1, "epsilon_high": 0.15}
 
 
-class Table:
-    """A policy whose parameters are what it says."""
-
-    def completion_hidden(self, params, prompts, prompt_mask, completions):
-        return params
-
-    def values(self, params, hidden):
-        return jnp.zeros((B, T))
-
-    def token_log_probs(self, params, hidden, completions, *, temperature):
-        return SimpleNamespace(log_probs=hidden["log_probs"], entropies=hidden["entropies"])
-
-
-ROLLOUT = Rollout(
-    prompts=jnp.zeros((G, 1), jnp.int32),
-    prompt_mask=jnp.ones((G, 1), bool),
-    completions=jnp.zeros((B, T), jnp.int32),
-    mask=jnp.asarray(MASK),
-    log_probs=jnp.asarray(OLD),
-    values=jnp.zeros((B, T)),
-    final_values=jnp.zeros(B),
-    truncated=jnp.asarray(TRUNCATED),
-)
 OURS = {
     "grpo": algorithms.GRPO,
     "dr_grpo": algorithms.DR_GRPO._replace(credit=algorithms.SCALES["group"]),
@@ -125,12 +90,6 @@ def ask_trl(loss_type, level="token", beta=0.0, truncated=False, **options):
     return loss.item(), log_probs.grad.numpy()
 
 
-def tell(loss, kl, params, config):
-    """A step that leaves the gradient where parameters are, and the loss where the length of the step is."""
-    value, gradient = jax.value_and_grad(loss)(params)
-    return gradient, losses.trpo.StepInfo(jnp.bool_(True), value, jnp.float32(0), jnp.float32(0))
-
-
 def ask_ours(loss_type, level="token", beta=0.0, truncated=False, **options):
     weights = ()
     if "top_entropy" in options:
@@ -149,20 +108,9 @@ def ask_ours(loss_type, level="token", beta=0.0, truncated=False, **options):
         top_entropy_share=options.get("top_entropy", 1.0),
         rejection_divergence=options.get("off_policy", 0.5),
         truncation="mask" if truncated else "terminal",
-        sampling_rounds=1,
-        prompts_per_update=G,
-        completions=N,
-        sampling=Sampling(T, -1, 0),
+        **SIZES,
     )
-    learner = reinforcement.Learner(Table(), algorithm._replace(step=tell))  # pyright: ignore[reportArgumentType]
-    params = {"log_probs": jnp.asarray(NEW), "entropies": jnp.asarray(ENTROPY)}
-    state = reinforcement.init(jax.random.key(0), config, learner, params)
-    if beta:
-        state = state._replace(ref_params={**params, "log_probs": jnp.asarray(REF)})
-    after, metrics = jax.jit(
-        lambda s: reinforcement.learn(s, ROLLOUT, jnp.asarray(REWARDS), config, learner)
-    )(state)
-    return metrics["step/fraction"], after.params["log_probs"]
+    return learn(algorithm, config)[:2]
 
 
 FULL = list(itertools.product(OURS, ("token", "sequence"), (0.0, 0.04)))
