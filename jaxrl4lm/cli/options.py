@@ -30,13 +30,14 @@ REGISTRY = ConstructorRegistry()
 @REGISTRY.primitive_rule
 def _parse_scalar(info: Any) -> PrimitiveConstructorSpec | None:
     """A hyper-parameter that may be traced is a number here."""
-    if info.type != ScalarLike:
+    may_be_left_out = info.type == ScalarLike | None
+    if info.type != ScalarLike and not may_be_left_out:
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar="FLOAT",
-        instance_from_str=lambda words: float(words[0]),
-        is_instance=lambda value: isinstance(value, int | float),
+        metavar="{None}|FLOAT" if may_be_left_out else "FLOAT",
+        instance_from_str=lambda words: None if may_be_left_out and words[0] == "None" else float(words[0]),
+        is_instance=lambda value: isinstance(value, int | float) or (may_be_left_out and value is None),
         str_from_instance=lambda value: [str(value)],
     )
 

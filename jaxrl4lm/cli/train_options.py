@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +31,7 @@ from jaxrl4lm.lm.algorithms import (
     adapt_entropy_price,
 )
 from jaxrl4lm.lm.config import number, size
+from jaxrl4lm.lm.credit import penalize_length
 from jaxrl4lm.lm.surrogates import select_top_entropy
 from jaxrl4lm.types import InputError
 
@@ -177,6 +179,9 @@ class AlgorithmOptions:
         if self.kl_controller is not None:
             controller = KL_CONTROLLERS[self.kl_controller]
             algorithm = algorithm._replace(kl=algorithm.kl._replace(controller=controller))
+        penalized = getattr(algorithm.credit, "func", None) is penalize_length
+        if config.overlong_buffer and not penalized:
+            algorithm = algorithm._replace(credit=partial(penalize_length, credit=algorithm.credit))
         if "truncated" in self.correction and algorithm.surrogate is not SURROGATES["score"]:
             raise InputError(
                 "--correction truncated weighs by the ratio, which this surrogate has already: take --surrogate score, or "

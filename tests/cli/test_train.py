@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxrl4lm import decoding, tasks, training
+from jaxrl4lm import decoding, losses, tasks, training
 from jaxrl4lm.cli.options import from_json, name_option, to_json
 from jaxrl4lm.cli.train_options import NEW_MODEL, PREFIXES, TrainArguments, parse_train
-from jaxrl4lm.lm import ReinforcementConfig, reinforcement
+from jaxrl4lm.lm import ReinforcementConfig, algorithms, credit, reinforcement, surrogates
 from jaxrl4lm.lm.algorithms import ALGORITHMS, KL_PLACEMENTS
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
+from jaxrl4lm.types import InputError
 from tests.selection import slow_but
 
 
@@ -135,7 +136,7 @@ CONFIG = ReinforcementConfig(
     entropy_coef=0.01,
     updates=2,
     prompts_per_update=4,
-    completions=2,
+    completions=3,
     sampling=decoding.Sampling(TASK.completion_length, TASK.tokenizer.eos_id, TASK.tokenizer.pad_id),
 )
 
@@ -164,6 +165,46 @@ def test_algorithms_and_kls_run(algorithm, kl):
     assert max(jax.tree.leaves(moved)) > 0
     assert all(np.isfinite(v).all() and v.shape == (2,) for v in metrics.values())
     assert not metrics["skipped_updates"].any()
+
+
+def test_options_compose_an_algorithm():
+    """Each axis is one option; what they leave open is the named algorithm's, its numbers those of its paper."""
+
+    def make(*words):
+        arguments = parse_train(list(words))
+        return arguments.algorithm.make(arguments.reinforcement), arguments.reinforcement
+
+    assert make()[0] == algorithms.PPO
+    for name, algorithm in ALGORITHMS.items():
+        found, config = make("--algorithm", name)
+        assert found == algorithm
+        assert all(getattr(config, key) == value for key, value in algorithm.defaults.items())
+    words = "--algorithm dapo --scale batch --ratio sequence --surrogate gmpo --reduction constant_length --kl k3_ratio"
+    words += " --kl-controller doubling --entropy-price adaptive --correction masked rejected --top-entropy-share .2"
+    words += " --clip-eps-high .3 --dual-clip 3 --truncation mask --advantage maxrl"
+    found, config = make(*words.split())
+    assert found == algorithms.DAPO._replace(
+        credit=algorithms.SCALES["batch"],
+        level=losses.sequence_log_probs,
+        surrogate=surrogates.clip_geometric_mean,
+        reduction=algorithms.average_longest,
+        kl=algorithms.KL(loss=losses.kl.k3, times_ratio=True, controller=algorithms.double_price),
+        entropy_price=algorithms.adapt_entropy_price,
+        weights=(surrogates.mask_ratios, surrogates.reject_sequences, surrogates.select_top_entropy),
+    )
+    assert (config.clip_eps_high, config.dual_clip, config.truncation) == (0.3, 3, "mask")
+    assert make("--overlong-buffer", "2")[0].credit.func is credit.penalize_length
+    critic, _ = make("--algorithm", "reinforce", "--advantage", "ppo")
+    assert critic == algorithms.REINFORCE._replace(
+        credit=algorithms.PPO.credit, value_loss=algorithms.PPO.value_loss
+    )
+    for wrong, message in [
+        ("--scale group", "does not compare"),
+        ("--algorithm grpo --correction truncated", "the ratio, which this surrogate has"),
+        ("--curriculum hard", "give --prompts"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            make(*wrong.split())
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from jaxrl4lm.data import CharacterTokenizer
 from jaxrl4lm.data.corpus import encode_prompts, epoch_rows
 from jaxrl4lm.data.files import Row
 from jaxrl4lm.lm import algorithms
+from jaxrl4lm.lm.curriculum import prefer_informative
 from jaxrl4lm.lm.trainable import adapters, matching
 from jaxrl4lm.training.language_stage import choose_keys, describe, init_params
 from jaxrl4lm.training.reinforcement_stage import split_prompts
@@ -343,3 +344,58 @@ def test_a_tokenizer_of_characters_is_enough():
         policy, tokenizer, ["a", "b"], rewards=lambda prompts, completions: [1.0] * 2
     )
     assert stage.config["config"]["sampling"]["max_new_tokens"] == 64
+
+
+@pytest.mark.parametrize("killed_after", slow_but([0, 1, 2], [1]))
+def test_rounds_and_curricula_on_the_host_resume_bit_for_bit_with_the_same_programs(tmp_path, killed_after):
+    """Hard prompts come more often; each program is traced once, however many rounds there were."""
+    drawn = []
+
+    def reward(prompts, completions, **columns):
+        drawn.append(list(prompts))
+        return [0.9 if p[0] in "0123" else float("1" in c) for p, c in zip(prompts, completions, strict=True)]
+
+    def make():
+        config = CONFIG.replace(updates=4, sampling_rounds=3, minibatches=1, completions=4)
+        algorithm = algorithms.DAPO._replace(greedy_baseline=True)
+        return reinforce(
+            rewards=reward,
+            config=config,
+            algorithm=algorithm,
+            curriculum=prefer_informative,
+            evaluate_every=1,
+        )
+
+    stage = make()
+    whole = training.fit([stage], PARAMS)
+    rounds = whole.history["group/rounds"]
+    assert rounds.max() == 3
+    assert len(drawn) == 2 * rounds.sum()  # completions, and the most likely one of each prompt
+    host = stage.advance.__self__
+    for program in (host._sample, host._sample_greedily, host._begin, host._keep, host._learn, host._choose):
+        assert program._cache_size() == 1
+    assert (whole.history["group/frac_zero_std"] <= 1 - whole.history["group/learned"] + 1e-6).all()
+    stopped = training.fit([interrupt_at(make(), killed_after)], PARAMS, out=tmp_path / "run")
+    assert stopped.interrupted
+    drawn.clear()
+    resumed = training.fit([make()], PARAMS, out=tmp_path / "run", resume=True)
+    assert_same(resumed, whole)
+    assert drawn
+
+
+def test_what_does_not_fit_an_algorithm_is_refused():
+    for options, message in [
+        (
+            {"config": CONFIG.replace(sampling_rounds=2, completions=1), "algorithm": algorithms.PPO},
+            "sampling_rounds 2",
+        ),
+        ({"algorithm": algorithms.PASS_AT_K}, "best_of 2 must be below completions"),
+        ({"algorithm": algorithms.TRPO}, "one step of its own"),
+        (
+            {"curriculum": prefer_informative, "config": CONFIG.replace(prompts_per_update=32)},
+            "among more prompts",
+        ),
+        ({"curriculum": prefer_informative, "prompts": TASK, "rewards": ()}, "a curriculum is for prompts"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            reinforce(**options)
