@@ -5,7 +5,17 @@ from jaxrl4lm.data.encoding import Encoded, Example, encode
 from jaxrl4lm.data.files import Row
 from jaxrl4lm.data.formats import Format, recognize
 from jaxrl4lm.data.packing import Sequences, pack, pad_examples
-from jaxrl4lm.data.pairs import EncodedJudged, EncodedPairs, Judged, Pair, encode_judged, encode_pairs
+from jaxrl4lm.data.pairs import (
+    EncodedJudged,
+    EncodedPairs,
+    EncodedPrompted,
+    Judged,
+    Pair,
+    Prompted,
+    encode_judged,
+    encode_pairs,
+    encode_prompted,
+)
 from jaxrl4lm.data.preview import show_example
 from jaxrl4lm.data.sources import load, mix
 from jaxrl4lm.data.tokenizer import ByteTokenizer, CharacterTokenizer, Tokenizer
@@ -16,18 +26,21 @@ __all__ = [
     "Encoded",
     "EncodedJudged",
     "EncodedPairs",
+    "EncodedPrompted",
     "Example",
     "Format",
     "Judged",
     "LengthBatch",
     "LengthGroups",
     "Pair",
+    "Prompted",
     "Row",
     "Sequences",
     "Tokenizer",
     "encode",
     "encode_judged",
     "encode_pairs",
+    "encode_prompted",
     "group_by_length",
     "load",
     "mix",

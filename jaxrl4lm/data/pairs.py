@@ -1,4 +1,4 @@
-"""Preferences as token ids: two completions of a prompt, or one that was liked or not."""
+"""Prompts as token ids with what completes them: two completions, one that was liked or not, one to learn from, or none."""
 
 import math
 from collections.abc import Sequence
@@ -36,6 +36,13 @@ class Judged(NamedTuple):
     label: bool
 
 
+class Prompted(NamedTuple):
+    """A prompt, and a completion to learn from; empty where the row has none."""
+
+    prompt: list[int]
+    completion: list[int]
+
+
 class EncodedPairs(NamedTuple):
     """Preferences ready for batches."""
 
@@ -52,6 +59,15 @@ class EncodedJudged(NamedTuple):
     """Judged completions ready for batches."""
 
     examples: list[Judged]
+    dropped: dict[str, list[int]]
+    cut: int
+    warnings: list[str]
+
+
+class EncodedPrompted(NamedTuple):
+    """Prompts ready for batches."""
+
+    examples: list[Prompted]
     dropped: dict[str, list[int]]
     cut: int
     warnings: list[str]
@@ -129,6 +145,48 @@ def encode_judged(
     return EncodedJudged(judged, dropped, cut, warnings)
 
 
+def encode_prompted(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int | None = None,
+    room: int = 1,
+    strict: bool = False,
+    embeddings: int | None = None,
+) -> EncodedPrompted:
+    """Prompts, with the completion of those rows that have one; other arguments as of `encode_pairs`.
+
+    Of a conversation the last message is the completion, of a preference the prompt alone is read.
+
+    Args:
+      room: tokens that `max_length` must leave for a completion; else the row is dropped.
+    """
+    kind, rows = recognize(rows)
+    if kind == "messages":
+        rows = [_part_conversation(row) for row in rows]
+    if kind in ("messages", "prompt_completion", "unpaired_preference"):
+        splits = [_split(tokenizer, row, "completion") for row in rows]
+    elif kind in ("prompt", "preference"):
+        prompts = [encode_prompt_of(tokenizer, row.columns["prompt"], row) for row in rows]
+        splits = [_Split(prompt, [[]], []) for prompt in prompts]
+    else:
+        raise InputError(
+            f"{rows[0].where}: this is {kind}: give `prompt`, `prompt` and `completion`, or `messages`"
+        )
+    if empty := next((row for row, split in zip(rows, splits, strict=True) if not split.prompt), None):
+        raise InputError(f"{empty.where}: the prompt is empty, and the tokenizer has no begin token")
+    kept, dropped, cut, warnings = _cut(rows, splits, tokenizer, max_length, strict, embeddings, room)
+    prompted = [Prompted(split.prompt, *split.completions) for _, split in kept]
+    return EncodedPrompted(prompted, dropped, cut, warnings)
+
+
+def _part_conversation(row: Row) -> Row:
+    messages = row.columns["messages"]
+    if len(messages) < 2:
+        raise InputError(f"{row.where}: a conversation of one message has no prompt: add what it answers")
+    return row._replace(columns=row.columns | {"prompt": messages[:-1], "completion": messages[-1:]})
+
+
 def _read_margin(row: Row) -> float:
     margin = row.columns.get("margin", 0.0)
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
@@ -154,14 +212,15 @@ def _cut(
     max_length: int | None,
     strict: bool,
     embeddings: int | None,
+    least: int = 1,
 ) -> tuple[list[tuple[Row, _Split]], dict[str, list[int]], int, list[str]]:
-    """Rows that can be used, cut; and what is to be said of the others."""
+    """Rows that can be used, cut; and what is to be said of the others. `least`: tokens that a prompt must leave."""
     kept, dropped, cut = [], {}, 0
     for row, split in zip(rows, splits, strict=True):
         for completion in split.completions:
             check_ids([*split.prompt, *completion], embeddings, row.where)
         room = None if max_length is None else max_length - len(split.prompt)
-        if room is not None and room <= 0:
+        if room is not None and room < least:
             if strict:
                 raise InputError(f"{row.where}: {CUT}, the prompt has {len(split.prompt)} tokens: shorten it")
             dropped.setdefault(CUT, []).append(row.line)

@@ -1,7 +1,17 @@
-"""Training language models: teacher forcing, preferences and reinforcement learning."""
+"""Training language models: teacher forcing, preferences, distillation and reinforcement learning."""
 
-from jaxrl4lm.lm import algorithms, heads, preference, reinforcement, reward, supervised, trainable
+from jaxrl4lm.lm import (
+    algorithms,
+    distillation,
+    heads,
+    preference,
+    reinforcement,
+    reward,
+    supervised,
+    trainable,
+)
 from jaxrl4lm.lm.config import (
+    DistillationConfig,
     HeadConfig,
     PairConfig,
     PreferenceConfig,
@@ -13,6 +23,7 @@ from jaxrl4lm.lm.config import (
 from jaxrl4lm.lm.rollouts import Rollout, rollout
 
 __all__ = [
+    "DistillationConfig",
     "HeadConfig",
     "PairConfig",
     "PreferenceConfig",
@@ -22,6 +33,7 @@ __all__ = [
     "SupervisedConfig",
     "TextConfig",
     "algorithms",
+    "distillation",
     "heads",
     "preference",
     "reinforcement",

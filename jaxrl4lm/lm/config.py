@@ -249,7 +249,7 @@ class SupervisedConfig(DescentConfig):
 
 @dataclass(frozen=True)
 class _JudgementConfig(DescentConfig):
-    """Steps on preferences begin with the whole learning rate, which falls to 0 along a line; batches are small."""
+    """Such steps begin with the whole learning rate, which falls to 0 along a line; batches are small."""
 
     final_learning_rate_share: ScalarLike = number(0.0, least=0, most=1)
     """Share of the learning rate that is left at the end of its schedule."""
@@ -312,6 +312,47 @@ class RewardConfig(_JudgementConfig):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class DistillationConfig(_JudgementConfig):
+    """Distillation: a student learns what its teachers say of completions, its own or given ones."""
+
+    learning_rate: ScalarLike = number(1e-6, above=0)
+    """Of the optimizer, at its highest. On given completions 2e-5 is usual."""
+    batch: int = size(8)
+    """Prompts, or prompts with their completions, of an optimizer step."""
+    beta: ScalarLike = number(1.0, least=0, most=1)
+    """β of the divergence: 0 is the forward KL (the student covers the teacher), 1 the reverse KL (it stays where the teacher
+    is), between them the generalised Jensen-Shannon divergence."""
+    loss_temperature: ScalarLike = number(1.0, above=0)
+    """Of both softmaxes that are compared; --temperature is that of drawing."""
+    discount: ScalarLike = number(0.0, least=0, most=1)
+    """Of the log-ratios of later tokens in the advantage of a token: 0 counts its own alone, 1 makes the gradient that of the
+    reverse KL of whole completions."""
+
+    on_policy_share: float = size(1.0, least=0, most=1, whole=False)
+    """λ: share of the steps whose completions the student draws itself; the others take those of the dataset."""
+    objective: Literal["divergence", "advantage"] = field(default="divergence", metadata={"static": True})
+    """divergence: between the distributions of every token. advantage: a policy gradient, where the advantage of a drawn token is
+    the teacher's log-probability minus the student's; it needs completions that the student draws."""
+    teacher_top_k: int | None = size(None)
+    """Compare the k likeliest tokens of the teacher and all others together: what is kept of a teacher is small then, and the
+    divergence a lower bound. All tokens, if not given."""
+
+    def check(self) -> None:
+        """Raises ValueError, naming the field, its value and the fix, where a number does not fit."""
+        super().check()
+        if self.objective == "advantage" and self.on_policy_share != 1:
+            raise ValueError(
+                f"on_policy_share must be 1 for objective advantage, not {self.on_policy_share}: a policy gradient is of "
+                "completions that the student draws"
+            )
+        if self.objective == "advantage" and self.teacher_top_k is not None:
+            raise ValueError(
+                "teacher_top_k has a meaning for objective divergence: an advantage reads the drawn token alone"
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class HeadConfig(DescentConfig):
     """A task head, over a frozen backbone or with it."""
 
@@ -342,7 +383,7 @@ class TextConfig(_Config):
 
 @dataclass(frozen=True)
 class PairConfig(_Config):
-    """How rows of a dataset become pairs, or judged completions."""
+    """How rows of a dataset become pairs, judged completions, or prompts with a completion or none."""
 
     max_length: int | None = size(None)
     """Most tokens of a prompt and a completion together. If not given: 1024, or the model's context if that is less."""

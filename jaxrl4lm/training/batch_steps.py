@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import jax
+from jax.sharding import Mesh, NamedSharding
 
 from jaxrl4lm.lm import descent
 from jaxrl4lm.lm.config import DescentConfig
-from jaxrl4lm.models import LanguagePolicy, parameter_count
+from jaxrl4lm.models import LanguagePolicy, parameter_count, shardings
 from jaxrl4lm.training.evaluation import AT_ONCE, TOKENS_AT_ONCE, Evaluation
 from jaxrl4lm.training.language_stage import choose_chunk, choose_keys, fetch
 from jaxrl4lm.training.stage import Numbers, Stage
@@ -111,6 +112,14 @@ class BatchSteps:
     def prepare(self, state: Any, count: int) -> None:
         """Compiles the program, for a state of these shapes."""
         self._chunk.lower(state, self._batches.take(0, count), *self.beside(state)).compile()
+
+
+def place_like(params: Params, state: Any) -> Params:
+    """The parameters of another model, where those of a state are."""
+    sharding = getattr(jax.tree.leaves(state)[0], "sharding", None)
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        return jax.device_put(params, shardings(params, mesh=sharding.mesh))
+    return params
 
 
 def choose_rows(tokens: int, rows: int) -> int:

@@ -15,7 +15,7 @@ from jaxrl4lm.data.pairs import EncodedJudged, EncodedPairs, Judged, Pair, encod
 from jaxrl4lm.lm.config import PairConfig
 from jaxrl4lm.lm.preference import Judgements
 from jaxrl4lm.lm.supervised import Texts
-from jaxrl4lm.training.language_stage import digest, hold_back, make_rows
+from jaxrl4lm.training.language_stage import check_usable, digest, hold_back, make_rows
 from jaxrl4lm.training.texts import LONGEST_ROW, group_rows
 from jaxrl4lm.types import InputError
 
@@ -72,9 +72,7 @@ def prepare_judgements(
         encoded = encode(known, tokenizer, max_length=most, strict=config.strict, embeddings=embeddings)
         if whole:
             encoded = _leave_out_long(encoded, [row.line for row in known], length, config.strict)
-        if not encoded.examples:
-            reasons = ", ".join(f"{len(lines)} {reason}" for reason, lines in encoded.dropped.items())
-            raise InputError(f"no row of {name} can be used ({reasons or 'it has none'})")
+        check_usable(encoded, name)
         return encoded
 
     encoded = read(rows, "the dataset")
@@ -96,10 +94,11 @@ def _leave_out_long(encoded: Any, lines: Sequence[int], length: int, strict: boo
 def list_texts(example: Pair | Judged) -> list[Example]:
     """The texts of a pair, the better first; or the one of a judged completion."""
     completions = [example.chosen, example.rejected] if isinstance(example, Pair) else [example.completion]
-    return [_join(example.prompt, completion) for completion in completions]
+    return [join(example.prompt, completion) for completion in completions]
 
 
-def _join(prompt: list[int], completion: list[int]) -> Example:
+def join(prompt: list[int], completion: list[int]) -> Example:
+    """A text, of which the completion is learned."""
     return Example([*prompt, *completion], [False] * len(prompt) + [True] * len(completion))
 
 
@@ -115,7 +114,7 @@ def arrange(examples: Sequence[Pair | Judged], length: int, mismatched: bool) ->
         for i, example in enumerate(examples):
             before = examples[i - 1]
             assert isinstance(before, Judged)
-            other = _join(example.prompt, before.completion)
+            other = join(example.prompt, before.completion)
             texts[i].append(Example(other.tokens[:length], other.targets[:length]))
     return texts
 

@@ -31,7 +31,7 @@ FUNCTIONS = ("optimizer", "loss")
 """Settings of a stage that a model's card names beside those of its configuration."""
 ADAPTED = ("rank", "scale", "dropout", "patterns")
 """Settings of what learns, where not everything does."""
-PURPOSES = ("params", "supervised", "reinforcement", "preference", "reward", "head")
+PURPOSES = ("params", "supervised", "reinforcement", "preference", "reward", "head", "distillation")
 """A key of its own for each: a stage draws the same numbers whether others run before it or not."""
 
 
@@ -216,6 +216,17 @@ def make_rows(values: Sequence[Any], name: str, column: str) -> list[Row]:
     if not rows:
         raise InputError(f"there are no {name}: give at least one")
     return rows
+
+
+def check_usable(encoded: Any, name: str) -> None:
+    """Raises InputError where all rows of a dataset were dropped.
+
+    Args:
+      encoded: a record with `examples` and `dropped`.
+    """
+    if not encoded.examples:
+        reasons = ", ".join(f"{len(lines)} {reason}" for reason, lines in encoded.dropped.items())
+        raise InputError(f"no row of {name} can be used ({reasons or 'it has none'})")
 
 
 def check_config(config: Any) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 
 from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.data.batching import group_by_length
@@ -20,8 +19,8 @@ from jaxrl4lm.lm import preference as update_rule
 from jaxrl4lm.lm.optimizer import Optimizer, adam
 from jaxrl4lm.lm.preference_losses import LOSSES, PreferenceLoss, check
 from jaxrl4lm.lm.trainable import Trainable, everything
-from jaxrl4lm.models import LanguagePolicy, shardings
-from jaxrl4lm.training.batch_steps import BatchSteps, choose_rows, count_steps
+from jaxrl4lm.models import LanguagePolicy
+from jaxrl4lm.training.batch_steps import BatchSteps, choose_rows, count_steps, place_like
 from jaxrl4lm.training.evaluation import Evaluation, say_judgements
 from jaxrl4lm.training.judgements import (
     JudgementBatches,
@@ -175,9 +174,7 @@ class Reference:
 
     def place_beside(self, state: Any) -> tuple[Params]:
         """The parameters, where those of a state are."""
-        sharding = getattr(jax.tree.leaves(state)[0], "sharding", None)
-        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
-            self._params = jax.device_put(self._params, shardings(self._params, mesh=sharding.mesh))
+        self._params = place_like(self._params, state)
         return (self._params,)
 
     def _score_texts(self, texts: Texts) -> np.ndarray:

@@ -14,8 +14,7 @@ from jaxrl4lm.data.encoding import Encoded, Example, encode
 from jaxrl4lm.data.packing import Sequences, pack, pad_examples
 from jaxrl4lm.lm.config import Packing, TextConfig
 from jaxrl4lm.lm.supervised import Texts
-from jaxrl4lm.training.language_stage import digest, hold_back, make_rows
-from jaxrl4lm.types import InputError
+from jaxrl4lm.training.language_stage import check_usable, digest, hold_back, make_rows
 
 LONGEST_ROW = 1024
 """Tokens, where neither the configuration nor the model's context says less."""
@@ -77,9 +76,7 @@ def prepare_texts(
             strict=config.strict,
             embeddings=embeddings,
         )
-        if not encoded.examples:
-            reasons = ", ".join(f"{len(lines)} {reason}" for reason, lines in encoded.dropped.items())
-            raise InputError(f"no row of {name} can be used ({reasons or 'it has none'})")
+        check_usable(encoded, name)
         return encoded
 
     encoded = read(rows, "the dataset")
