@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a language model by reinforcement learning",
     "sft": "fine-tune a language model on texts",
     "preference": "train a language model on preferences: DPO and its family, KTO",
+    "distill": "train a language model on what others say of completions",
     "reward": "train a reward model on preferences",
     "head": "train a task head: spans, classes or tags",
     "evaluate": "score a run on what it held out",

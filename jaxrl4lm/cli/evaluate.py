@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxrl4lm.checkpoint import Checkpoints
-from jaxrl4lm.cli import head, preference, reward, run_folder, sft, train
+from jaxrl4lm.cli import distill, head, preference, reward, run_folder, sft, train
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 from jaxrl4lm.cli.options import parse
 from jaxrl4lm.cli.report import format_spread, make_cell
@@ -27,6 +27,7 @@ COMMANDS = {
     "train": (train.TrainArguments, train),
     "sft": (sft.SftArguments, sft),
     "preference": (preference.PreferenceArguments, preference),
+    "distill": (distill.DistillArguments, distill),
     "reward": (reward.RewardArguments, reward),
     "head": (head.HeadArguments, head),
 }

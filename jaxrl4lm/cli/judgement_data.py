@@ -47,7 +47,7 @@ def load_judgements(
         list(list_texts(everything)),
         lambda tokenizer: longest or _measure(everything, tokenizer, paired),
         seed,
-        models.load_backbone if whole else models.load,
+        load=models.load_backbone if whole else models.load,
     )
     try:
         known = judgements.prepare_judgements(

@@ -27,6 +27,7 @@ from jaxrl4lm.training.evaluation import SHOWN, complete_prompts, make_greedy
 from jaxrl4lm.training.judgements import JudgementSet
 from jaxrl4lm.training.labelled import LabelledSet
 from jaxrl4lm.training.language_stage import init_params
+from jaxrl4lm.training.prompted import list_prompts
 from jaxrl4lm.training.reinforcement_stage import LONGEST_COMPLETION
 from jaxrl4lm.training.texts import TextSet
 from jaxrl4lm.types import InputError, Params
@@ -94,7 +95,9 @@ def build_model(
     texts: Sequence[str],
     measure: Callable[[Tokenizer], int],
     seed: int,
+    *,
     load: Callable[..., Any] = models.load,
+    tokenizer: Tokenizer | None = None,
 ) -> StartingModel:
     """The model that the options name.
 
@@ -102,20 +105,20 @@ def build_model(
       texts: what it is to read: a new one's characters.
       measure: how many tokens of context the data need of a new one.
       load: what reads a folder, as of `load_model`.
+      tokenizer: of a new one; what the options say if None.
     Raises:
       InputError: if it cannot be built or loaded, or does not know a character.
     """
     if path := options.model:
         load_again = partial(load_model, path, options.dtype, load=load)
-        policy, params, tokenizer = load_again()
+        policy, params, own = load_again()
         policy = dataclasses.replace(policy, config=dataclasses.replace(policy.config, remat=options.remat))
         limit = policy.config.context
         if (options.context or 0) > limit:
             raise InputError(f"--context {options.context} exceeds that of the model ({limit}): lower it")
-        tokenizer = _choose_template(options, tokenizer)
         start = give_once(params, lambda: load_again()[1])
-        return StartingModel(policy, tokenizer, start, options.context or limit)
-    tokenizer = _choose_template(options, _choose_tokenizer(options, texts))
+        return StartingModel(policy, _choose_template(options, own), start, options.context or limit)
+    tokenizer = _choose_template(options, tokenizer or _choose_tokenizer(options, texts))
     try:
         context = options.context or measure(tokenizer)
     except InputError:
@@ -275,8 +278,7 @@ def make_samples(options: SamplingOptions, model: StartingModel, held_out: Seque
     tokenizer = model.tokenizer
     room = min(options.max_new_tokens or LONGEST_COMPLETION, model.context // 2)
     sampling = options.make(tokenizer, room)
-    begun = [example.tokens[: _find_start(example)] for example in held_out]
-    ids = [each for each in begun if len(each) + sampling.length <= model.context][:SHOWN]
+    ids = [each for each in list_prompts(held_out) if len(each) + sampling.length <= model.context][:SHOWN]
     if not ids:
         return None
     same = len(set(map(tuple, ids))) == 1
@@ -292,11 +294,6 @@ def make_samples(options: SamplingOptions, model: StartingModel, held_out: Seque
         return [Sample(*pair, score=None) for pair in zip(shown, completions, strict=True)]
 
     return samples
-
-
-def _find_start(example: Example) -> int:
-    """Where the first target stands."""
-    return max(1, example.targets.index(True))
 
 
 def make_absolute(path: Path | None) -> Path | None:

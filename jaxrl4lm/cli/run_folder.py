@@ -13,7 +13,7 @@ from jaxrl4lm.cli.options import RunOptions, from_json, to_json
 from jaxrl4lm.training import folder
 from jaxrl4lm.types import InputError
 
-COMMANDS = ("train", "sft", "preference", "reward", "head")
+COMMANDS = ("train", "sft", "preference", "distill", "reward", "head")
 """Those that train a language model, and leave a run that can be gone on with and evaluated."""
 RUNS = pathlib.Path("runs")
 """Where runs go that name no folder."""

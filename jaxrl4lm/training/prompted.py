@@ -58,14 +58,10 @@ def prepare_prompted(
     )
 
 
-def find_start(example: Example) -> int:
-    """Where the first target stands; the end where there is none."""
-    return example.targets.index(True) if any(example.targets) else len(example.tokens)
-
-
 def list_prompts(examples: Sequence[Example]) -> list[list[int]]:
-    """The tokens before the first targets."""
-    return [example.tokens[: find_start(example)] for example in examples]
+    """The tokens before the first targets; all where there is none."""
+    ends = (e.targets.index(True) if any(e.targets) else len(e.tokens) for e in examples)
+    return [example.tokens[:end] for example, end in zip(examples, ends, strict=True)]
 
 
 class PromptBatches:

@@ -201,7 +201,9 @@ def test_our_own_errors_keep_their_traceback(cli, here, monkeypatch):
 
 
 def test_unknown_commands(cli, here):
-    refused(cli, here, ["tarin"], "no command 'tarin'; there are train, sft, preference, reward, head")
+    refused(
+        cli, here, ["tarin"], "no command 'tarin'; there are train, sft, preference, distill, reward, head"
+    )
 
 
 FILES = [

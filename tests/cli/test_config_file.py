@@ -8,6 +8,7 @@ import yaml
 
 from jaxrl4lm.cli.bandit import BanditArguments
 from jaxrl4lm.cli.config_file import Loader, fill, list_options
+from jaxrl4lm.cli.distill import DistillArguments
 from jaxrl4lm.cli.evaluate import EvaluateArguments
 from jaxrl4lm.cli.generate import GenerateArguments
 from jaxrl4lm.cli.options import parse
@@ -22,6 +23,7 @@ KINDS = {
     "train": TrainArguments,
     "sft": SftArguments,
     "preference": PreferenceArguments,
+    "distill": DistillArguments,
     "reward": RewardArguments,
     "generate": GenerateArguments,
     "evaluate": EvaluateArguments,
