@@ -103,7 +103,17 @@ TRAIN: Mapping[str, str | Values] = BOTH | {
     "use_adaptive_entropy": {True: {"entropy_price": "adaptive"}, False: {}},
     "use_bias_correction_kl": {True: {"kl": "k3_ratio"}, False: {"kl": "k3"}},
 }
-NAMES: Mapping[str, Mapping[str, str | Values]] = {"sft": SFT, "train": TRAIN}
+DISTILL: Mapping[str, str | Values] = {
+    **{name: SFT[name] for name in (*BOTH, "dataset_name", "lr_scheduler_type", "max_length", "max_steps")},
+    **{name: SFT[name] for name in ("num_train_epochs", "optim")},
+    "assistant_only_loss": {False: {}},
+    "completion_only_loss": {True: {}},
+    "lmbda": "on_policy_share",
+    "max_completion_length": "max_new_tokens",
+    "packing": {False: {}},
+    "teacher_model_name_or_path": "teacher",
+}
+NAMES: Mapping[str, Mapping[str, str | Values]] = {"sft": SFT, "distill": DISTILL, "train": TRAIN}
 """By command and their name: our option, or what their values say."""
 IMPLIED = ("final_learning_rate_share", "lora_rank", "minibatches")
 """Options that a value of theirs sets beside what it says; the file may say otherwise."""
@@ -115,6 +125,7 @@ JOINED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         BATCH[1]: ("batch", "micro_batches"),
         "packing_strategy": ("packing",),
     },
+    "distill": {BATCH[0]: ("batch", "micro_batches"), BATCH[1]: ("batch", "micro_batches")},
     "train": {
         BATCH[0]: ("prompts_per_update", "micro_batches", "minibatches"),
         BATCH[1]: ("prompts_per_update", "micro_batches", "minibatches"),
@@ -167,17 +178,27 @@ REFUSED_BY_BOTH = {
     "use_rslora": "the scale is lora_alpha / lora_rank: give the lora_alpha that has the same quotient",
     "warmup_ratio": "warmup counts steps",
 }
+REFUSED_BY_TEXTS = REFUSED_BY_BOTH | {
+    "chat_template_path": "chat_template is a Jinja file",
+    "dataset_num_proc": "rows are made in one process",
+    "dataset_text_field": "columns renames, as columns: [text=NAME]",
+    "datasets": "dataset takes a list of files, fractions their shares",
+    "eos_token": "the tokenizer of the model folder has it",
+    "eval_packing": "held-out texts are packed as the others are",
+    "neftune_noise_alpha": "embeddings get no noise here",
+    "padding_free": "packing leaves no padding",
+}
 REFUSED: Mapping[str, Mapping[str, str]] = {
-    "sft": REFUSED_BY_BOTH
+    "sft": REFUSED_BY_TEXTS,
+    "distill": REFUSED_BY_TEXTS
     | {
-        "chat_template_path": "chat_template is a Jinja file",
-        "dataset_num_proc": "rows are made in one process",
-        "dataset_text_field": "columns renames, as columns: [text=NAME]",
-        "datasets": "dataset takes a list of files, fractions their shares",
-        "eos_token": "the tokenizer of the model folder has it",
-        "eval_packing": "held-out texts are packed as the others are",
-        "neftune_noise_alpha": "embeddings get no noise here",
-        "padding_free": "packing leaves no padding",
+        "disable_dropout": "models have no dropout here",
+        "loss_type": "beta and objective choose the loss",
+        "packing_strategy": "rows are not packed",
+        "seq_kd": "let the teacher complete the prompts (jaxrl4lm generate), and imitate them (jaxrl4lm sft)",
+        "teacher_model_revision": "teacher is a folder",
+        "use_vllm": "completions are drawn by the model that learns",
+        "vllm_mode": "completions are drawn by the model that learns",
     },
     "train": REFUSED_BY_BOTH
     | {
@@ -204,6 +225,7 @@ OFF = frozenset(
             "load_in_8bit",
             "padding_free",
             "push_to_hub",
+            "seq_kd",
             "sync_ref_model",
         ),
         *(
@@ -301,7 +323,7 @@ def _join_batch(command: str, given: Entries) -> Entries:
         if type(part.value) is not int or part.value < 1:
             raise InputError(f"{part.where} must be a positive whole number, not {part.value!r}")
     batch = first.value * second.value
-    if command == "sft":
+    if command != "train":
         return {"batch": first._replace(value=batch), "micro_batches": second}
     completions = given.get("num_generations") or given.get("completions")
     if completions is None:

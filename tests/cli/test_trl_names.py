@@ -5,13 +5,14 @@ import pathlib
 import pytest
 
 from jaxrl4lm.cli.config_file import list_options
+from jaxrl4lm.cli.distill import DistillArguments
 from jaxrl4lm.cli.options import parse
 from jaxrl4lm.cli.sft import SftArguments
 from jaxrl4lm.cli.train_options import TrainArguments
 from jaxrl4lm.cli.trl_names import JOINED, NAMES, OFF, REFUSED
 from jaxrl4lm.types import InputError
 
-KINDS = {"sft": SftArguments, "train": TrainArguments}
+KINDS = {"sft": SftArguments, "distill": DistillArguments, "train": TrainArguments}
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "trl-names.md"
 
 
@@ -36,7 +37,7 @@ def tell(command: str, name: str) -> str:
 def list_names() -> list[str]:
     """Rows of the page's first table."""
     names = sorted({name for table in (*NAMES.values(), *JOINED.values()) for name in table})
-    return [f"| `{name}` | {tell('sft', name)} | {tell('train', name)} |" for name in names]
+    return [f"| `{name}` | {' | '.join(tell(command, name) for command in NAMES)} |" for name in names]
 
 
 def list_refusals() -> list[str]:
@@ -68,10 +69,15 @@ def test_every_name_is_known_there_and_every_option_here(command):
 @pytest.mark.parametrize("command", NAMES)
 def test_the_names_are_those_of_trl(command):
     trl = pytest.importorskip("trl")
-    theirs = {"sft": trl.SFTConfig, "train": trl.GRPOConfig}[command]
+    gkd = pytest.importorskip("trl.experimental.gkd")
+    theirs = {
+        "sft": [trl.SFTConfig],
+        "distill": [gkd.GKDConfig, trl.DistillationConfig],
+        "train": [trl.GRPOConfig],
+    }[command]
     fields = {
         name
-        for kind in (theirs, trl.ModelConfig, trl.ScriptArguments, trl.DatasetMixtureConfig)
+        for kind in (*theirs, trl.ModelConfig, trl.ScriptArguments, trl.DatasetMixtureConfig)
         for name in kind.__dataclass_fields__
     }
     earlier = {"reward_funcs", "warmup_ratio", "max_prompt_length", "torch_dtype"}
@@ -157,6 +163,18 @@ def test_a_file_of_trl_says_what_ours_says(read):
     assert read("sft", SFT) == read("sft", OURS) != SftArguments()
 
 
+def test_a_file_of_gkd(read):
+    theirs = (
+        "teacher_model_name_or_path: big\nlmbda: .5\nbeta: .5\ntemperature: .9\nmax_new_tokens: 128\nseq_kd: false\n"
+        "per_device_train_batch_size: 4\ngradient_accumulation_steps: 2\nlearning_rate: 2e-5\npacking: false"
+    )
+    ours = (
+        "teacher: [big]\non_policy_share: .5\nbeta: .5\ntemperature: .9\nmax_new_tokens: 128\nbatch: 8\nmicro_batches: 2\n"
+        "learning_rate: 2e-5"
+    )
+    assert read("distill", theirs) == read("distill", ours) != DistillArguments()
+
+
 def test_a_file_of_grpo(read):
     """4 completions, 8 times: 32 completions of 4 prompts, in 8 parts of one minibatch."""
     theirs = (
@@ -225,6 +243,10 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("per_device_train_batch_size: 0", "must be a positive whole number, not 0"),
         ("max_step: 3", "did you mean max_steps"),
         ("beta: 3", "beta is no option of jaxrl4lm sft"),
+    ],
+    "distill": [
+        ("seq_kd: true", "seq_kd is not taken: let the teacher complete the prompts"),
+        ("packing: true", "packing True is not taken: it may be false"),
     ],
     "train": [
         ("loss_type: cispo", "loss_type 'cispo' is not taken: it may be grpo, dapo"),
