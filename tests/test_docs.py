@@ -87,6 +87,7 @@ HOLDS = {
     "docs/bandits.md": bandits_played,
     "docs/data.md": rows_batched,
     "docs/decoding.md": decoding_completed,
+    "docs/distill.md": lambda scope: np.diff(scope["run"].history["held_out/reverse_kl"][[0, -1]]) < 0,
     "docs/getting-started.md": first_run_learned,
     "docs/heads.md": lambda scope: set(scope["run"].params) == {"backbone", "head"},
     "docs/losses.md": losses_learned,

@@ -12,7 +12,7 @@ from jaxrl4lm.training.prompted import MixedBatches, list_prompts
 from jaxrl4lm.types import InputError
 from tests.selection import slow_but
 from tests.training.stages import interrupt_at
-from tests.training.trl_oracle import make_llama
+from tests.training.trl_oracle import ONCE_A_STEP, make_llama
 
 STEPS = 5
 TOKENIZER = data.CharacterTokenizer.from_texts(["0123456789+=."])
@@ -71,13 +71,7 @@ def test_first_losses(tmp_path, beta):
         learning_rate=1e-3,
         lmbda=0.0,
         beta=beta,
-        logging_steps=1,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        disable_tqdm=True,
+        **ONCE_A_STEP,
     )
     student, teacher = (AutoModelForCausalLM.from_pretrained(tmp_path / n) for n in ("student", "teacher"))
     with torch.no_grad():

@@ -8,7 +8,7 @@ import pytest
 from jaxrl4lm import lm, models, training
 from jaxrl4lm.lm.supervised import LOSSES
 from tests.selection import slow_but
-from tests.training.trl_oracle import TEMPLATE, make_llama
+from tests.training.trl_oracle import ONCE_A_STEP, TEMPLATE, make_llama
 
 pytest.importorskip("trl", reason="needs the extra 'peers'")
 
@@ -51,13 +51,7 @@ def train_with_trl(folder, rows, options):
         max_steps=STEPS,
         per_device_train_batch_size=len(rows),
         learning_rate=1e-3,
-        logging_steps=1,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        disable_tqdm=True,
+        **ONCE_A_STEP,
         **options,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)

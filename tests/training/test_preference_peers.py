@@ -8,7 +8,7 @@ import pytest
 from jaxrl4lm import lm, models, training
 from jaxrl4lm.lm.preference_losses import LOSSES, mix
 from tests.selection import slow_but
-from tests.training.trl_oracle import make_llama
+from tests.training.trl_oracle import ONCE_A_STEP, make_llama
 
 pytest.importorskip("trl", reason="needs the extra 'peers'")
 
@@ -100,13 +100,7 @@ def train_by_trl(folder, loss, rows, options):
         per_device_train_batch_size=len(rows) * (1 + (loss == "kto" and "chosen" in rows[0])),
         learning_rate=1e-3,
         lr_scheduler_type="linear",
-        logging_steps=1,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        disable_tqdm=True,
+        **ONCE_A_STEP,
         **options,
     )
     model = AutoModelForCausalLM.from_pretrained(folder)

@@ -16,7 +16,7 @@ from jaxrl4lm.training.reward_stage import SCALE
 from jaxrl4lm.types import InputError
 from tests.selection import slow_but
 from tests.training.stages import interrupt_at
-from tests.training.trl_oracle import make_llama
+from tests.training.trl_oracle import ONCE_A_STEP, make_llama
 
 STEPS = 5
 PAIRS = [
@@ -65,13 +65,7 @@ def test_the_first_losses_and_the_folder_are_theirs(folder, tmp_path):
         per_device_train_batch_size=len(PAIRS),
         learning_rate=1e-3,
         center_rewards_coefficient=0.01,
-        logging_steps=1,
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        disable_tqdm=True,
+        **ONCE_A_STEP,
     )
     model = AutoModelForSequenceClassification.from_pretrained(folder / "reward", num_labels=1)
     trainer = RewardTrainer(

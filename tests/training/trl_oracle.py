@@ -8,6 +8,17 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+ONCE_A_STEP = {
+    "logging_steps": 1,
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+"""Options of a trainer that tells the loss of each step, and does nothing else."""
+
 
 def make_llama(folder: Path, layers: int = 2, width: int = 32) -> None:
     """Writes the model and its tokenizer, of printable characters."""
