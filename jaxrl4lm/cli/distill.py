@@ -151,7 +151,7 @@ def build(arguments: DistillArguments) -> Session:
     )
     named = ", ".join(path.name for path in arguments.data.dataset)
     return Session(
-        title=f"{named}, from {', '.join(map(str, arguments.teachers.teacher))}",
+        title=f"{named}, from {', '.join('/'.join(path.parts[-2:]) for path in arguments.teachers.teacher)}",
         policy=model.policy,
         start=model.start,
         stages=(stage,),

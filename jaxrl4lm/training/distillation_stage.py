@@ -220,7 +220,7 @@ def evaluate_distillation(
     what = "training" if dataset.seen else "held-out"
     panels = {"held_out/loss": f"{what} loss (nats a token)"}
     if prompts:
-        panels["held_out/reverse_kl"] = f"{what} reverse KL on own completions (nats a token)"
+        panels["held_out/reverse_kl"] = f"{what} reverse KL, own completions (nats a token)"
     return Evaluation(
         score=score,
         label=f"{what} token agreement",
