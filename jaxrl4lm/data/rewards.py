@@ -262,6 +262,8 @@ def _wait(awaitables: Iterable[Awaitable]) -> list[Any]:
 
 def _check_scores(scores: Any, name: str, prompts: Sequence[str | list[Message]]) -> list[float]:
     first = f"first prompt of the batch: {_shorten(prompts[0])}"
+    if isinstance(scores, InputError):  # one of ours, which says what to do
+        raise scores
     if isinstance(scores, BaseException):
         raise InputError(
             f"the reward {name} raised {_describe(scores)} ({first}): mend the function"
