@@ -290,7 +290,7 @@ def make_samples(options: SamplingOptions, model: StartingModel, held_out: Seque
     prompts = PromptSet(rows, shown, ids, model.context - sampling.length, list(shown))
 
     def samples(params: Params) -> list[Sample]:
-        completions = complete(params, prompts)
+        completions = [each.text for each in complete(params, prompts)]
         return [Sample(*pair, score=None) for pair in zip(shown, completions, strict=True)]
 
     return samples

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrl4lm.advantages import normalize_then_sum
 from jaxrl4lm.data.files import Message, find_last_text
 from jaxrl4lm.types import InputError
 
@@ -293,10 +294,68 @@ def _check_scores(scores: Any, name: str, prompts: Sequence[str | list[Message]]
     return [math.nan if score is None else float(score) for score in scores]
 
 
-def weigh(scores: np.ndarray, weights: Sequence[float] | None = None) -> np.ndarray:
-    """Weighted sums `[completions]` of scores `[rewards, completions]`, over the rewards that apply; nan where none does."""
-    weighted = scores if weights is None else np.asarray(weights, float)[:, None] * scores
-    return np.where(np.isnan(scores).all(0), math.nan, np.nansum(weighted, 0))
+class RewardSet(NamedTuple):
+    """Several rewards as one."""
+
+    functions: Mapping[str, Reward]
+    weights: tuple[float, ...] | None = None
+    """One for each; None: all 1."""
+    normalized: bool = False
+    """Each is normalised in its group before they are added, and their sum over the batch (`advantages.normalize_then_sum`): so
+    the one with the largest spread does not drown the others."""
+
+    def add(self, scores: np.ndarray, copies: int = 1) -> np.ndarray:
+        """What is learned from: weighted sums `[completions]` of scores `[rewards, completions]` over the rewards that apply; nan
+        where none does.
+
+        Args:
+          copies: completions of a prompt, which follow each other: the groups.
+        """
+        weights = np.ones(len(scores)) if self.weights is None else np.asarray(self.weights, float)
+        if self.normalized and copies > 1:
+            grouped = scores.reshape(len(scores), -1, copies)
+            total = np.asarray(normalize_then_sum(grouped, weights)).reshape(-1)
+        else:
+            total = np.nansum(weights[:, None] * scores, 0)
+        return np.where(np.isnan(scores).all(0), math.nan, total)
+
+
+def gather_rewards(
+    rewards: Reward | Sequence[Reward] | Mapping[str, Reward] | RewardSet,
+    weights: Sequence[float] | None = None,
+    *,
+    normalized: bool = False,
+) -> RewardSet:
+    """One or several rewards, named for messages and metrics.
+
+    Args:
+      weights: one for each reward; all 1 if None.
+      normalized: as of `RewardSet`.
+    Raises:
+      InputError: if there is none, one is no function, or the weights are not theirs.
+    """
+    if isinstance(rewards, RewardSet):
+        return rewards
+    named: dict[str, Reward] = {}
+    if isinstance(rewards, Mapping):
+        named.update(rewards)
+    else:
+        for reward in [rewards] if callable(rewards) or isinstance(rewards, str) else list(rewards):
+            name = getattr(reward, "__name__", type(reward).__name__)
+            named[name if name not in named else f"{name} ({len(named) + 1})"] = reward
+    if not named:
+        raise InputError(
+            "there is no reward: give at least one function reward(prompts, completions, **columns)"
+        )
+    if wrong := [reward for reward in named.values() if not callable(reward)]:
+        raise InputError(
+            f"the reward {wrong[0]!r} is no function: give one, reward(prompts, completions, **columns)"
+        )
+    if weights is not None and len(weights) != len(named):
+        raise InputError(
+            f"reward_weights has {len(weights)} numbers for {len(named)} rewards: give one for each"
+        )
+    return RewardSet(named, None if weights is None else tuple(weights), normalized)
 
 
 _MACHINERY = (__file__, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")

@@ -17,7 +17,7 @@ from jaxrl4lm import reduce
 from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.data.corpus import PromptSet
 from jaxrl4lm.data.packing import Sequences
-from jaxrl4lm.data.rewards import Reward, call
+from jaxrl4lm.data.rewards import Batch, Log, Reward, RewardSet, TrainerState, gather_rewards, judge
 from jaxrl4lm.decoding import Sampling, generate
 from jaxrl4lm.lm import supervised
 from jaxrl4lm.models import LanguagePolicy
@@ -97,33 +97,55 @@ def evaluate_prompts(
     policy: LanguagePolicy,
     tokenizer: Tokenizer,
     prompts: PromptSet,
-    rewards: Mapping[str, Reward],
+    rewards: RewardSet | Mapping[str, Reward],
     sampling: Sampling,
     *,
     greedy: bool = True,
 ) -> Evaluation:
-    """One completion of each held-out prompt, scored by the sum of the rewards.
+    """One completion of each held-out prompt: the mean of the weighted sum of the rewards, and of each where they are several;
+    mean length, and share that ended by itself.
 
     Args:
       sampling: whole: with its length and end tokens.
       greedy: take the most likely tokens, and leave penalties and truncations aside.
     """
     complete = complete_prompts(policy, tokenizer, make_greedy(sampling) if greedy else sampling)
+    rewards = gather_rewards(rewards)
 
-    def judge(params: Params, judged: PromptSet) -> tuple[list[str], list[float]]:
+    def evaluate(params: Params, judged: PromptSet) -> tuple[list[Completion], np.ndarray]:
         completions = complete(params, judged)
-        return completions, sum_rewards(rewards, judged, range(len(completions)), completions, 1)
+        return completions, judge_completions(rewards, judged, range(len(completions)), completions)
+
+    def score(params: Params) -> Numbers:
+        completions, scores = evaluate(params, prompts)
+        numbers = {
+            "held_out": np.asarray(_mean(rewards.add(scores))),
+            "held_out/length": np.mean([len(each.ids) for each in completions]),
+            "held_out/ended": np.mean([each.ended for each in completions]),
+        }
+        if len(scores) > 1:
+            numbers |= {f"held_out/{n}": _mean(x) for n, x in zip(rewards.functions, scores, strict=True)}
+        return numbers
 
     def samples(params: Params) -> list[Sample]:
-        return [Sample(*each) for each in zip(few.texts, *judge(params, few), strict=True)]
+        completions, scores = evaluate(params, few)
+        totals = [None if math.isnan(total) else float(total) for total in rewards.add(scores)]
+        texts = [each.text for each in completions]
+        return [Sample(*each) for each in zip(few.texts, texts, totals, strict=True)]
 
     few = prompts.select(range(min(SHOWN, len(prompts.rows))))
     return Evaluation(
-        score=lambda params: {"held_out": np.asarray(np.mean(judge(params, prompts)[1]))},
+        score=score,
         label=f"held-out mean reward ({'greedy' if greedy else 'sampled'})",
         headline=_say_held_out,
         samples=samples,
     )
+
+
+def _mean(scores: np.ndarray) -> np.ndarray:
+    """The mean of those that apply; nan if none does."""
+    kept = scores[~np.isnan(scores)]
+    return np.asarray(kept.mean() if len(kept) else math.nan)
 
 
 def make_greedy(sampling: Sampling) -> Sampling:
@@ -131,49 +153,67 @@ def make_greedy(sampling: Sampling) -> Sampling:
     return dataclasses.replace(sampling, temperature=None, penalties=(), truncations=(), copies=1)
 
 
-def sum_rewards(
-    rewards: Mapping[str, Reward],
+def judge_completions(
+    rewards: RewardSet,
     prompts: PromptSet,
     indices: Sequence[int],
-    completions: Sequence[str],
-    copies: int,
-) -> list[float]:
-    """The sum of the rewards of completions, the copies of a prompt being consecutive."""
+    completions: Sequence["Completion"],
+    copies: int = 1,
+    state: TrainerState | None = None,
+    log: Log | None = None,
+) -> np.ndarray:
+    """Scores `[rewards, completions]`, the copies of a prompt being consecutive; nan where a reward does not apply."""
     given = [prompts.given[i] for i in indices for _ in range(copies)]
-    columns = prompts.columns(indices, copies)
-    each = [call(reward, name, given, completions, columns) for name, reward in rewards.items()]
-    return [math.fsum(scores) for scores in zip(*each, strict=True)]
+    texts, ids = [each.text for each in completions], [each.ids for each in completions]
+    return judge(rewards.functions, Batch(given, texts, ids, prompts.columns(indices, copies)), state, log)
+
+
+class Completion(NamedTuple):
+    """What a model said."""
+
+    text: str
+    """Without its end, and what follows it."""
+    ids: list[int]
+    """Its end included."""
+    ended: bool
+    """By itself, not at the length limit."""
 
 
 def complete_prompts(
     policy: LanguagePolicy, tokenizer: Tokenizer, sampling: Sampling
-) -> Callable[[Params, PromptSet], list[str]]:
-    """A function that completes each of a set of prompts, in batches of one size."""
+) -> Callable[[Params, PromptSet], list[Completion]]:
+    """A function that completes each of a set of prompts, in batches of one size; with the copies that `sampling` asks for, one
+    after another."""
 
     @jax.jit
     def complete_batch(params: Params, tokens: Array, mask: Array, offset: int):
         key = jax.random.key(0)
         return generate(policy, params, tokens, mask, key, sampling, row_offset=offset, final_values=False)
 
-    def complete(params: Params, prompts: PromptSet) -> list[str]:
-        total = len(prompts.rows)
-        count = min(AT_ONCE, total)
-        texts: list[str] = []
+    def complete(params: Params, prompts: PromptSet) -> list[Completion]:
+        total, copies = len(prompts.rows), sampling.copies
+        count = min(max(1, AT_ONCE // copies), total)
+        completions: list[Completion] = []
         for first in range(0, total, count):
             # The last batch is filled up with its own last prompt, to keep the shape.
             indices = [min(i, total - 1) for i in range(first, first + count)]
-            done = complete_batch(params, *prompts.batch(indices, tokenizer.pad_id), first)
-            texts += decode_completions(tokenizer, done.tokens, done.mask)
-        return texts[:total]
+            done = complete_batch(params, *prompts.batch(indices, tokenizer.pad_id), first * copies)
+            completions += decode_completions(tokenizer, done.tokens, done.mask, done.truncated)
+        return completions[: total * copies]
 
     return complete
 
 
-def decode_completions(tokenizer: Tokenizer, tokens: Array, mask: Array) -> list[str]:
-    """Texts of completions `[B, T]`, without their end and what follows it."""
-    rows = zip(*jax.device_get((tokens, mask)), strict=True)
-    texts = [[i for i in ids[real].tolist() if i not in tokenizer.eos_ids] for ids, real in rows]
-    return [tokenizer.decode(ids) for ids in texts]
+def decode_completions(
+    tokenizer: Tokenizer, tokens: Array, mask: Array, truncated: Array
+) -> list[Completion]:
+    """Completions `[B, T]` as text."""
+    completions = []
+    for ids, real, cut in zip(*jax.device_get((tokens, mask, truncated)), strict=True):
+        kept = ids[real].tolist()
+        text = tokenizer.decode([i for i in kept if i not in tokenizer.eos_ids])
+        completions.append(Completion(text, kept, not cut))
+    return completions
 
 
 def evaluate_texts(

@@ -188,8 +188,15 @@ def test_rewards_that_wait_wait_together():
 
 def test_weighted_sums_leave_out_what_does_not_apply():
     scores = np.array([[1.0, np.nan, np.nan], [2.0, 3.0, np.nan]])
-    np.testing.assert_array_equal(rewards.weigh(scores), [3, 3, np.nan])
-    np.testing.assert_array_equal(rewards.weigh(scores, [1, -0.5]), [0, -1.5, np.nan])
+    several = rewards.gather_rewards([rewards.exact_match, rewards.exact_match])
+    assert list(several.functions) == ["exact_match", "exact_match (2)"]
+    np.testing.assert_array_equal(several.add(scores), [3, 3, np.nan])
+    np.testing.assert_array_equal(several._replace(weights=(1, -0.5)).add(scores), [0, -1.5, np.nan])
+    groups = np.array([[0.0, 2.0, 1.0, 1.0], [0.0, 100.0, np.nan, np.nan]])
+    sums = several._replace(weights=(3.0, 1.0), normalized=True).add(groups, copies=2)
+    np.testing.assert_allclose(sums, np.array([-1, 1, 0, 0]) * np.sqrt(1.5), rtol=1e-3)
+    with pytest.raises(InputError, match="reward_weights has 1 numbers for 2 rewards"):
+        rewards.gather_rewards([rewards.exact_match] * 2, [1.0])
 
 
 @pytest.mark.filterwarnings("ignore")
