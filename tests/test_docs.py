@@ -83,6 +83,9 @@ def decoding_completed(scope):
 
 # What holds of the names that each page leaves behind.
 HOLDS = {
+    "docs/algorithms.md": lambda scope: (
+        (scope["config"].clip_eps, scope["mine"].compares_group) == (0.2, True)
+    ),
     "README.md": lambda scope: scope["run"].history["reward/mean"].shape == (20,),
     "docs/bandits.md": bandits_played,
     "docs/data.md": rows_batched,

@@ -177,7 +177,15 @@ def binary_tv(log_probs: Array, old_log_probs: Array) -> Array:
 
 
 def binary_kl(log_probs: Array, old_log_probs: Array) -> Array:
-    """KL(π_old‖π) of "this token or another", in nats. Arguments and reference as of `binary_tv`."""
+    """KL(π_old‖π) of "this token or another".
+
+    Args:
+      log_probs: log π_θ(a_t|s_t), any shape, in nats, at most 0.
+      old_log_probs: those of the behaviour policy, of the same shape.
+    Returns:
+      The same shape, in nats; a constant.
+    Reference: Qi et al. 2026, arXiv:2602.04879, the binary approximation.
+    """
     least = jnp.finfo(jnp.result_type(log_probs)).tiny
     rest, old_rest = (jnp.maximum(-jnp.expm1(x), least) for x in (log_probs, old_log_probs))
     return jnp.exp(old_log_probs) * (old_log_probs - log_probs) + old_rest * jnp.log(old_rest / rest)

@@ -83,7 +83,8 @@ def fisher_vector_product(
     Reference: Schulman et al. 2015, arXiv:1502.05477, app. C; Pearlmutter 1994.
     """
     check_broadcastable("damping", np.shape(damping), ())
-    product = jax.jvp(jax.grad(kl), (params,), (vector,))[1]
+    # Backward twice: layers with a gradient rule of their own have no forward mode.
+    product = jax.grad(lambda params: _dot(jax.grad(kl)(params), vector))(params)
     return _axpy(damping, vector, product)
 
 

@@ -1,5 +1,8 @@
 """Each algorithm of the shop window against its formula, on a frozen rollout; dynamic sampling; curricula."""
 
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +31,7 @@ from tests.lm.frozen import (
     Table,
     learn,
 )
+from tests.lm.test_reinforcement import CONFIG, POLICY, TASK
 from tests.selection import slow_but
 
 GROUPS = REWARDS.reshape(G, N)
@@ -103,6 +107,13 @@ def test_what_the_task_does_not_tell_apart_teaches_nothing_whatever_the_price(na
     assert 1e-3 < left < 2 * np.abs(go(COSTS)).max()
 
 
+def test_binary_divergences_are_those_of_two_outcomes():
+    p, q = np.exp(OLD), np.exp(NEW)
+    np.testing.assert_allclose(losses.binary_tv(NEW, OLD), np.abs(p - q), rtol=1e-5, atol=1e-6)
+    kl = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    np.testing.assert_allclose(losses.binary_kl(NEW, OLD), kl, rtol=1e-3, atol=1e-6)
+
+
 # ── surrogate, level, weights, reduction ─────────────────────────────────────────────────────────────────
 
 SMALL = {"clip_eps": 3e-4, "clip_eps_high": 4e-4}
@@ -153,6 +164,17 @@ def test_trust_region_takes_the_natural_gradient():
     assert 0 < metrics["step/kl"] <= 0.01
 
 
+def test_trust_region_steps_through_the_transformer():
+    """Fisher-vector products pass its layers; every step lowers the loss within the region, and the reward rises."""
+    config = CONFIG.replace(epochs=1, minibatches=1, trust_region=0.05, prompts_per_update=16)
+    learner = reinforcement.Learner(POLICY, algorithms.TRPO)
+    state = reinforcement.init(jax.random.key(0), config, learner, jax.jit(POLICY.init)(jax.random.key(7)))
+    _, metrics = jax.jit(lambda s: reinforcement.run(s, config, learner, TASK, 15))(state)
+    assert (metrics["step/kl"] <= 0.05).all()
+    assert (metrics["step/fraction"] > 0).mean() > 0.8
+    assert metrics["reward/mean"][-3:].mean() > metrics["reward/mean"][:3].mean() + 0.1
+
+
 @pytest.mark.slow
 def test_prices_move_as_their_controllers_say():
     """The penalty doubles where the policy moved too far; the price of entropy falls where there is more than wanted."""
@@ -186,8 +208,6 @@ def test_groups_that_say_something_fill_the_pool_in_the_order_they_came():
 
 
 def test_rounds_are_one_program_and_no_group_of_equal_scores_is_learned_from():
-    from tests.lm.test_reinforcement import CONFIG, POLICY, TASK
-
     def reward(prompts, completions, mask):
         """Every third problem is answered however one likes: its group says nothing."""
         easy = prompts.tokens.sum(-1) % 3 == 0
@@ -243,3 +263,13 @@ def test_rows_are_drawn_without_return_and_by_weight():
     assert not (rows == 2).any()
     shares = np.bincount(rows[:, 0], minlength=4) / 4000
     np.testing.assert_allclose(shares, weights / 8, atol=0.03)
+
+
+def test_the_page_has_a_row_for_each_algorithm_with_the_numbers_it_sets():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "algorithms.md").read_text()
+    rows = dict(re.findall(r"(?m)^\| `([a-z0-9_+]+)` \|(.*)$", page))
+    assert list(rows) == list(ALGORITHMS)
+    for name, algorithm in ALGORITHMS.items():
+        kl = rows[name].split("|")[3].strip()
+        assert (kl == "none") == (not algorithm.kl.priced), name
+        assert ("reward" in kl) == (algorithm.kl.reward is not None), name
