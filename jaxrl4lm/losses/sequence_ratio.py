@@ -119,7 +119,7 @@ def sequence_log_probs(log_probs: Array, old_log_probs: Array, *, mask: Array | 
     return jnp.where(keep, old_log_probs + mean, 0)
 
 
-LEAST_LOG_WEIGHT = -18.420680743952367
+_LEAST_LOG_WEIGHT = -18.420680743952367
 """log 1e-8, below which VESPO holds the logarithm of a sequence's ratio."""
 
 
@@ -158,7 +158,7 @@ def vespo(
         negative_decay=negative_decay,
     )
     bounded = jnp.clip(jax.lax.stop_gradient(log_ratios), -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    log_weight = jnp.clip(bounded.sum(-1, keepdims=True), LEAST_LOG_WEIGHT, MAX_LOG_RATIO)
+    log_weight = jnp.clip(bounded.sum(-1, keepdims=True), _LEAST_LOG_WEIGHT, MAX_LOG_RATIO)
     k, lam = jnp.where(advantages >= 0, k, k_negative), jnp.where(advantages >= 0, lam, lam_negative)
     gate = jnp.exp(lam + k * log_weight - lam * jnp.exp(log_weight))
     _, log_probs = mask_inputs(keep, log_probs=log_probs)
