@@ -2,7 +2,8 @@
 
 Rewards come as [groups, n], n completions of the same prompt in a row (leading axes are free; the group is
 the last axis). Results have the same shape, are constants to every loss, and are float32 or wider.
-Estimators per token are in `returns`; masked whitening is `reduce.whiten`.
+A `mask` of the same shape says which completions count: others, as those that no reward applies to, are left out of means and
+deviations and get exactly 0. Estimators per token are in `returns`; masked whitening is `reduce.whiten`.
 """
 
 from math import comb
@@ -42,12 +43,18 @@ def _check_group(rewards: Array, least: int = 2) -> Array:
     return rewards
 
 
+def _keep(rewards: Array, mask: Array | None) -> tuple[Array, Array]:
+    """(which count, the rewards with 0 in place of others)."""
+    keep, kept = mask_inputs(mask, rewards=_check_group(rewards))
+    return keep, kept
+
+
 def _check_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
     if np.shape(array) != shape:
         raise ValueError(f"{name} has shape {np.shape(array)}; the other arguments ask for {shape}.")
 
 
-def group_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
+def group_normalized(rewards: Array, mask: Array | None = None, *, eps: ScalarLike = 1e-4) -> Array:
     """GRPO: A_i = (R_i − mean_g) / (std_g + ε), with the sample standard deviation (n − 1).
 
     A group whose rewards are equal up to rounding carries no information and gets exactly 0. ε alone would not do
@@ -55,6 +62,7 @@ def group_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
 
     Args:
       rewards: [..., groups, n].
+      mask: the completions that count, of the same shape.
       eps: ε.
     Returns:
       Advantages of the same shape, constants to every loss.
@@ -66,16 +74,16 @@ def group_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
     Array([[-1.,  0.,  1.],
            [ 0.,  0.,  0.]], dtype=float32)
     """
-    rewards = _check_group(rewards)
-    informative = differ(rewards, axis=-1)
-    variance = masked_variance(rewards, axis=-1, ddof=1)[..., None]
+    keep, kept = _keep(rewards, mask)
+    informative = differ(kept, keep, axis=-1)
+    variance = masked_variance(kept, keep, axis=-1, ddof=1)[..., None]
     std = jnp.sqrt(jnp.where(informative, variance, 1))  # the root has no derivative at 0
     (eps,) = coefficients(std, eps=eps)
     scale = jnp.where(informative, std + eps, 1)
-    return jnp.where(informative, centered(rewards) / scale, 0)
+    return jnp.where(informative, centered(kept, keep) / scale, 0)
 
 
-def centered(rewards: Array) -> Array:
+def centered(rewards: Array, mask: Array | None = None) -> Array:
     """Dr.GRPO: A_i = R_i − mean_g, and exactly 0 for a group of equal rewards.
 
     The mean contains the completion's own reward, which scales the expected gradient by (n−1)/n; `leave_one_out`
@@ -83,17 +91,19 @@ def centered(rewards: Array) -> Array:
 
     Args:
       rewards: [..., groups, n].
+      mask: the completions that count, of the same shape.
     Returns:
       Advantages of the same shape, constants to every loss.
     Raises:
       ValueError: if a group has fewer than two completions.
     Reference: Liu et al. 2025, arXiv:2503.20783, sec. 3.2.
     """
-    rewards = _check_group(rewards)
-    return jnp.where(differ(rewards, axis=-1), rewards - masked_mean(rewards, axis=-1)[..., None], 0)
+    keep, kept = _keep(rewards, mask)
+    informative = differ(kept, keep, axis=-1) & keep
+    return jnp.where(informative, kept - masked_mean(kept, keep, axis=-1)[..., None], 0)
 
 
-def batch_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
+def batch_normalized(rewards: Array, mask: Array | None = None, *, eps: ScalarLike = 1e-4) -> Array:
     """A_i = (R_i − mean_g) / (std + ε), with the standard deviation of all rewards: a group is weighed by its spread.
 
     Dividing by each group's own deviation gives nearly solved and nearly hopeless prompts the largest gradients. Groups and
@@ -101,6 +111,7 @@ def batch_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
 
     Args:
       rewards: [groups, n]; leading axes count as further groups of the same batch.
+      mask: the completions that count, of the same shape.
       eps: ε.
     Returns:
       Advantages of the same shape, constants to every loss.
@@ -112,14 +123,14 @@ def batch_normalized(rewards: Array, *, eps: ScalarLike = 1e-4) -> Array:
     Array([[-1.2247449,  1.2247449],
            [ 0.       ,  0.       ]], dtype=float32)
     """
-    rewards = _check_group(rewards)
-    informative = differ(rewards)
-    std = jnp.sqrt(jnp.where(informative, masked_variance(rewards, ddof=1), 1))
+    keep, kept = _keep(rewards, mask)
+    informative = differ(kept, keep)
+    std = jnp.sqrt(jnp.where(informative, masked_variance(kept, keep, ddof=1), 1))
     (eps,) = coefficients(std, eps=eps)
-    return jnp.where(informative, centered(rewards) / jnp.where(informative, std + eps, 1), 0)
+    return jnp.where(informative, centered(kept, keep) / jnp.where(informative, std + eps, 1), 0)
 
 
-def mean_normalized(rewards: Array) -> Array:
+def mean_normalized(rewards: Array, mask: Array | None = None) -> Array:
     """MaxRL: A_i = (R_i − mean_g) / mean_g for rewards ≥ 0, and 0 where no completion has one: the likelihood of success.
 
     With rewards 0 and 1, success probability p and n completions its expected gradient is that of
@@ -127,6 +138,7 @@ def mean_normalized(rewards: Array) -> Array:
 
     Args:
       rewards: [..., groups, n], none negative.
+      mask: the completions that count, of the same shape.
     Returns:
       Advantages of the same shape, constants to every loss.
     Raises:
@@ -137,15 +149,17 @@ def mean_normalized(rewards: Array) -> Array:
     Array([[ 3., -1., -1., -1.],
            [ 0.,  0.,  0.,  0.]], dtype=float32)
     """
-    mean = masked_mean(_check_group(rewards), axis=-1)[..., None]
-    return jnp.where(mean > 0, centered(rewards) / jnp.where(mean > 0, mean, 1), 0)
+    keep, kept = _keep(rewards, mask)
+    mean = masked_mean(kept, keep, axis=-1)[..., None]
+    return jnp.where(mean > 0, centered(kept, keep) / jnp.where(mean > 0, mean, 1), 0)
 
 
-def leave_one_out(rewards: Array) -> Array:
+def leave_one_out(rewards: Array, mask: Array | None = None) -> Array:
     """RLOO: A_i = R_i − mean of the others = n/(n−1) · (R_i − mean_g). Unbiased.
 
     Args:
       rewards: [..., groups, n].
+      mask: the completions that count, of the same shape.
     Returns:
       Advantages of the same shape, constants to every loss.
     Raises:
@@ -156,21 +170,26 @@ def leave_one_out(rewards: Array) -> Array:
     >>> leave_one_out(jnp.array([0.0, 1.0, 2.0]))
     Array([-1.5,  0. ,  1.5], dtype=float32)
     """
-    advantages = centered(rewards)
-    n = advantages.shape[-1]
-    return advantages * (n / (n - 1))
+    advantages = centered(rewards, mask)
+    if mask is None:
+        n = advantages.shape[-1]
+        return advantages * (n / (n - 1))
+    n = jnp.asarray(mask).sum(-1, keepdims=True, dtype=advantages.dtype)
+    return advantages * (n / jnp.maximum(n - 1, 1))
 
 
-def informative_fraction(rewards: Array) -> Array:
+def informative_fraction(rewards: Array, mask: Array | None = None) -> Array:
     """(N − M)/N, the share of groups whose rewards are not all equal: what `losses.gpg` divides its loss by.
 
     Args:
       rewards: [..., groups, n].
+      mask: the completions that count, of the same shape.
     Returns:
       A scalar in [0, 1]; 0 without groups.
     Reference: Chu et al. 2025, arXiv:2504.02546, the gradient correction for groups without information.
     """
-    return masked_mean(differ(_check_group(rewards), axis=-1))
+    keep, kept = _keep(rewards, mask)
+    return masked_mean(differ(kept, keep, axis=-1))
 
 
 def remax(rewards: Array, greedy_rewards: Array) -> Array:
@@ -189,26 +208,27 @@ def remax(rewards: Array, greedy_rewards: Array) -> Array:
     return as_float(rewards) - as_float(greedy_rewards)[..., None]
 
 
-def opo(rewards: Array, lengths: Array) -> Array:
+def opo(rewards: Array, lengths: Array, mask: Array | None = None) -> Array:
     """OPO: A_i = R_i − Σ_j len_j·R_j / Σ_j len_j: of least variance if |∇log π|² grows with length.
 
     Args:
       rewards: [..., groups, n].
       lengths: tokens of each completion, same shape.
+      mask: the completions that count, of the same shape.
     Returns:
       Advantages of the same shape, constants to every loss.
     Raises:
       ValueError: if a group has fewer than two completions.
     Reference: Hao et al. 2025, arXiv:2505.23585, the length-weighted baseline.
     """
-    rewards = _check_group(rewards)
+    keep, rewards = _keep(rewards, mask)
     _check_shape("lengths", lengths, rewards.shape)
-    lengths = as_float(lengths)
+    lengths = jnp.where(keep, as_float(lengths), 0)
     baseline = (lengths * rewards).sum(-1, keepdims=True) / jnp.maximum(lengths.sum(-1, keepdims=True), 1)
-    return jnp.where(differ(rewards, axis=-1), rewards - baseline, 0)
+    return jnp.where(differ(rewards, keep, axis=-1) & keep, rewards - baseline, 0)
 
 
-def pass_at_k(rewards: Array, *, k: int) -> Array:
+def pass_at_k(rewards: Array, mask: Array | None = None, *, k: int) -> Array:
     """Advantages whose policy gradient is that of E[best of k], unbiased: pass@k for rewards 0 and 1.
 
     A_i = k·(mean of max R over the k-subsets with i − mean of max R over the k-subsets without i). k=1 is
@@ -216,6 +236,7 @@ def pass_at_k(rewards: Array, *, k: int) -> Array:
 
     Args:
       rewards: [..., groups, n], any real rewards.
+      mask: the completions that count; a group in which one does not gets 0 throughout.
       k: size of the subsets, static.
     Returns:
       Advantages of the same shape, constants to every loss.
@@ -226,7 +247,7 @@ def pass_at_k(rewards: Array, *, k: int) -> Array:
     >>> pass_at_k(jnp.array([0.0, 1.0, 2.0]), k=1)
     Array([-1.5,  0. ,  1.5], dtype=float32)
     """
-    rewards = _check_group(rewards)
+    keep, rewards = _keep(rewards, mask)
     n = rewards.shape[-1]
     if not 1 <= k < n:
         raise ValueError(f"k is {k} in groups of {n} completions: choose 1 <= k <= {n - 1}.")
@@ -235,7 +256,8 @@ def pass_at_k(rewards: Array, *, k: int) -> Array:
     ascending = jnp.take_along_axis(centered(rewards), order, axis=-1)
     weights = jnp.asarray(_subset_maximum_weights(n, k), rewards.dtype)
     advantages = jnp.einsum("ij,...j->...i", weights, ascending, precision="highest")
-    return jnp.take_along_axis(advantages, jnp.argsort(order, axis=-1), axis=-1)
+    advantages = jnp.take_along_axis(advantages, jnp.argsort(order, axis=-1), axis=-1)
+    return jnp.where(keep.all(-1, keepdims=True), advantages, 0)
 
 
 def _subset_maximum_weights(n: int, k: int) -> np.ndarray:

@@ -214,11 +214,12 @@ def reference_kl(log_probs: Array, ref_log_probs: Array, *, mask: Array | None =
     }
 
 
-def rewards(rewards: Array, *, success: ScalarLike = 1.0) -> Diagnostics:
+def rewards(rewards: Array, mask: Array | None = None, *, success: ScalarLike = 1.0) -> Diagnostics:
     """What the completions of a batch earned.
 
     Args:
       rewards: [groups, n].
+      mask: the completions that were scored, of the same shape.
       success: the least reward that counts as solved.
     Returns:
       Without gradient: `reward/mean`, `reward/std`, `group/frac_zero_std` (groups that carry no information),
@@ -227,13 +228,13 @@ def rewards(rewards: Array, *, success: ScalarLike = 1.0) -> Diagnostics:
     Reference: groups without information: Yu et al. 2025, arXiv:2503.14476, sec. 3.2; pass@k: Chen et al.
       2021, arXiv:2107.03374, sec. 2.1.
     """
-    rewards = as_float(rewards)
+    keep, rewards = mask_inputs(mask, rewards=as_float(rewards))
     (success,) = coefficients(rewards, success=success)
-    solved = rewards >= success
+    solved = keep & (rewards >= success)
     return {
-        **_mean_and_std("reward", rewards, None),
-        "group/frac_zero_std": token_fraction(~differ(rewards, axis=-1)),
-        "pass_at_1": token_fraction(solved),
+        **_mean_and_std("reward", rewards, keep),
+        "group/frac_zero_std": token_fraction(~differ(rewards, keep, axis=-1)),
+        "pass_at_1": token_fraction(solved, keep),
         "pass_at_n": token_fraction(solved.any(-1)),
     }
 

@@ -151,7 +151,7 @@ def step_in_trust_region(loss, kl, params, config):
     return losses.trpo.step(loss, kl, params, max_kl=config.trust_region)
 
 
-def compare(estimator: Callable[[Array], Array]) -> credit.Assign:
+def compare(estimator: Callable[[Array, Array], Array]) -> credit.Assign:
     """Credit by an estimator of `advantages` over groups."""
     return partial(credit.group_credit, estimator=estimator)
 

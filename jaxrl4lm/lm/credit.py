@@ -102,18 +102,24 @@ def group_credit(
     rollout: Rollout,
     config: ReinforcementConfig,
     *,
-    estimator: Callable[[Array], Array],
+    estimator: Callable[[Array, Array], Array],
 ) -> Credit:
     """Credit that compares the total reward of a completion with its group; every token of it gets the same.
 
     What the KL costs a completion is compared with the rest of its group and subtracted in its own unit.
 
     Args:
-      estimator: rewards `[G, n]` → advantages of the same shape, as `advantages` has them.
+      estimator: (rewards `[G, n]`, mask of the completions that count) → advantages of the same shape, as `advantages` has
+        them.
     """
-    costs = advantages.leave_one_out(_sum_by_group(kl_costs, rollout))
-    relative = (estimator(_sum_by_group(rewards, rollout)) - costs).reshape(-1, 1)
+    counts = rollout.mask.any(-1).reshape(rollout.prompts.shape[0], -1)
+    costs = advantages.leave_one_out(_sum_by_group(kl_costs, rollout), counts)
+    relative = (estimator(_sum_by_group(rewards, rollout), counts) - costs).reshape(-1, 1)
     return Credit(jnp.where(rollout.mask, relative, 0.0), jnp.zeros_like(rewards))
+
+
+def _zeros(scores: Array, counts: Array) -> Array:
+    return jnp.zeros_like(scores)
 
 
 def length_weighted_credit(
@@ -121,9 +127,11 @@ def length_weighted_credit(
 ) -> Credit:
     """`group_credit` whose baseline weighs completions by their length (OPO)."""
     lengths = _sum_by_group(jnp.ones_like(rewards), rollout)
-    return group_credit(
-        rewards, kl_costs, rollout, config, estimator=partial(advantages.opo, lengths=lengths)
-    )
+
+    def estimator(scores: Array, counts: Array) -> Array:
+        return advantages.opo(scores, lengths, counts)
+
+    return group_credit(rewards, kl_costs, rollout, config, estimator=estimator)
 
 
 def best_of_credit(rewards: Array, kl_costs: Array, rollout: Rollout, config: ReinforcementConfig) -> Credit:
@@ -135,9 +143,9 @@ def best_of_credit(rewards: Array, kl_costs: Array, rollout: Rollout, config: Re
 def success_credit(rewards: Array, kl_costs: Array, rollout: Rollout, config: ReinforcementConfig) -> Credit:
     """`group_credit` less the mean, divided by the share of groups that say anything (GPG)."""
 
-    def estimator(scores: Array) -> Array:
-        share = advantages.informative_fraction(scores)
-        return advantages.centered(scores) / jnp.where(share > 0, share, 1.0)
+    def estimator(scores: Array, counts: Array) -> Array:
+        share = advantages.informative_fraction(scores, counts)
+        return advantages.centered(scores, counts) / jnp.where(share > 0, share, 1.0)
 
     return group_credit(rewards, kl_costs, rollout, config, estimator=estimator)
 
@@ -158,7 +166,7 @@ def token_whitened_group_credit(
     plain = group_credit(
         rewards, jnp.zeros_like(kl_costs), rollout, config, estimator=advantages.centered
     ).advantages
-    costs = group_credit(rewards, kl_costs, rollout, config, estimator=jnp.zeros_like).advantages
+    costs = group_credit(rewards, kl_costs, rollout, config, estimator=_zeros).advantages
     return Credit(reduce.whiten(plain, rollout.mask) + costs, jnp.zeros_like(rewards))
 
 

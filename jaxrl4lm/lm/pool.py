@@ -31,8 +31,9 @@ class Pool(NamedTuple):
 def begin_pool(trajectories: Rollout, rewards: Array) -> Pool:
     """The pool after the first round of an update."""
     scores = token_rewards(rewards, trajectories.mask).sum(-1).reshape(trajectories.prompts.shape[0], -1)
-    informative = reduce.differ(scores, axis=-1)[:, 0]
-    return Pool(trajectories, rewards, informative, scores.mean(), jnp.int32(1))
+    scored = None if trajectories.scored is None else trajectories.scored.reshape(scores.shape)
+    informative = reduce.differ(scores, scored, axis=-1)[:, 0]
+    return Pool(trajectories, rewards, informative, reduce.masked_mean(scores, scored), jnp.int32(1))
 
 
 def keep_informative(pool: Pool, fresh: Pool) -> Pool:

@@ -185,7 +185,10 @@ def learn(
     Returns:
       The state after the update; metrics, scalars.
     """
-    mask, kl = trajectories.mask, learner.algorithm.kl
+    whole, kl = trajectories, learner.algorithm.kl
+    if whole.scored is not None:
+        trajectories = whole._replace(mask=whole.mask & whole.scored[:, None], scored=None)
+    mask = trajectories.mask
     ref = _score_reference(state, trajectories, config.sampling, learner)
     rewards = token_rewards(rewards, mask)
     kl_costs = jnp.zeros_like(rewards)
@@ -196,7 +199,7 @@ def learn(
     experience = Experience(learned, ref, credit.advantages, credit.targets)
     advance = _descend if learner.algorithm.step is None else _step_once
     params, opt_state, (seen, norms, applied) = advance(state, experience, config, learner)
-    seen = _pool(seen) | _diagnose_rollout(trajectories, rewards, ref)
+    seen = _pool(seen) | _diagnose_rollout(whole, rewards, ref)
     metrics = diagnostics.to_numbers(seen)
     state = state._replace(
         params=params,
@@ -305,12 +308,14 @@ def _pool(seen: Diagnostics) -> Diagnostics:
 
 
 def _diagnose_rollout(trajectories: Rollout, rewards: Array, ref_log_probs: Array | None) -> Diagnostics:
-    scores = rewards.sum(-1).reshape(trajectories.prompts.shape[0], -1)
+    groups, scored = (trajectories.prompts.shape[0], -1), trajectories.scored
     divergence: Diagnostics = {}
     if ref_log_probs is not None:
         divergence = diagnostics.reference_kl(trajectories.log_probs, ref_log_probs, mask=trajectories.mask)
     return {
-        **diagnostics.rewards(scores),
+        **diagnostics.rewards(
+            rewards.sum(-1).reshape(groups), None if scored is None else scored.reshape(groups)
+        ),
         **divergence,
         **diagnostics.completions(trajectories.mask, ~trajectories.truncated),
         "completion/tokens": reduce.Fraction(trajectories.mask.sum(dtype=jnp.float32), jnp.float32(1)),

@@ -37,6 +37,8 @@ class Rollout(NamedTuple):
     """bool `[B]`: completions that are learned from; None: all."""
     baselines: Array | None = None
     """float32 `[G]`: what the most likely completion of each prompt earns; None where no algorithm asks."""
+    scored: Array | None = None
+    """bool `[B]`: which completions a reward applies to; the others are left out. None: all."""
 
 
 def rollout(
