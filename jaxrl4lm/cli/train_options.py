@@ -79,6 +79,7 @@ class AlgorithmOptions:
     algorithm: Literal[
         "ppo",
         "ppo_penalty",
+        "nlpo",
         "a2c",
         "a2c_one_step",
         "trpo",

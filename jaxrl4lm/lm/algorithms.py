@@ -13,11 +13,14 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from jaxrl4lm import advantages, losses, reduce
+from jaxrl4lm import advantages, decoding, losses, reduce
+from jaxrl4lm.decoding.processors import History, Penalty
 from jaxrl4lm.lm import credit, surrogates
 from jaxrl4lm.lm.config import ReinforcementConfig
+from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.types import Array, Params, ScalarLike
 
 
@@ -112,6 +115,9 @@ class Algorithm(NamedTuple):
     """The rule for the price of entropy; None: it stays `entropy_coef`."""
     greedy_baseline: bool = False
     """Whether the most likely completion of each prompt is drawn and scored, too: `Rollout.baselines`."""
+    vocabulary: Callable[[LanguagePolicy, Params, ReinforcementConfig], Penalty] | None = None
+    """(policy, older parameters, config) → what forbids tokens, while drawing and while learning; `Rollout` and ratios are
+    then of the distribution that is left. None: every token may come."""
     step: Step | None = None
     """In place of the optimizer's steps: one step of its own an update."""
     defaults: Mapping[str, Any] = MappingProxyType({})
@@ -151,6 +157,21 @@ def step_in_trust_region(loss, kl, params, config):
     return losses.trpo.step(loss, kl, params, max_kl=config.trust_region)
 
 
+def mask_vocabulary(policy: LanguagePolicy, params: Params, config: ReinforcementConfig) -> Penalty:
+    """NLPO's: only the most likely tokens of the older policy, which have `mask_top_p` together, may come.
+
+    The older policy reads the text anew at every step: T passes over a completion.
+    """
+
+    def forbid(params: Params, top_p: ScalarLike, logits: Array, history: History) -> Array:
+        hidden = policy.completion_hidden(params, history.prompts, history.prompt_mask, history.tokens)
+        step = jnp.broadcast_to(history.step, logits.shape[:1])[:, None, None]
+        older = policy.logits(params, jnp.take_along_axis(hidden, step, axis=1)[:, 0])
+        return jnp.where(jnp.isneginf(decoding.top_p(top_p)(older)), -jnp.inf, logits)
+
+    return jax.tree_util.Partial(forbid, params, config.mask_top_p)
+
+
 def compare(estimator: Callable[[Array, Array], Array]) -> credit.Assign:
     """Credit by an estimator of `advantages` over groups."""
     return partial(credit.group_credit, estimator=estimator)
@@ -178,6 +199,10 @@ PPO_PENALTY = PPO._replace(
 )
 """The other form of the same paper, eq. 8: a price on KL(π_old‖π), which doubles or halves, in place of the clip. Several
 epochs: in the first step of one there is no such divergence."""
+
+NLPO = PPO._replace(vocabulary=mask_vocabulary)
+"""Ramamurthy et al. 2022, arXiv:2210.01241: PPO among the tokens that a copy of the policy, `mask_interval` updates old at
+most, finds likely."""
 
 A2C = Algorithm(
     credit=partial(credit.actor_critic_credit, gae_lambda=1.0, whiten=False),
@@ -311,6 +336,7 @@ DPPO = GRPO._replace(
 ALGORITHMS: Mapping[str, Algorithm] = {
     "ppo": PPO,
     "ppo_penalty": PPO_PENALTY,
+    "nlpo": NLPO,
     "a2c": A2C,
     "a2c_one_step": A2C_ONE_STEP,
     "trpo": TRPO,

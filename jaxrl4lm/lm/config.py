@@ -131,6 +131,8 @@ class ReinforcementConfig(_Config):
     """Tokens before the longest completion over which DAPO's penalty of length grows to 1; a fifth of it is usual."""
     trust_region: ScalarLike = number(0.01, above=0)
     """Nats a token that a step may move the policy (TRPO)."""
+    mask_top_p: ScalarLike = number(0.9, above=0, most=1)
+    """Probability that the tokens have together of which an older policy lets the policy choose (NLPO)."""
     value_coef: ScalarLike = number(0.5, least=0)
     """Weight of the value loss (PPO)."""
     value_clip: ScalarLike = number(0.2, above=0)
@@ -159,6 +161,8 @@ class ReinforcementConfig(_Config):
     """Completions of each prompt of an update: the group of GRPO and RLOO."""
     best_of: int = size(2)
     """k of pass@k, below `completions`: what is learned is that the best of so many is good."""
+    mask_interval: int = size(20)
+    """Updates after which that older policy is the policy again (NLPO)."""
     sampling_rounds: int = size(1)
     """Most rounds of drawing an update, until each group has completions of different scores (DAPO's dynamic sampling);
     groups that have not are not learned from. 1: one round, and every group is."""

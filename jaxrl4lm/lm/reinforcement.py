@@ -60,6 +60,8 @@ class ReinforcementState(NamedTuple):
     """The price of entropy, as its controller left it; None without one."""
     record: Record | None = None
     """What was seen of each prompt; None without a curriculum."""
+    mask_params: Params | None = None
+    """`params` of the older policy that chooses the vocabulary; None without one."""
 
 
 class Experience(NamedTuple):
@@ -87,6 +89,7 @@ def init(key: Key, config: ReinforcementConfig, learner: Learner, params: Params
         update=jnp.int32(0),
         kl_coef=jnp.array(learner.algorithm.kl.controller(config).init(), jnp.float32),
         skipped=jnp.int32(0),
+        mask_params=copy(learning) if learner.algorithm.vocabulary is not None else None,
         entropy_coef=None if entropy_price is None else jnp.array(entropy_price(config).init(), jnp.float32),
     )
 
@@ -94,6 +97,17 @@ def init(key: Key, config: ReinforcementConfig, learner: Learner, params: Params
 def merge_params(state: ReinforcementState, learner: Learner) -> Params:
     """The parameters of the policy as it is now, in the plain form."""
     return learner.trainable.merge(state.params, state.frozen)
+
+
+def _choose_vocabulary(
+    state: ReinforcementState, config: ReinforcementConfig, learner: Learner
+) -> ReinforcementConfig:
+    """The configuration, whose sampling leaves out what the algorithm forbids."""
+    if learner.algorithm.vocabulary is None:
+        return config
+    older = learner.trainable.merge(state.mask_params, state.frozen)  # pyright: ignore[reportArgumentType]
+    penalty = learner.algorithm.vocabulary(learner.policy, older, config)
+    return config.replace(sampling=replace(config.sampling, penalties=(*config.sampling.penalties, penalty)))
 
 
 def _make_optimizer(
@@ -114,12 +128,8 @@ def sample(
     *,
     drawn: Array | None = None,
 ) -> Rollout:
-    """The first half: completions of the prompts `[G, P]`, from this update's own key.
-
-    Args:
-      drawn: the number of this round of several in an update (`keep_informative`).
-    """
-    key = _split_keys(state)[1]
+    """The first half: completions of the prompts `[G, P]`, from the key of this update, and of the round `drawn` if given."""
+    key, config = _split_keys(state)[1], _choose_vocabulary(state, config, learner)
     return rollout(
         learner.policy,
         merge_params(state, learner),
@@ -189,6 +199,7 @@ def learn(
     if whole.scored is not None:
         trajectories = whole._replace(mask=whole.mask & whole.scored[:, None], scored=None)
     mask = trajectories.mask
+    config = _choose_vocabulary(state, config, learner)
     ref = _score_reference(state, trajectories, config.sampling, learner)
     rewards = token_rewards(rewards, mask)
     kl_costs = jnp.zeros_like(rewards)
@@ -208,6 +219,10 @@ def learn(
         skipped=state.skipped + (~applied).sum(dtype=jnp.int32),
     )
     metrics |= {"policy/grad_norm": norms.mean(), "skipped_updates": state.skipped}
+    if state.mask_params is not None:
+        due = state.update % config.mask_interval == 0
+        mask_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, state.mask_params)
+        state = state._replace(mask_params=mask_params)
     return _set_prices(state, learned, metrics, config, learner)
 
 

@@ -175,6 +175,33 @@ def test_trust_region_steps_through_the_transformer():
     assert metrics["reward/mean"][-3:].mean() > metrics["reward/mean"][:3].mean() + 0.1
 
 
+def test_the_older_policy_chooses_the_vocabulary_while_drawing_and_while_learning():
+    config = CONFIG.replace(mask_top_p=0.3, mask_interval=2, learning_rate=1e-1, epochs=1, minibatches=1)
+    learner = reinforcement.Learner(POLICY, algorithms.NLPO)
+    params = jax.tree.map(lambda x: 3 * x, jax.jit(POLICY.init)(jax.random.key(7)))
+    state = reinforcement.init(jax.random.key(0), config, learner, params)
+    prompts = TASK.sample(jax.random.key(3), config.prompts_per_update)
+    draw = jax.jit(lambda s: reinforcement.sample(s, prompts.tokens, prompts.mask, config, learner))
+    step = jax.jit(lambda s, t: reinforcement.learn(s, t, t.completions[:, 0] % 2, config, learner))
+    for update in range(2):
+        drawn = draw(state)
+        text = np.concatenate([np.repeat(prompts.tokens, config.completions, 0), drawn.completions], 1)
+        mask = np.concatenate([np.repeat(prompts.mask, config.completions, 0), drawn.mask], 1)
+        logits = np.asarray(POLICY.apply(params, text, mask)[0][:, prompts.tokens.shape[1] - 1 : -1])
+        chances = np.sort(np.exp(logits - jax.nn.logsumexp(logits, -1, keepdims=True)), -1)[..., ::-1]
+        least = np.take_along_axis(chances, (chances.cumsum(-1) < 0.3).sum(-1)[..., None], -1)[..., 0]
+        chosen = np.exp(jax.nn.log_softmax(logits))
+        chosen = np.take_along_axis(chosen, np.asarray(drawn.completions)[..., None], -1)[..., 0]
+        assert (chosen >= least - 1e-5)[np.asarray(drawn.mask)].all()
+        state, metrics = step(state, drawn)
+        np.testing.assert_allclose(metrics["policy/ratio_max"], 1, atol=1e-4)
+        same = [
+            np.array_equal(a, b)
+            for a, b in zip(*map(jax.tree.leaves, (state.mask_params, params)), strict=True)
+        ]
+        assert all(same) == (update == 0)  # after two updates it is the policy again
+
+
 @pytest.mark.slow
 def test_prices_move_as_their_controllers_say():
     """The penalty doubles where the policy moved too far; the price of entropy falls where there is more than wanted."""
