@@ -34,8 +34,9 @@ from jaxrl4lm.training import (
     supervised,
 )
 from jaxrl4lm.training.folder import ADAPTER
+from jaxrl4lm.training.hosted_updates import fill_columns, hide_column, split_prompts
 from jaxrl4lm.training.language_stage import init_params
-from jaxrl4lm.training.reinforcement_stage import LONGEST_COMPLETION, fill_columns, hide_column, split_prompts
+from jaxrl4lm.training.reinforcement_stage import LONGEST_COMPLETION
 from jaxrl4lm.types import InputError
 
 TASKS = {"addition": tasks.addition, "sort": tasks.sort, "reverse": tasks.reverse, "copy": tasks.copy}

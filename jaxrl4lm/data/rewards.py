@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl4lm.advantages import normalize_then_sum
@@ -314,7 +315,7 @@ class RewardSet(NamedTuple):
         weights = np.ones(len(scores)) if self.weights is None else np.asarray(self.weights, float)
         if self.normalized and copies > 1:
             grouped = scores.reshape(len(scores), -1, copies)
-            total = np.asarray(normalize_then_sum(grouped, weights)).reshape(-1)
+            total = np.asarray(normalize_then_sum(jnp.asarray(grouped), jnp.asarray(weights))).reshape(-1)
         else:
             total = np.nansum(weights[:, None] * scores, 0)
         return np.where(np.isnan(scores).all(0), math.nan, total)
@@ -340,7 +341,8 @@ def gather_rewards(
     if isinstance(rewards, Mapping):
         named.update(rewards)
     else:
-        for reward in [rewards] if callable(rewards) or isinstance(rewards, str) else list(rewards):
+        several: list[Any] = [rewards] if callable(rewards) or isinstance(rewards, str) else list(rewards)
+        for reward in several:
             name = getattr(reward, "__name__", type(reward).__name__)
             named[name if name not in named else f"{name} ({len(named) + 1})"] = reward
     if not named:

@@ -119,12 +119,12 @@ def evaluate_prompts(
     def score(params: Params) -> Numbers:
         completions, scores = evaluate(params, prompts)
         numbers = {
-            "held_out": np.asarray(_mean(rewards.add(scores))),
+            "held_out": np.asarray(mean_of(rewards.add(scores))),
             "held_out/length": np.mean([len(each.ids) for each in completions]),
             "held_out/ended": np.mean([each.ended for each in completions]),
         }
         if len(scores) > 1:
-            numbers |= {f"held_out/{n}": _mean(x) for n, x in zip(rewards.functions, scores, strict=True)}
+            numbers |= {f"held_out/{n}": mean_of(x) for n, x in zip(rewards.functions, scores, strict=True)}
         return numbers
 
     def samples(params: Params) -> list[Sample]:
@@ -142,7 +142,7 @@ def evaluate_prompts(
     )
 
 
-def _mean(scores: np.ndarray) -> np.ndarray:
+def mean_of(scores: np.ndarray) -> np.ndarray:
     """The mean of those that apply; nan if none does."""
     kept = scores[~np.isnan(scores)]
     return np.asarray(kept.mean() if len(kept) else math.nan)

@@ -1,50 +1,38 @@
 """Reinforcement learning of a language model as a stage: a compiled task, or prompts and Python rewards."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxrl4lm.data import Tokenizer
-from jaxrl4lm.data.corpus import PromptSet, encode_prompts, epoch_rows
-from jaxrl4lm.data.files import Row, check_messages
-from jaxrl4lm.data.rewards import Reward
+from jaxrl4lm.data.corpus import PromptSet
+from jaxrl4lm.data.rewards import Reward, RewardSet, gather_rewards
 from jaxrl4lm.lm import ReinforcementConfig, algorithms
 from jaxrl4lm.lm import reinforcement as update_rule
 from jaxrl4lm.lm.credit import best_of_credit
-from jaxrl4lm.lm.curriculum import Curriculum, draw_rows, empty_record, remember
+from jaxrl4lm.lm.curriculum import Curriculum
 from jaxrl4lm.lm.optimizer import Optimizer, adam
-from jaxrl4lm.lm.pool import Pool, begin_pool, keep_informative
 from jaxrl4lm.lm.trainable import Trainable, everything
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Task
-from jaxrl4lm.training.evaluation import (
-    Evaluation,
-    decode_completions,
-    evaluate_prompts,
-    evaluate_task,
-    sum_rewards,
-)
+from jaxrl4lm.training.evaluation import Evaluation, evaluate_task
+from jaxrl4lm.training.hosted_updates import HostedUpdates
 from jaxrl4lm.training.language_stage import (
     check_config,
     choose_chunk,
     choose_keys,
     complete_stage,
-    digest,
     fetch,
-    make_rows,
     map_over_seeds,
-    split_indices,
 )
-from jaxrl4lm.training.stage import Numbers, Stage, StepFailed
+from jaxrl4lm.training.stage import Numbers, Stage
 from jaxrl4lm.types import InputError, Params
 
 LONGEST_COMPLETION = 64
 """Tokens, where the configuration does not say."""
-Rewards = Callable[..., Any] | Sequence[Reward] | Mapping[str, Reward]
+Rewards = Callable[..., Any] | Sequence[Reward] | Mapping[str, Reward] | RewardSet
 
 
 def reinforcement(
@@ -70,7 +58,7 @@ def reinforcement(
         or messages (rows of `data.load`; their other columns go to the rewards), or an encoded `PromptSet`. Of texts and
         records a tenth is held out, 256 at most.
       rewards: one or several functions `reward(prompts, completions, **columns) -> list[float]`, whose sum is learned
-        from; none with a task.
+        from, or a `RewardSet`, which has weights (`data.rewards.gather_rewards`); none with a task.
       algorithm: a composition, as `lm.algorithms` has them.
       config: its `sampling` may leave length and end tokens open: then they are the task's or the tokenizer's.
       evaluation: what is measured; greedy completions of the held-out prompts if None.
@@ -102,10 +90,10 @@ def reinforcement(
     if isinstance(prompts, Task):
         if rewards:
             raise InputError("a task has its own reward: give no rewards")
-        part: _Compiled | _Hosted = _Compiled(config, learner, prompts, seeds)
+        part: _Compiled | HostedUpdates = _Compiled(config, learner, prompts, seeds)
         evaluation = evaluation or evaluate_task(policy, prompts, seeds=seeds)
     else:
-        part = _Hosted(config, learner, tokenizer, prompts, name_rewards(rewards), seed, curriculum)
+        part = HostedUpdates(config, learner, tokenizer, prompts, gather_rewards(rewards), seed, curriculum)
         evaluation = evaluation or part.make_evaluation()
     stage = Stage(
         name="reinforcement",
@@ -170,76 +158,6 @@ def _drop_free_kl(algorithm: algorithms.Algorithm, config: ReinforcementConfig) 
     return algorithm._replace(kl=algorithms.KL()) if fixed and free else algorithm
 
 
-def name_rewards(rewards: Rewards) -> dict[str, Reward]:
-    """Rewards by name, for messages.
-
-    Raises:
-      InputError: if there is none.
-    """
-    if isinstance(rewards, Mapping):
-        several: list[Any] = list(rewards.values())
-    else:
-        several = [rewards] if callable(rewards) or isinstance(rewards, str) else list(rewards)
-    if not several:
-        raise InputError(
-            "there is no reward: give at least one function reward(prompts, completions, **columns)"
-        )
-    if wrong := [reward for reward in several if not callable(reward)]:
-        raise InputError(
-            f"the reward {wrong[0]!r} is no function: give one, reward(prompts, completions, **columns)"
-        )
-    if isinstance(rewards, Mapping):
-        return dict(rewards)
-    named: dict[str, Reward] = {}
-    for reward in several:
-        name = getattr(reward, "__name__", type(reward).__name__)
-        named[name if name not in named else f"{name} ({len(named) + 1})"] = reward
-    return named
-
-
-def _encode(
-    prompts: Sequence[Any], tokenizer: Tokenizer, policy: LanguagePolicy, room: int
-) -> tuple[PromptSet, PromptSet]:
-    """(to train on, held out) of texts or records."""
-    rows = make_rows(prompts, "prompts", "prompt")
-    for row in rows:
-        if "prompt" not in row.columns:
-            found = ", ".join(map(repr, row.columns)) or "none"
-            raise InputError(f"prompts, line {row.line}: no column 'prompt'; its columns are {found}")
-        if not isinstance(row.columns["prompt"], str):
-            check_messages(row.columns["prompt"], f"prompts, line {row.line}: column 'prompt'")
-    rows = fill_columns(rows)
-    sizes = policy.config
-    encoded = encode_prompts(
-        rows, "prompt", tokenizer, "prompts", room, sizes.context, embeddings=sizes.vocab_size
-    )
-    return split_prompts(hide_column(encoded, "prompt"), None)
-
-
-def fill_columns(rows: Sequence[Row]) -> list[Row]:
-    """The rows with the columns of all, None where one has it not: a reward is always called with the same."""
-    names = dict.fromkeys(name for row in rows for name in row.columns)
-    return [Row(row.line, dict.fromkeys(names) | row.columns) for row in rows]
-
-
-def hide_column(prompts: PromptSet, column: str) -> PromptSet:
-    """The prompts without the column that holds them: rewards get it as `prompts`."""
-    rows = [
-        row._replace(columns={k: v for k, v in row.columns.items() if k != column}) for row in prompts.rows
-    ]
-    return prompts._replace(rows=rows)
-
-
-def split_prompts(prompts: PromptSet, held_out: int | None) -> tuple[PromptSet, PromptSet]:
-    """(to train on, held out), chosen by a fixed shuffle. None: a tenth, 256 at most; 0: evaluate on what is trained on.
-
-    Raises:
-      InputError: if nothing is left to train on.
-    """
-    training, kept_back = split_indices(len(prompts.rows), held_out, "prompts")
-    return prompts.select(training), prompts.select(kept_back)
-
-
 class _Compiled:
     """Updates on a task: a chunk of them is one program."""
 
@@ -262,154 +180,6 @@ class _Compiled:
 
     def prepare(self, state: Any, count: int) -> None:
         self._chunk.lower(state, count).compile()
-
-
-def _name_kind(value: Any) -> str:
-    return type(value).__name__
-
-
-class _Hosted:
-    """Updates on prompts: the rewards are called between two compiled halves."""
-
-    stride = 1
-
-    def __init__(
-        self,
-        config: ReinforcementConfig,
-        learner: update_rule.Learner,
-        tokenizer: Tokenizer,
-        prompts: PromptSet | Sequence[Any],
-        rewards: Mapping[str, Reward],
-        seed: int,
-        curriculum: Curriculum | None,
-    ):
-        self._held_out = None
-        if not isinstance(prompts, PromptSet):
-            prompts, self._held_out = _encode(prompts, tokenizer, learner.policy, config.sampling.length)
-        self._config, self._tokenizer, self._prompts, self._rewards = config, tokenizer, prompts, rewards
-        self._policy, self._seed = learner.policy, seed
-
-        self._learner, self._curriculum = learner, curriculum
-        count = config.prompts_per_update
-        if curriculum is not None and count > len(prompts.rows):
-            raise InputError(
-                f"prompts_per_update {count}: a curriculum chooses among more prompts than that, there are {len(prompts.rows)}"
-            )
-
-        @jax.jit
-        def sample(state: update_rule.ReinforcementState, tokens: jax.Array, mask: jax.Array, drawn: Any):
-            return update_rule.sample(state, tokens, mask, config, learner, drawn=drawn)
-
-        @jax.jit
-        def sample_greedily(state: update_rule.ReinforcementState, tokens: jax.Array, mask: jax.Array):
-            return update_rule.sample_greedily(state, tokens, mask, config, learner)
-
-        @partial(jax.jit, donate_argnums=0)
-        def learn(state: update_rule.ReinforcementState, pool: Pool):
-            if config.sampling_rounds == 1:
-                return update_rule.learn(state, pool.rollout, pool.rewards, config, learner)
-            return update_rule.learn_from_pool(state, pool, config, learner)
-
-        @jax.jit
-        def choose(state: update_rule.ReinforcementState, drawn: Any):
-            assert curriculum is not None
-            key = update_rule.split_prompt_key(state, drawn)
-            return draw_rows(key, curriculum(state.record), count)  # pyright: ignore[reportArgumentType]
-
-        self._sample, self._sample_greedily, self._learn = sample, sample_greedily, learn
-        self._choose, self._remember = choose, jax.jit(remember)
-        self._begin, self._keep = jax.jit(begin_pool), jax.jit(keep_informative)
-        ids = [i for row in prompts.ids for i in (*row, -1)]
-        others = json.dumps([row.columns for row in prompts.rows], sort_keys=True, default=_name_kind)
-        self.description = {
-            "prompts": len(prompts.rows),
-            "digest": digest(ids, bytearray(others.encode())),
-            "rewards": list(rewards),
-        }
-
-    def make_evaluation(self) -> Evaluation | None:
-        """Of what was held out; None where all prompts came encoded, to train on."""
-        if self._held_out is None:
-            return None
-        sampling = self._config.sampling
-        return evaluate_prompts(self._policy, self._tokenizer, self._held_out, self._rewards, sampling)
-
-    def complete(self, state: update_rule.ReinforcementState) -> update_rule.ReinforcementState:
-        """The state with what the host's side remembers."""
-        if self._curriculum is None:
-            return state
-        return state._replace(record=empty_record(len(self._prompts.rows)))
-
-    def _choose_rows(self, state: update_rule.ReinforcementState, update: int, drawn: int) -> list[int]:
-        count, total = self._config.prompts_per_update, len(self._prompts.rows)
-        if self._curriculum is not None:
-            return np.asarray(self._choose(state, np.int32(drawn))).tolist()
-        turn = update * self._config.sampling_rounds + drawn
-        return epoch_rows(self._seed, turn * count, count, total).tolist()
-
-    def advance(self, state: Any, done: int, count: int) -> tuple[Any, Numbers]:
-        rows: list[Numbers] = []
-        for update in range(done, done + count):
-            try:
-                state, metrics = self._update(state, update)
-            except InputError as error:
-                raise StepFailed(str(error), state, _stack(rows)) from error
-            rows.append(fetch(metrics))
-        return state, _stack(rows)
-
-    def _update(self, state: Any, update: int) -> tuple[Any, Mapping[str, jax.Array]]:
-        state, pool = self._draw(state, update, 0)
-        for drawn in range(1, self._config.sampling_rounds):
-            if bool(pool.informative.all()):
-                break
-            state, fresh = self._draw(state, update, drawn)
-            pool = self._keep(pool, fresh)
-        return self._learn(state, pool)
-
-    def _draw(self, state: Any, update: int, drawn: int) -> tuple[Any, Pool]:
-        """One round: the completions of further prompts, and their scores."""
-        indices = self._choose_rows(state, update, drawn)
-        batch = self._prompts.batch(indices, self._tokenizer.pad_id)
-        copies, several = self._config.completions, self._config.sampling_rounds > 1
-        trajectories = self._sample(state, *batch, np.int32(drawn) if several else None)
-        scores = self._score(trajectories, indices, copies)
-        if self._learner.algorithm.greedy_baseline:
-            baselines = self._score(self._sample_greedily(state, *batch), indices, 1)
-            trajectories = trajectories._replace(baselines=baselines)
-        if state.record is not None:
-            by_prompt = scores.reshape(len(indices), copies)
-            state = state._replace(record=self._remember(state.record, np.array(indices), by_prompt))
-        if several:
-            return state, self._begin(trajectories, scores)
-        return state, Pool(trajectories, scores, *[None] * 3)  # pyright: ignore[reportArgumentType]
-
-    def _score(self, trajectories: Any, indices: Sequence[int], copies: int) -> np.ndarray:
-        completions = decode_completions(self._tokenizer, trajectories.completions, trajectories.mask)
-        scores = sum_rewards(self._rewards, self._prompts, indices, completions, copies)
-        return np.array(scores, np.float32)
-
-    def prepare(self, state: Any, count: int) -> None:
-        del count
-        several = self._config.sampling_rounds > 1
-        indices = list(range(min(self._config.prompts_per_update, len(self._prompts.rows))))
-        indices += [0] * (self._config.prompts_per_update - len(indices))
-        batch = self._prompts.batch(indices, self._tokenizer.pad_id)
-        arguments = (state, *batch, np.int32(0) if several else None)
-        self._sample.lower(*arguments).compile()
-        trajectories = jax.eval_shape(self._sample, *arguments)
-        scores = jax.ShapeDtypeStruct(trajectories.completions.shape[:1], np.float32)
-        if self._learner.algorithm.greedy_baseline:
-            self._sample_greedily.lower(state, *batch).compile()
-            baselines = jax.ShapeDtypeStruct((len(indices),), np.float32)
-            trajectories = trajectories._replace(baselines=baselines)
-        pool = Pool(trajectories, scores, *[None] * 3)  # pyright: ignore[reportArgumentType]
-        if several:
-            pool = jax.eval_shape(begin_pool, trajectories, scores)
-        self._learn.lower(state, pool).compile()
-
-
-def _stack(rows: Sequence[Numbers]) -> dict[str, np.ndarray]:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
 def _choose_panels(learner: update_rule.Learner) -> dict[str, str]:

@@ -17,8 +17,8 @@ from jaxrl4lm.data.files import Row
 from jaxrl4lm.lm import algorithms
 from jaxrl4lm.lm.curriculum import prefer_informative
 from jaxrl4lm.lm.trainable import adapters, matching
+from jaxrl4lm.training.hosted_updates import split_prompts
 from jaxrl4lm.training.language_stage import choose_keys, describe, init_params
-from jaxrl4lm.training.reinforcement_stage import split_prompts
 from jaxrl4lm.types import InputError
 from tests.selection import slow_but
 from tests.training.stages import interrupt_at
@@ -131,7 +131,7 @@ def test_forms_of_prompts(plain, form):
     rows = [Row(i, record) for i, record in enumerate(records, start=1)]
     run = training.fit([reinforce(records if form == "records" else rows, reward)], PARAMS)
     assert_same(run, plain)
-    assert set(seen) == {"number"}
+    assert set(seen) == {"number", "completion_ids", "trainer_state", "log_extra", "log_metric"}
 
 
 @pytest.mark.slow
