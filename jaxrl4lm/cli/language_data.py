@@ -234,9 +234,21 @@ def describe_texts(texts: TextSet | JudgementSet | LabelledSet, what: str = "tex
     if not texts.seen:
         lines[0] += f"; {len(texts.held_out)} held out"
     for reason, numbers in texts.dropped.items():
-        first = ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
-        lines.append(f"{len(numbers)} rows left out: {reason} (line {first})")
+        lines.append(f"{len(numbers)} rows left out: {reason} (line {_list_some(numbers)})")
     return [*lines, *texts.warnings]
+
+
+def _list_some(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
+
+
+def describe_too_long(lines: Sequence[int]) -> list[str]:
+    """A sentence on prompts that leave no room for a completion, if there are any."""
+    if not lines:
+        return []
+    return [
+        f"{len(lines)} prompts left out: too long to leave room for a completion (line {_list_some(lines)})"
+    ]
 
 
 def choose_trainable(

@@ -1,5 +1,6 @@
 """`jaxrl4lm train`: a little teacher forcing, then reinforcement learning on a task, or on your prompts and your reward."""
 
+import atexit
 from collections.abc import Sequence
 
 from jaxrl4lm import tasks
@@ -11,16 +12,18 @@ from jaxrl4lm.cli.language_data import (
     build_transformer,
     choose_trainable,
     describe_texts,
+    describe_too_long,
     list_texts,
     measure_texts,
     name_base,
 )
 from jaxrl4lm.cli.options import name_options
 from jaxrl4lm.cli.session import Session, drive
-from jaxrl4lm.cli.train_options import TrainArguments, check, parse_train
+from jaxrl4lm.cli.train_options import TrainArguments, WorldOptions, check, parse_train
 from jaxrl4lm.data import Tokenizer, load, recognize, rewards
 from jaxrl4lm.data.corpus import PromptSet, encode_prompts, encode_row
-from jaxrl4lm.data.files import Row, read_jsonl
+from jaxrl4lm.data.files import Row, require_texts
+from jaxrl4lm.data.reward_pool import RewardPool
 from jaxrl4lm.lm import TextConfig
 from jaxrl4lm.lm.curriculum import CURRICULA
 from jaxrl4lm.models import LanguagePolicy
@@ -148,10 +151,8 @@ def _keep_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 def _build_prompts(arguments: TrainArguments) -> Session:
     """Your prompts and your reward: a Python function is called between two compiled halves of each update."""
     world, run = arguments.world, arguments.run
-    name = world.reward or ""
     rows, documents = _read(arguments)
-    reward = rewards.parse(name)
-    rewards.check_columns(reward, name, [c for c in rows[0].columns if c != "prompt"])
+    judges = _make_rewards(world, [c for c in rows[0].columns if c != "prompt"])
     room = arguments.sampling.max_new_tokens or LONGEST_COMPLETION
     source = str(world.prompts or "--prompts")
     model = build_model(
@@ -162,14 +163,24 @@ def _build_prompts(arguments: TrainArguments) -> Session:
     )
     policy, tokenizer, embeddings = model.policy, model.tokenizer, model.policy.config.vocab_size
     trainable = choose_trainable(arguments.adaptation, policy, name_base(arguments.model))
-    prompts = encode_prompts(rows, "prompt", tokenizer, source, room, model.context, embeddings=embeddings)
+    prompts = encode_prompts(
+        rows,
+        "prompt",
+        tokenizer,
+        source,
+        room,
+        model.context,
+        embeddings=embeddings,
+        strict=world.strict,
+    )
     training, held_out = _split(hide_column(prompts, "prompt"), world.held_out)
     notes = [
         f"{len(training.rows)} prompts to train on, {len(held_out.rows)} held out, at most "
-        f"{max(map(len, prompts.ids))} tokens long"
+        f"{max(map(len, prompts.ids))} tokens long",
+        *describe_too_long(prompts.too_long),
     ]
     config = arguments.reinforcement.replace(sampling=arguments.sampling.make(tokenizer, room))
-    evaluation = _evaluate(arguments, model, held_out, {name: reward})
+    evaluation = _evaluate(arguments, model, held_out, judges)
     stages: list[Stage] = []
     if documents and arguments.pretrain.steps:
         texts = prepare_texts(
@@ -194,7 +205,7 @@ def _build_prompts(arguments: TrainArguments) -> Session:
             policy,
             tokenizer,
             training,
-            rewards={name: reward},
+            rewards=judges,
             algorithm=arguments.algorithm.make(arguments.reinforcement),
             config=config,
             evaluation=evaluation,
@@ -205,8 +216,9 @@ def _build_prompts(arguments: TrainArguments) -> Session:
         )
     )
     source_name = (world.prompts or arguments.text.text).name  # pyright: ignore[reportOptionalMemberAccess]
+    named = ", ".join(name.split("/")[-1] for name in world.reward)
     return Session(
-        title=f"{source_name}, {name.split('/')[-1]}, {arguments.algorithm.algorithm.upper()}",
+        title=f"{source_name}, {named}, {arguments.algorithm.algorithm.upper()}",
         policy=policy,
         start=model.start,
         stages=_keep_stages(stages),
@@ -218,6 +230,29 @@ def _build_prompts(arguments: TrainArguments) -> Session:
     )
 
 
+def _make_rewards(world: WorldOptions, columns: list[str]) -> rewards.RewardSet:
+    """The rewards that the options name, in processes of their own where they say so."""
+    named: dict[str, rewards.Reward] = {}
+    for name in world.reward:
+        if name in named:
+            raise InputError(f"--reward {name} is given twice: weigh it by --reward-weights")
+        reward = rewards.parse(name)
+        rewards.check_columns(reward, name, columns)
+        named[name] = reward
+    if world.reward_workers is not None:
+        pools = [
+            RewardPool(name, world.reward_workers, limit=world.reward_timeout, name=name) for name in named
+        ]
+        for pool in pools:
+            atexit.register(pool.close)
+        named = dict(zip(named, pools, strict=True))
+    weights = world.reward_weights or None
+    try:
+        return rewards.gather_rewards(named, weights, normalized=world.normalize_rewards)
+    except InputError as error:
+        raise name_options(error, "reward_weights") from None
+
+
 def _split(prompts: PromptSet, held_out: int | None) -> tuple[PromptSet, PromptSet]:
     try:
         return split_prompts(prompts, held_out)
@@ -226,7 +261,7 @@ def _split(prompts: PromptSet, held_out: int | None) -> tuple[PromptSet, PromptS
 
 
 def _evaluate(
-    arguments: TrainArguments, model: StartingModel, held_out: PromptSet, named: dict[str, rewards.Reward]
+    arguments: TrainArguments, model: StartingModel, held_out: PromptSet, named: rewards.RewardSet
 ) -> Evaluation:
     """Greedy completions of held-out prompts; where all prompts are the same, many samples of it."""
     distinct = len(set(held_out.texts))
@@ -244,7 +279,8 @@ def _read(arguments: TrainArguments) -> tuple[list[Row], list[Row]]:
     world, text = arguments.world, arguments.text
     rows = [Row(0, {"prompt": ""})]
     if world.prompts:
-        rows = read_jsonl(world.prompts, [world.prompt_column], chats=True)
+        rows = load(world.prompts)
+        require_texts(rows, [world.prompt_column], chats=True)
         rows = [_rename(row, world.prompt_column) for row in rows]
     documents: list[Row] = []
     if text.text:

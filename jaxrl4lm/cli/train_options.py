@@ -45,10 +45,21 @@ class WorldOptions:
     digits: int | None = size(None)
     """Digits of each number (addition; 2 if not given) or of the string (other tasks; 5 if not given)."""
     prompts: Path | None = None
-    """JSONL with a column `prompt`, text or messages; other columns go to the reward. Left out: every prompt is empty."""
-    reward: str | None = None
+    """JSONL, JSON, CSV or Parquet with a column `prompt`, text or messages; other columns go to the rewards. Left out: every
+    prompt is empty."""
+    strict: bool = False
+    """Refuse a file with a prompt that leaves no room for a completion, instead of dropping it."""
+    reward: tuple[str, ...] = ()
     """exact_match, numeric_answer (both read the column `answer`), length:N, regex:PATTERN, or FILE.py:function with the
-    signature reward(prompts, completions, **columns) -> list[float]."""
+    signature reward(prompts, completions, **columns) -> list[float]. Several are added."""
+    reward_weights: tuple[float, ...] = ()
+    """One for each reward; all 1 if not given."""
+    normalize_rewards: bool = False
+    """Normalise each of several rewards in its group before they are added (GDPO)."""
+    reward_workers: int | None = size(None)
+    """Call rewards in so many processes, one completion at a time. If not given: in this one."""
+    reward_timeout: float = number(60.0, above=0)
+    """Seconds that a completion's reward may take in such a process."""
     prompt_column: str = "prompt"
     """Column of --prompts and of a JSONL --text that holds the prompt."""
     held_out: int | None = size(None, least=0)
@@ -233,7 +244,7 @@ class TrainArguments:
     @property
     def on_task(self) -> bool:
         """Whether a built-in task is learned."""
-        return self.world.reward is None
+        return not self.world.reward
 
 
 PREFIXES = {"pretrain": "pretrain."}
@@ -245,6 +256,7 @@ def parse_train(words: list[str]) -> TrainArguments:
     Raises:
       InputError: where options contradict each other or a number is out of range.
     """
+    words = join_repeats(words)
     first = parse(TrainArguments, words, "train")
     if first.run.resume:
         return first
@@ -252,6 +264,24 @@ def parse_train(words: list[str]) -> TrainArguments:
     second = parse(TrainArguments, words, "train", default=choose_defaults(first))
     check(second)
     return make_paths_absolute(second)
+
+
+def join_repeats(words: list[str]) -> list[str]:
+    """The words with `--reward A --reward B` written as `--reward A B`, and `--reward-weights 1,.5` as `1 .5`."""
+    joined: list[str] = []
+    given: list[str] = []
+    last = ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            last = name
+        if last == "--reward":
+            given += [value] if equals and word.startswith("--") else [] if word.startswith("--") else [word]
+        elif last == "--reward-weights" and (equals or not word.startswith("--")):
+            joined += [*([name] if equals else []), *(value if equals else word).split(",")]
+        else:
+            joined.append(word)
+    return [*joined, "--reward", *given] if given else joined
 
 
 def choose_defaults(given: TrainArguments) -> TrainArguments:
@@ -275,17 +305,21 @@ def choose_defaults(given: TrainArguments) -> TrainArguments:
 def make_paths_absolute(arguments: TrainArguments) -> TrainArguments:
     """The same files, named so that the run can go on from another folder."""
     world, model, text = arguments.world, arguments.model, arguments.text
-    reward = world.reward
-    if reward and ".py:" in reward:
+
+    def name_from_anywhere(reward: str) -> str:
         path, _, function = reward.rpartition(":")
-        reward = f"{Path(path).absolute()}:{function}"
+        return f"{Path(path).absolute()}:{function}" if ".py:" in reward else reward
 
     def absolute(path: Path | None) -> Path | None:
         return path.absolute() if path else None
 
     return dataclasses.replace(
         arguments,
-        world=dataclasses.replace(world, prompts=absolute(world.prompts), reward=reward),
+        world=dataclasses.replace(
+            world,
+            prompts=absolute(world.prompts),
+            reward=tuple(name_from_anywhere(reward) for reward in world.reward),
+        ),
         model=dataclasses.replace(
             model, model=absolute(model.model), chat_template=absolute(model.chat_template)
         ),
@@ -336,7 +370,16 @@ def _check_sources(arguments: TrainArguments) -> None:
 
 
 OF_PROMPTS: dict[str, tuple[str, ...]] = {
-    "world": ("prompts", "prompt_column", "evaluate_by"),
+    "world": (
+        "prompts",
+        "strict",
+        "reward_weights",
+        "normalize_rewards",
+        "reward_workers",
+        "reward_timeout",
+        "prompt_column",
+        "evaluate_by",
+    ),
     "model": ("model", "tokenizer", "chat_template"),
     "text": ("text", "text_unit", "completion_column"),
 }

@@ -64,6 +64,8 @@ class PromptSet(NamedTuple):
     """The most tokens for which there is room beside a completion."""
     given: list[str | list[Message]]
     """As the file has them: texts or messages. What rewards are called with."""
+    too_long: tuple[int, ...] = ()
+    """Lines of prompts that were left out: there was no room for a completion."""
 
     def batch(self, indices: Sequence[int], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and mask `[n, P]` of some prompts, padded on the left to a bucket."""
@@ -78,6 +80,7 @@ class PromptSet(NamedTuple):
             [self.ids[i] for i in indices],
             self.longest,
             [self.given[i] for i in indices],
+            self.too_long,
         )
 
     def columns(self, indices: Sequence[int], copies: int) -> dict[str, list]:
@@ -128,6 +131,7 @@ def encode_prompts(
     context: int,
     *,
     embeddings: int | None = None,
+    strict: bool = True,
 ) -> PromptSet:
     """Prompts ready to complete.
 
@@ -137,21 +141,33 @@ def encode_prompts(
       room: tokens of the longest completion.
       context: tokens that prompt and completion may have together.
       embeddings: of the model that is to read them. None: as many as the tokenizer may ask for.
+      strict: False: a prompt that leaves no room for a completion is left out, not refused, unless all are such.
     Raises:
       InputError: naming the line, as `encode_row`, and if a prompt leaves no room for a completion or has a token
         without an embedding.
     """
-    encoded = [encode_row(row, column, tokenizer, source) for row in rows]
-    for row, (_, ids) in zip(rows, encoded, strict=True):
+    texts, kept, too_long = [], [], []
+    for row in rows:
+        text, ids = encode_row(row, column, tokenizer, source)
         check_ids(ids, embeddings, f"{source}, line {row.line}")
         if len(ids) + room > context:
-            raise InputError(
-                f"{source}, line {row.line}: the prompt has {len(ids)} tokens, which with {room} new ones exceeds "
-                f"the context of {context}: shorten the prompt, lower --max-new-tokens, or use a longer context"
-            )
-    given = [row.columns[column] for row in rows]
+            too_long.append(row.line)
+            if strict or len(too_long) == len(rows):
+                raise InputError(
+                    f"{source}, line {row.line}: the prompt has {len(ids)} tokens, which with {room} new ones exceeds "
+                    f"the context of {context}: shorten the prompt, lower --max-new-tokens, or use a longer context"
+                )
+            continue
+        texts.append((text, ids))
+        kept.append(row)
+    given = [row.columns[column] for row in kept]
     return PromptSet(
-        list(rows), [text for text, _ in encoded], [ids for _, ids in encoded], context - room, given
+        kept,
+        [text for text, _ in texts],
+        [ids for _, ids in texts],
+        context - room,
+        given,
+        tuple(too_long),
     )
 
 

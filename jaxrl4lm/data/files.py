@@ -96,6 +96,12 @@ def read_jsonl(path: pathlib.Path, required: Sequence[str], *, chats: bool = Fal
       InputError: if the file or a line of it cannot be used.
     """
     rows = parse_jsonl(read_text(path), str(path))
+    require_texts(rows, required, chats=chats)
+    return rows
+
+
+def require_texts(rows: Sequence[Row], required: Sequence[str], *, chats: bool = False) -> None:
+    """Raises InputError where a row lacks one of the columns, or it holds no text; nor messages, where `chats` may."""
     for row in rows:
         for name in required:
             if name not in row.columns:
@@ -105,7 +111,6 @@ def read_jsonl(path: pathlib.Path, required: Sequence[str], *, chats: bool = Fal
                 check_messages(value, f"{row.where}: column {name!r}")
             else:
                 check_text(value, f"{row.where}: column {name!r}")
-    return rows
 
 
 def parse_jsonl(text: str, source: str) -> list[Row]:

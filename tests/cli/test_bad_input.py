@@ -222,7 +222,7 @@ FILES = [
     ("--pretrain.steps 10", "--pretrain.steps 10 has nothing to imitate: give --text"),
     ("--held-out 12", "--held-out 12 leaves nothing of 12 prompts"),
     (
-        "--context 70 --prompts long.jsonl --reward length:3",
+        "--context 70 --prompts long.jsonl --reward length:3 --strict",
         "long.jsonl, line 2: the prompt has 31 tokens, which with 64 new ones exceeds",
     ),
     ("--reward bleu", "--reward bleu: not a reward"),
@@ -234,7 +234,9 @@ FILES = [
     ("--reward r.py:few", "r.py:few returned 1 scores for"),
     ("--reward r.py:nan", "r.py:nan returned nan for the prompt 'ab'"),
     ("--reward r.py:nothing_at_all", "returned a NoneType"),
-    ("--reward r.py:bare", "unexpected keyword argument 'answer'"),
+    ("--reward r.py:bare", "r.py:bare cannot be called with 'answer' (missing a required argument: 'texts')"),
+    ("--reward length:3 --reward length:3", "--reward length:3 is given twice"),
+    ("--reward length:3 --reward-weights 1,.5", "--reward-weights has 2 numbers for 1 rewards"),
     ("--model missing", "missing/config.json is missing"),
     ("--model broken", "broken/config.json is not JSON (Expecting property name"),
     ("--model unknown", "unknown"),
@@ -244,7 +246,7 @@ BROKEN = (
     "def few(**columns): return [1.0]\n"
     "def nan(completions, **columns): return [float('nan')] * len(completions)\n"
     "def nothing_at_all(**columns): pass\n"
-    "def bare(prompts, completions): return [0.0] * len(prompts)\n"
+    "def bare(prompts, texts): return [0.0] * len(prompts)\n"
 )
 
 
