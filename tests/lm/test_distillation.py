@@ -50,6 +50,12 @@ def test_the_divergence_is_that_of_trl(beta, temperature):
     theirs = gkd.GKDTrainer.generalized_jsd_loss(
         torch.tensor(student), torch.tensor(teacher), labels=labels, beta=beta, temperature=temperature
     )
+    trainer = pytest.importorskip("trl.trainer.distillation_trainer")
+    states = [torch.tensor(x)[None] for x in (student, teacher)]  # of models whose readout is the identity
+    chunked, _, _ = trainer._chunked_divergence_loss(
+        *states, *[torch.eye(11)] * 2, (labels > 0)[None].int(), beta, temperature=temperature
+    )
+    np.testing.assert_allclose(chunked, theirs, rtol=1e-5)
     for number in (beta, jnp.float32(beta)):
         ours = compare(student / temperature, teacher / temperature, CONFIG.replace(beta=number))
         np.testing.assert_allclose(ours[np.arange(40) % 3 > 0].mean(), theirs, rtol=1e-5)
