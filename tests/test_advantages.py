@@ -296,3 +296,33 @@ def test_overlong_penalty(length, penalty):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        advantages.group_normalized,
+        advantages.centered,
+        advantages.batch_normalized,
+        advantages.mean_normalized,
+        advantages.leave_one_out,
+        lambda r, mask=None: advantages.opo(r, jnp.arange(1.0, 1 + r.size).reshape(r.shape), mask),
+    ],
+)
+def test_a_masked_completion_is_as_if_it_were_not_there(estimator):
+    rewards = jnp.array([[0.2, 0.9, 0.4, 7.0]])
+    mask = jnp.array([[True, True, True, False]])
+    ours = estimator(rewards.at[0, 3].set(jnp.nan), mask)
+    np.testing.assert_allclose(ours[0, :3], estimator(rewards[:, :3])[0], rtol=1e-6)
+    assert ours[0, 3] == 0
+    np.testing.assert_array_equal(estimator(rewards, jnp.array([[True, False, False, False]])), 0)
+
+
+def test_the_best_of_a_masked_group_is_unknown():
+    rewards, mask = (
+        jnp.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]]),
+        jnp.array([[True] * 3, [True, True, False]]),
+    )
+    ours = advantages.pass_at_k(rewards, mask, k=2)
+    np.testing.assert_array_equal(ours[0], advantages.pass_at_k(rewards[0], k=2))
+    np.testing.assert_array_equal(ours[1], 0)

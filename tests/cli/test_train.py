@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import struct
 import zlib
 
@@ -322,7 +323,26 @@ def test_help_says_what_every_option_does(cli):
     for group in dataclasses.fields(TrainArguments):
         for field in dataclasses.fields(getattr(parse_train([]), group.name)):
             option = name_option(field.name, PREFIXES.get(group.name, ""))
-            assert (option in text) == (field.name != "sampling")
+            assert (re.search(rf"{option}[ ,]", text) is not None) == (field.name != "sampling"), option
+
+
+def test_several_rewards_in_processes_of_their_own(cli, prompt_options, files, tmp_path):
+    """One async, one that says nothing of some completions; each has its column; a prompt that is too long is dropped."""
+    (tmp_path / "more.py").write_text(
+        "async def ends(completions):\n    return [1.0 if text.endswith('b') else None for text in completions]\n"
+    )
+    rewards = ["--reward", f"{tmp_path}/more.py:ends", "--reward-weights", "1,-.5", "--reward-workers", "2"]
+    words = [*prompt_options, *rewards, "--pretrain.steps", "0", "--context", "16", "--normalize-rewards"]
+    result = cli("train", *words, "--algorithm", "grpo", "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    assert "1 prompts left out: too long to leave room for a completion (line 5)" in result.out
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    names = config["world"]["reward"]
+    assert names == [f"{files}/reward.py:reward", f"{tmp_path}/more.py:ends"]
+    for record in records(tmp_path / "run")[1:]:
+        assert {f"reward/{name}" for name in names} <= set(record)
+        assert all(record[f"reward/{name}/failures"] == 0 for name in names)
+    assert f"held_out/{names[1]}" in records(tmp_path / "run")[-1]
 
 
 @pytest.mark.slow

@@ -134,6 +134,21 @@ def test_forms_of_prompts(plain, form):
     assert set(seen) == {"number", "completion_ids", "trainer_state", "log_extra", "log_metric"}
 
 
+def test_completions_that_no_reward_applies_to_are_left_out():
+    """Where no completion has a score nothing moves; where some have, those are learned from."""
+    for share, moves in ((0, False), (2, True)):
+
+        def some(prompts, completions, share=share):
+            scores = count_ones(prompts, completions)
+            return [score if share and i % share else None for i, score in enumerate(scores)]
+
+        run = training.fit([reinforce(rewards=some, config=CONFIG.replace(updates=1))], PARAMS)
+        assert (run.history["policy/grad_norm"][0] > 0) == moves
+        assert np.isfinite(run.history["reward/mean"][0])
+        same = jax.tree.map(lambda a, b: bool((a == b).all()), run.params, PARAMS)
+        assert all(jax.tree.leaves(same)) != moves
+
+
 @pytest.mark.slow
 def test_rewards_are_summed(plain):
     def half(prompts, completions, **columns):
