@@ -2,6 +2,7 @@
 
 import atexit
 from collections.abc import Sequence
+from pathlib import Path
 
 from jaxrl4lm import tasks
 from jaxrl4lm.cli import run_folder
@@ -29,6 +30,7 @@ from jaxrl4lm.lm.curriculum import CURRICULA
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.training import (
     Evaluation,
+    ModelReward,
     Stage,
     evaluate_prompts,
     evaluate_task,
@@ -236,16 +238,15 @@ def _make_rewards(world: WorldOptions, columns: list[str]) -> rewards.RewardSet:
     for name in world.reward:
         if name in named:
             raise InputError(f"--reward {name} is given twice: weigh it by --reward-weights")
+        if Path(name).is_dir():
+            named[name] = ModelReward(Path(name))
+            continue
         reward = rewards.parse(name)
         rewards.check_columns(reward, name, columns)
+        if world.reward_workers is not None:
+            reward = RewardPool(name, world.reward_workers, limit=world.reward_timeout, name=name)
+            atexit.register(reward.close)
         named[name] = reward
-    if world.reward_workers is not None:
-        pools = [
-            RewardPool(name, world.reward_workers, limit=world.reward_timeout, name=name) for name in named
-        ]
-        for pool in pools:
-            atexit.register(pool.close)
-        named = dict(zip(named, pools, strict=True))
     weights = world.reward_weights or None
     try:
         return rewards.gather_rewards(named, weights, normalized=world.normalize_rewards)

@@ -51,7 +51,7 @@ class WorldOptions:
     """Refuse a file with a prompt that leaves no room for a completion, instead of dropping it."""
     reward: tuple[str, ...] = ()
     """exact_match, numeric_answer (both read the column `answer`), length:N, regex:PATTERN, or FILE.py:function with the
-    signature reward(prompts, completions, **columns) -> list[float]. Several are added."""
+    signature reward(prompts, completions, **columns) -> list[float], or the folder of a reward model. Several are added."""
     reward_weights: tuple[float, ...] = ()
     """One for each reward; all 1 if not given."""
     normalize_rewards: bool = False
@@ -308,6 +308,8 @@ def make_paths_absolute(arguments: TrainArguments) -> TrainArguments:
 
     def name_from_anywhere(reward: str) -> str:
         path, _, function = reward.rpartition(":")
+        if Path(reward).is_dir():
+            return str(Path(reward).absolute())
         return f"{Path(path).absolute()}:{function}" if ".py:" in reward else reward
 
     def absolute(path: Path | None) -> Path | None:

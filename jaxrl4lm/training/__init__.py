@@ -19,6 +19,7 @@ _CONSTRUCTORS = {
     "evaluate_distillation": "distillation_stage",
     "evaluate_head": "head_stage",
     "evaluate_preferences": "preference_stage",
+    "ModelReward": "model_reward",
     "evaluate_prompts": "evaluation",
     "evaluate_task": "evaluation",
     "evaluate_texts": "evaluation",

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from jaxrl4lm import data, lm, models, training
-from jaxrl4lm.data import Example
+from jaxrl4lm.data import Example, rewards
 from jaxrl4lm.lm import reward
 from jaxrl4lm.lm.trainable import adapters
 from jaxrl4lm.training.judgements import pad_judgements
@@ -115,6 +116,33 @@ def test_an_encoder(folder, tmp_path, family):
     np.testing.assert_allclose(
         reward.score(run.params, texts, policy), saved.eval()(tokens).logits.detach(), atol=1e-5
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_is_a_reward(folder, tmp_path):
+    """Of texts and of chats, as transformers scores them; normalised by reward.json; cut where it is too long."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    _, _, tokenizer = models.load(folder)
+    shutil.copytree(folder / "reward", tmp_path / "reward")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(folder / name, tmp_path / "reward")
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder / "reward").eval()
+    hf = AutoTokenizer.from_pretrained(folder)
+    chat = [{"role": "user", "content": "hi"}]
+    answer = [{"role": "assistant", "content": "yo"}]
+    ids = [hf("2+1=3")["input_ids"] + [1], hf.apply_chat_template(chat + answer, return_dict=False)]
+    expected = np.array([float(theirs(torch.tensor([each])).logits.detach()) for each in ids])
+    plain = training.ModelReward(tmp_path / "reward")
+    np.testing.assert_allclose(plain(["2+1=", chat], ["3", answer]), expected, atol=1e-5)
+    (tmp_path / "reward" / SCALE).write_text('{"mean": 2.0, "deviation": 0.5}')
+    scaled = training.ModelReward(tmp_path / "reward")
+    np.testing.assert_allclose(scaled(["2+1="], ["3"]), (expected[:1] - 2) / 0.5, atol=1e-4)
+    assert np.isfinite(scaled(["2+1="] * 70, ["3" * (2 * i) for i in range(70)])).all()
+    assert tokenizer is not None
+    judged = rewards.judge({"model": scaled}, rewards.Batch(["2+1="], ["3"], [[7]], {"answer": ["3"]}))
+    np.testing.assert_allclose(judged[0], scaled(["2+1="], ["3"]))
 
 
 TOKENIZER = data.CharacterTokenizer.from_texts(["0123456789+=.x"])
