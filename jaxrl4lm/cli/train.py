@@ -235,16 +235,19 @@ def _build_prompts(arguments: TrainArguments) -> Session:
 def _make_rewards(world: WorldOptions, columns: list[str]) -> rewards.RewardSet:
     """The rewards that the options name, in processes of their own where they say so."""
     named: dict[str, rewards.Reward] = {}
-    for name in world.reward:
+    short = ["/".join(name.split("/")[-2 if Path(name).is_dir() else -1 :]) for name in world.reward]
+    for full, name in zip(world.reward, short, strict=True):
         if name in named:
-            raise InputError(f"--reward {name} is given twice: weigh it by --reward-weights")
-        if Path(name).is_dir():
-            named[name] = ModelReward(Path(name))
+            raise InputError(
+                f"--reward {full}: another is called {name}, too; one is weighed by --reward-weights"
+            )
+        if Path(full).is_dir():
+            named[name] = ModelReward(Path(full))
             continue
-        reward = rewards.parse(name)
+        reward = rewards.parse(full)
         rewards.check_columns(reward, name, columns)
         if world.reward_workers is not None:
-            reward = RewardPool(name, world.reward_workers, limit=world.reward_timeout, name=name)
+            reward = RewardPool(full, world.reward_workers, limit=world.reward_timeout, name=name)
             atexit.register(reward.close)
         named[name] = reward
     weights = world.reward_weights or None

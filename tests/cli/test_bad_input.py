@@ -235,7 +235,7 @@ FILES = [
     ("--reward r.py:nan", "r.py:nan returned nan for the prompt 'ab'"),
     ("--reward r.py:nothing_at_all", "returned a NoneType"),
     ("--reward r.py:bare", "r.py:bare cannot be called with 'answer' (missing a required argument: 'texts')"),
-    ("--reward length:3 --reward length:3", "--reward length:3 is given twice"),
+    ("--reward length:3 --reward length:3", "--reward length:3: another is called length:3, too"),
     ("--reward length:3 --reward-weights 1,.5", "--reward-weights has 2 numbers for 1 rewards"),
     ("--model missing", "missing/config.json is missing"),
     ("--model broken", "broken/config.json is not JSON (Expecting property name"),

@@ -339,6 +339,7 @@ def test_several_rewards_in_processes_of_their_own(cli, prompt_options, files, t
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     names = config["world"]["reward"]
     assert names == [f"{files}/reward.py:reward", f"{tmp_path}/more.py:ends"]
+    names = [name.split("/")[-1] for name in names]
     for record in records(tmp_path / "run")[1:]:
         assert {f"reward/{name}" for name in names} <= set(record)
         assert all(record[f"reward/{name}/failures"] == 0 for name in names)
