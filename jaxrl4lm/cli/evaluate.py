@@ -16,12 +16,14 @@ from rich.table import Table
 from jaxrl4lm.checkpoint import Checkpoints
 from jaxrl4lm.cli import distill, head, preference, reward, run_folder, sft, train
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
-from jaxrl4lm.cli.options import parse
+from jaxrl4lm.cli.options import name_option, parse
 from jaxrl4lm.cli.report import format_spread, make_cell
 from jaxrl4lm.cli.session import Session
+from jaxrl4lm.lm.config import find_out_of_range, number, size
 from jaxrl4lm.training import Progress, folder
+from jaxrl4lm.training.draws import summarize
 from jaxrl4lm.training.loop import drop_non_finite
-from jaxrl4lm.types import Params
+from jaxrl4lm.types import InputError, Params
 
 COMMANDS = {
     "train": (train.TrainArguments, train),
@@ -39,6 +41,11 @@ class EvaluateArguments:
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
+    draws: int = size(0, least=0)
+    """Sample so many completions of each held-out prompt, too, as the run does: mean reward, pass@k, maj@k, length, share that
+    ended, each reward."""
+    success: float = number(1.0)
+    """The least score that counts as right in pass@k and maj@k."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
@@ -46,13 +53,20 @@ class EvaluateArguments:
 def main(words: list[str]) -> int:
     """Runs the command."""
     parsed = parse(EvaluateArguments, words, "evaluate")
+    if found := find_out_of_range(parsed):
+        raise InputError(f"{name_option(found[0])} {found[1]}")
     enable_compilation_cache()
     session = _rebuild(parsed.run)
+    draw = session.evaluation.draw
+    if parsed.draws and draw is None:
+        raise InputError(f"--draws {parsed.draws}: {parsed.run} is a run that samples nothing: leave it out")
     params, name, done, total = _restore_newest(session, parsed.run)
     score = {name: np.asarray(value).tolist() for name, value in session.evaluation.score(params).items()}
     samples = session.evaluation.samples(params) if session.evaluation.samples else []
+    drawn = summarize(draw(params, parsed.draws), parsed.success) if draw and parsed.draws else {}
     if parsed.json:
         record = {"stage": name, "step": done, **score}
+        record |= {"draws": drawn} if drawn else {}
         record |= {"samples": [s._asdict() for s in samples]}
         print(json.dumps(drop_non_finite(record), allow_nan=False))
         return 0
@@ -61,6 +75,11 @@ def main(words: list[str]) -> int:
     for s in samples:
         table.add_row(make_cell(s.prompt), make_cell(s.completion), "" if s.score is None else f"{s.score:g}")
     console.print(table)
+    if drawn:
+        numbers = Table("of held-out prompts", f"{parsed.draws} draws each", title_justify="left")
+        for figure, value in drawn.items():
+            numbers.add_row(escape(figure), f"{value:.3f}")
+        console.print(numbers)
     said = format_spread(score["held_out"])
     console.print(f"{session.evaluation.label}: [bold]{said}[/], {name} {done}/{total}", highlight=False)
     return 0

@@ -18,10 +18,11 @@ from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.data.corpus import PromptSet
 from jaxrl4lm.data.packing import Sequences
 from jaxrl4lm.data.rewards import Batch, Log, Reward, RewardSet, TrainerState, gather_rewards, judge
-from jaxrl4lm.decoding import Sampling, generate
+from jaxrl4lm.decoding import Generation, Sampling, generate
 from jaxrl4lm.lm import supervised
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Prompts, Task, exact_match
+from jaxrl4lm.training.draws import Draws
 from jaxrl4lm.training.stage import Numbers, Sample
 from jaxrl4lm.types import Array, Params
 
@@ -48,6 +49,8 @@ class Evaluation(NamedTuple):
     """What the picture shows beside `held_out`: metrics, and their titles."""
     rank: Callable[[Numbers], float] = lambda metrics: float(np.mean(metrics["held_out"]))
     """How good the parameters are: higher is better."""
+    draw: Callable[[Params, int], Draws] | None = None
+    """So many sampled completions of each held-out prompt; None where nothing is sampled."""
 
 
 def _say_held_out(metrics: Numbers) -> str:
@@ -68,29 +71,47 @@ def evaluate_task(policy: LanguagePolicy, task: Task, *, count: int = 1000, seed
 
     def samples(params: Params) -> list[Sample]:
         first = jax.tree.map(lambda x: x[0], params) if seeds > 1 else params
-        prompts, tokens, scores = jax.device_get(answer_few(first))
+        prompts, completed, scores = jax.device_get(answer_few(first))
         decode = task.tokenizer.decode
-        rows = zip(prompts.tokens.tolist(), tokens.tolist(), scores.tolist(), strict=True)
+        rows = zip(prompts.tokens.tolist(), completed.tokens.tolist(), scores.tolist(), strict=True)
         return [Sample(decode(prompt), decode(completion), score) for prompt, completion, score in rows]
+
+    def draw(params: Params, n: int) -> Draws:
+        first = jax.tree.map(lambda x: x[0], params) if seeds > 1 else params
+        several = jax.jit(partial(_answer, task=task, policy=policy, copies=n), static_argnums=1)
+        prompts, completed, right = jax.device_get(several(first, count))
+        decode, shape = task.tokenizer.decode, (count, n)
+        texts = [decode(ids) for ids in completed.tokens.tolist()]
+        return Draws(
+            [decode(ids) for ids in prompts.tokens.tolist()],
+            [texts[i : i + n] for i in range(0, len(texts), n)],
+            np.asarray(right, float).reshape(shape),
+            completed.mask.sum(-1).reshape(shape),
+            ~completed.truncated.reshape(shape),
+            {},
+        )
 
     return Evaluation(
         score=lambda params: {"held_out": jax.device_get(evaluate(params))},
         label="held-out exact match",
         headline=_say_held_out,
         samples=samples,
+        draw=draw,
     )
 
 
 def _answer(
-    params: Params, count: int, *, task: Task, policy: LanguagePolicy
-) -> tuple[Prompts, Array, Array]:
-    """Greedy answers `[count, T]` to held-out problems, and whether each is right."""
+    params: Params, count: int, *, task: Task, policy: LanguagePolicy, copies: int | None = None
+) -> tuple[Prompts, Generation, Array]:
+    """Greedy answers to `count` held-out problems, or so many sampled ones of each; whether each is right."""
     prompts = task.held_out(jax.random.key(0), count)
     ids = task.tokenizer.eos_id, task.tokenizer.pad_id
-    sampling = Sampling(task.completion_length, *ids, temperature=None)
+    temperature = None if copies is None else 1.0
+    sampling = Sampling(task.completion_length, *ids, temperature=temperature, copies=copies or 1)
     key = jax.random.key(0)
     completed = generate(policy, params, prompts.tokens, prompts.mask, key, sampling, final_values=False)
-    return prompts, completed.tokens, exact_match(prompts, completed.tokens, completed.mask)
+    problems = jax.tree.map(lambda x: jnp.repeat(x, copies or 1, axis=0), prompts)
+    return prompts, completed, exact_match(problems, completed.tokens, completed.mask)
 
 
 def evaluate_prompts(
@@ -133,12 +154,28 @@ def evaluate_prompts(
         texts = [each.text for each in completions]
         return [Sample(*each) for each in zip(few.texts, texts, totals, strict=True)]
 
+    def draw(params: Params, n: int) -> Draws:
+        drawn = dataclasses.replace(sampling, copies=n)
+        completions = complete_prompts(policy, tokenizer, drawn)(params, prompts)
+        scores = judge_completions(rewards, prompts, range(len(prompts.rows)), completions, n)
+        texts = [each.text for each in completions]
+        shape = (len(prompts.rows), n)
+        return Draws(
+            prompts.texts,
+            [texts[i : i + n] for i in range(0, len(texts), n)],
+            rewards._replace(normalized=False).add(scores).reshape(shape),
+            np.array([len(each.ids) for each in completions]).reshape(shape),
+            np.array([each.ended for each in completions]).reshape(shape),
+            {k: x.reshape(shape) for k, x in zip(rewards.functions, scores, strict=True) if len(scores) > 1},
+        )
+
     few = prompts.select(range(min(SHOWN, len(prompts.rows))))
     return Evaluation(
         score=score,
         label=f"held-out mean reward ({'greedy' if greedy else 'sampled'})",
         headline=_say_held_out,
         samples=samples,
+        draw=draw,
     )
 
 

@@ -32,6 +32,19 @@ def test_evaluate_gives_what_training_saw(cli, request, name):
     assert sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*")) == before
 
 
+@pytest.mark.parametrize("name", slow_but(["prompt_run", "task_run"], 1))
+def test_evaluate_draws_several_completions(cli, request, name):
+    run = request.getfixturevalue(name)
+    words = ["evaluate", run, "--draws", "3", "--success", "0.2"]
+    record = json.loads(cli(*words, "--json").out)
+    draws = record["draws"]
+    assert {"reward", "pass@1", "pass@2", "pass@3", "maj@3", "length", "ended"} == set(draws)
+    assert draws["pass@1"] <= draws["pass@2"] <= draws["pass@3"]
+    shown = cli(*words)
+    assert f"{draws['pass@3']:.3f}" in shown.out
+    assert "--draws must not be negative" in cli("evaluate", run, "--draws", "-1").err
+
+
 @pytest.mark.slow
 def test_evaluate_of_a_model_that_was_not_trained(cli, prompt_options, tmp_path):
     options = [*prompt_options, "--pretrain.steps", "0", "--updates", "0"]
