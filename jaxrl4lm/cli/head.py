@@ -132,11 +132,11 @@ def build(arguments: HeadArguments) -> Session:
             evaluation_rows=evaluation_rows,
         )
         trainable = freeze(*given.freeze)
+        params = init_parameters(policy, backbone, dataset, run.seed)
+        learning, _ = jax.eval_shape(trainable.split, jax.random.key(0), params)
     except InputError as error:
         raise name_options(error, "held_out", "max_length", "freeze") from None
-    params = init_parameters(policy, backbone, dataset, run.seed)
     check_head(write_config(sizes), params["head"], kind)
-    learning, _ = jax.eval_shape(trainable.split, jax.random.key(0), params)
 
     stage = head(
         policy,

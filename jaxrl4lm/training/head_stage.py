@@ -16,6 +16,7 @@ from jaxrl4lm.lm import heads as update_rule
 from jaxrl4lm.lm.optimizer import Optimizer, adam
 from jaxrl4lm.lm.trainable import Trainable, everything, matching
 from jaxrl4lm.models import Head, LanguagePolicy, new_head, save_with_head
+from jaxrl4lm.models.partitioning import path_of
 from jaxrl4lm.training.batch_steps import BatchSteps, count_steps
 from jaxrl4lm.training.evaluation import AT_ONCE, SHOWN, TOKENS_AT_ONCE, Evaluation
 from jaxrl4lm.training.folder import MODEL
@@ -23,7 +24,7 @@ from jaxrl4lm.training.labelled import LabelledBatches, LabelledSet, pad_labelle
 from jaxrl4lm.training.language_stage import check_config, choose_keys, complete_stage
 from jaxrl4lm.training.scores import score_answers, score_classes, score_tags
 from jaxrl4lm.training.stage import Numbers, Sample, Stage
-from jaxrl4lm.types import InputError, Params
+from jaxrl4lm.types import InputError, Key, Params
 
 
 def freeze(*patterns: str) -> Trainable:
@@ -31,10 +32,13 @@ def freeze(*patterns: str) -> Trainable:
     matches (`layer_0/`, `embedding`).
 
     Raises:
-      InputError: if a pattern is no regular expression.
+      InputError: if a pattern is no regular expression, or `none` is not alone; by `split` of what it returns, if a pattern
+        matches no parameter.
     """
     if patterns == ("none",):
         return everything()
+    if "none" in patterns:
+        raise InputError(f"freeze {' '.join(patterns)}: none stands alone: leave it out, or the others")
     try:
         found = [re.compile(pattern) for pattern in patterns if pattern != "backbone"]
     except re.error as error:
@@ -46,7 +50,19 @@ def freeze(*patterns: str) -> Trainable:
             return True
         return not whole and not any(pattern.search(path) for pattern in found)
 
-    return matching(learns)
+    trainable = matching(learns)
+
+    def split(key: Key, params: Params) -> tuple[Params, Params]:
+        paths = [path_of(keys) for keys, _ in jax.tree.leaves_with_path(params["backbone"])]
+        for pattern in found:
+            if not any(pattern.search(f"backbone/{path}") for path in paths):
+                names = dict.fromkeys(re.sub(r"layer_\d+", "layer_N", path) for path in paths)
+                raise InputError(
+                    f"freeze {pattern.pattern}: no parameter is called so: give a part of {', '.join(names)}"
+                )
+        return trainable.split(key, params)
+
+    return trainable._replace(split=split)
 
 
 def init_parameters(policy: LanguagePolicy, backbone: Params, dataset: LabelledSet, seed: int = 0) -> Params:

@@ -268,6 +268,8 @@ def test_the_command(capsys, tmp_path):
         (["--batch", "5", "--micro-batches", "2"], "--batch 5 must be a multiple"),
         (["--model", str(tmp_path)], "config.json is missing"),
         (["--freeze", "("], "--freeze (: no regular expression"),
+        (["--freeze", "layer_9/"], "--freeze layer_9/: no parameter is called so: give a part of"),
+        (["--freeze", "backbone", "none"], "--freeze backbone none: none stands alone"),
     ):
         assert main([*map(str, words), *extra]) == 2
         assert message in capsys.readouterr().err
