@@ -205,9 +205,11 @@ def mix(parts: Sequence[tuple[PreferenceLoss, float]]) -> PreferenceLoss:
     """The weighted sum of losses of pairs.
 
     Raises:
-      ValueError: if one is of completions judged alone.
+      ValueError: if one is of completions judged alone, or a weight is not positive.
     """
     kinds = [loss for loss, _ in parts]
+    if wrong := [weight for _, weight in parts if not 0 < weight < math.inf]:
+        raise ValueError(f"the weight of a loss must be positive and finite, not {wrong[0]:g}")
     if len(parts) == 1 and parts[0][1] == 1:
         return kinds[0]
     if not all(loss.paired for loss in kinds):

@@ -1,5 +1,6 @@
 """Distillation as a stage: a student learns from one or several frozen teachers, on its own completions or given ones."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -138,8 +139,10 @@ def _check(
     weights = [1 / len(teachers)] * len(teachers) if weights is None else list(map(float, weights))
     if len(weights) != len(teachers):
         raise InputError(f"there are {len(weights)} weights for {len(teachers)} teachers: give one for each")
-    if min(weights) < 0 or sum(weights) == 0:
-        raise InputError(f"the weights of teachers are {weights}: none may be negative, nor all 0")
+    if not (all(weight >= 0 for weight in weights) and 0 < sum(weights) < math.inf):
+        raise InputError(
+            f"the weights of teachers are {weights}: they must be finite, none may be negative, nor all 0"
+        )
     if config.on_policy_share > 0 and (sampling.copies != 1 or sampling.temperature is None):
         raise InputError(
             "the student draws one completion of a prompt: give sampling a temperature and 1 copy"

@@ -1,6 +1,7 @@
 """Learning from preferences on a model whose completions can all be listed."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -140,5 +141,8 @@ def test_a_loss_of_ones_own_and_mixtures():
     assert (mixture.referenced, mixture.ranks, mixture.of_difference) == (True, True, False)
     with pytest.raises(ValueError, match="a mixture is of losses of pairs"):
         mix([(LOSSES["dpo"], 1.0), (LOSSES["kto"], 1.0)])
+    for weight in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"must be positive and finite, not {weight:g}"):
+            mix([(LOSSES["dpo"], weight), (LOSSES["sft"], 1.0)])
     with pytest.raises(ValueError, match="give its parameters"):
         step(LOSSES["dpo"], draw(8, LOSSES["dpo"]), None)

@@ -1,5 +1,6 @@
 """Distillation as a stage: TRL's first losses, resume, the share of its own completions, what is held out and refused."""
 
+import math
 import os
 
 import jax
@@ -189,6 +190,7 @@ REFUSED = {
     ),
     "a prompt": ({"dataset": [{"text": "2+2"}]}, "line 1: this is text: give `prompt`"),
     "weights": ({"weights": (1.0, 2.0)}, "there are 2 weights for 1 teachers"),
+    "no number": ({"weights": (math.nan,)}, r"the weights of teachers are \[nan\]"),
     "no weight": ({"weights": (0.0,)}, "none may be negative, nor all 0"),
     "a temperature": (
         {"config": CONFIG.replace(objective="advantage", loss_temperature=2.0)},
