@@ -89,22 +89,24 @@ def update(
 
 def measure(params: Params, batch: RatedPairs, config: RewardConfig, policy: LanguagePolicy) -> Sums:
     """(sum, count) of the loss and of what is watched; `summarize` makes numbers of them."""
-    better, worse = score(params, batch.texts, policy).T
-    each = losses.bradley_terry(better, worse, margin=batch.margins, center_coef=config.center_coef)
+    return compare(score(params, batch.texts, policy), batch.margins, config)
+
+
+def compare(rewards: Array, margins: Array, config: RewardConfig) -> Sums:
+    """As `measure`, of rewards `[B, 2]`, those of the better texts first."""
+    better, worse = rewards.T
+    each = losses.bradley_terry(better, worse, margin=margins, center_coef=config.center_coef)
     columns = {
         "loss": each,
         "rewards/chosen": better,
         "rewards/rejected": worse,
         "rewards/margins": better - worse,
         "rewards/accuracies": (better > worse).astype(jnp.float32),
-        "rewards/squares": (jnp.square(better) + jnp.square(worse)) / 2,
+        "rewards/mean": (better + worse) / 2,
     }
     return {name: (column.sum(), jnp.float32(len(column))) for name, column in columns.items()}
 
 
 def summarize(sums: Sums) -> Metrics:
-    """Numbers of (sum, count) pairs; of the squares the standard deviation of all rewards, `rewards/deviation`."""
-    metrics = {name: total / count for name, (total, count) in sums.items()}
-    mean = (metrics["rewards/chosen"] + metrics["rewards/rejected"]) / 2
-    squares = metrics.pop("rewards/squares")
-    return metrics | {"rewards/mean": mean, "rewards/deviation": jnp.sqrt(jnp.maximum(squares - mean**2, 0))}
+    """Numbers of (sum, count) pairs."""
+    return {name: total / count for name, (total, count) in sums.items()}

@@ -15,6 +15,7 @@ from jaxrl4lm.data.pairs import Pair
 from jaxrl4lm.lm import PairConfig, RewardConfig
 from jaxrl4lm.lm import reward as update_rule
 from jaxrl4lm.lm.optimizer import Optimizer, adam
+from jaxrl4lm.lm.supervised import Texts
 from jaxrl4lm.lm.trainable import Trainable, everything
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.training.batch_steps import BatchSteps, choose_rows, count_steps
@@ -29,7 +30,7 @@ from jaxrl4lm.training.judgements import (
 )
 from jaxrl4lm.training.language_stage import check_config, complete_stage
 from jaxrl4lm.training.stage import Numbers, Stage
-from jaxrl4lm.types import Params
+from jaxrl4lm.types import Array, Params
 
 SCALE = "reward.json"
 """Beside a reward model: `mean` and `deviation` of its rewards of the held-out texts, to normalise others by."""
@@ -125,24 +126,26 @@ def evaluate_rewards(
     what = "training" if dataset.seen else "held-out"
 
     @jax.jit
-    def measure(params: Params, batch: update_rule.RatedPairs) -> update_rule.Sums:
-        return update_rule.measure(params, batch, config, policy)
+    def rate(params: Params, texts: Texts) -> Array:
+        return update_rule.score(params, texts, policy)
 
     def score(params: Params) -> Numbers:
         parts = []
         for first in range(0, len(texts), count):
-            chosen = slice(first, first + count)
-            padded = pad_judgements(texts[chosen], pad_id, width)
-            batch = update_rule.RatedPairs(padded, jnp.asarray(margins[chosen]))
-            parts.append(jax.device_get(measure(params, batch)))
-        sums = jax.tree.map(lambda *x: np.sum(x), *parts)
+            padded = pad_judgements(texts[first : first + count], pad_id, width)
+            parts.append(jax.device_get(rate(params, padded)))
+        rewards = np.concatenate(parts)
+        sums = jax.device_get(update_rule.compare(jnp.asarray(rewards), jnp.asarray(margins), config))
         numbers = {name: np.asarray(value) for name, value in update_rule.summarize(sums).items()}
-        kept = {name: f"rewards/{name}" for name in ("mean", "deviation")}
+        spread = rewards.std(
+            dtype=np.float64
+        )  # about the mean: squares in float32 lose it where the mean is large
         return {
             "held_out": numbers["rewards/accuracies"],
             "held_out/loss": numbers["loss"],
             "held_out/margin": numbers["rewards/margins"],
-            **{f"held_out/{name}": numbers[full] for name, full in kept.items()},
+            "held_out/mean": numbers["rewards/mean"],
+            "held_out/deviation": np.float32(spread),
         }
 
     return Evaluation(

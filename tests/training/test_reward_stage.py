@@ -12,8 +12,8 @@ from jaxrl4lm import data, lm, models, training
 from jaxrl4lm.data import Example, rewards
 from jaxrl4lm.lm import reward
 from jaxrl4lm.lm.trainable import adapters
-from jaxrl4lm.training.judgements import pad_judgements
-from jaxrl4lm.training.reward_stage import SCALE
+from jaxrl4lm.training.judgements import pad_judgements, prepare_judgements
+from jaxrl4lm.training.reward_stage import SCALE, evaluate_rewards
 from jaxrl4lm.types import InputError
 from tests.selection import slow_but
 from tests.training.stages import interrupt_at
@@ -195,3 +195,19 @@ def test_long_pairs_are_left_out_and_counted():
         )
     with pytest.raises(InputError, match="'margin' holds 'much': give a number"):
         training.reward_model(POLICY, TOKENIZER, [PAIRS[0] | {"margin": "much"}])
+
+
+def test_the_deviation_of_rewards_far_from_zero():
+    """It is that of the same rewards around 0."""
+    tokenizer = data.ByteTokenizer()
+    sizes = models.TransformerConfig(tokenizer.vocab_size, layers=1, width=16, heads=2, context=32)
+    policy = models.LanguagePolicy(sizes)
+    params = reward.add_head(jax.random.key(1), policy, policy.init(jax.random.key(0)))
+    dataset = prepare_judgements(
+        PAIRS, tokenizer, lm.PairConfig(held_out=0), context=32, embeddings=sizes.vocab_size, whole=True
+    )
+    score = evaluate_rewards(policy, dataset, CONFIG, tokenizer.pad_id).score
+    near = score(params)
+    far = score(params | {"head": params["head"]._replace(bias=np.float32([1000.0]))})
+    np.testing.assert_allclose(far["held_out/mean"], near["held_out/mean"] + 1000, rtol=1e-6)
+    np.testing.assert_allclose(far["held_out/deviation"], near["held_out/deviation"], rtol=0.01)
