@@ -25,7 +25,7 @@ from jaxrl4lm.cli.language_data import (
     name_base,
     shorten_example,
 )
-from jaxrl4lm.cli.load_model import load_model
+from jaxrl4lm.cli.load_model import check_tokenizer, load_model
 from jaxrl4lm.cli.options import (
     AdaptationOptions,
     Group,
@@ -138,7 +138,7 @@ def build(arguments: DistillArguments) -> Session:
     rows, evaluation_rows = load_rows(arguments.data)
     model = _choose_student(arguments, loaded, [*rows, *(evaluation_rows or ())])
     for path, (_, _, tokenizer) in zip(arguments.teachers.teacher, loaded, strict=True):
-        _check_tokenizer(path, tokenizer, model.tokenizer)
+        check_tokenizer(f"--teacher {path}", tokenizer, model.tokenizer, "the student")
     try:
         stage, known = _make_stage(arguments, model, loaded, rows, evaluation_rows)
     except InputError as error:
@@ -182,17 +182,6 @@ def _choose_student(
 def _choose_room(arguments: DistillArguments) -> int:
     """Tokens of the longest completion that is drawn."""
     return arguments.sampling.max_new_tokens or LONGEST_COMPLETION
-
-
-def _check_tokenizer(path: Path, theirs: HuggingFaceTokenizer, ours: Tokenizer) -> None:
-    """Raises InputError where a teacher reads ids as other tokens than the student."""
-    known, mine = (each.backend.get_vocab() for each in (theirs, HuggingFaceTokenizer.of(ours)))
-    other = next((token for token in sorted({*known, *mine}) if known.get(token) != mine.get(token)), None)
-    if other is not None:
-        raise InputError(
-            f"--teacher {path}: its tokenizer is another than the student's ({other!r} is {known.get(other)} there and "
-            f"{mine.get(other)} here): take models of one tokenizer"
-        )
 
 
 def _make_stage(

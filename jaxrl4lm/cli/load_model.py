@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxrl4lm import models
+from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.types import InputError, Params
@@ -38,6 +39,22 @@ def load_model(
     if tokenizer.vocab_size < policy.config.vocab_size:
         policy = dataclasses.replace(policy, tokens=tokenizer.vocab_size)
     return policy, params, tokenizer
+
+
+def check_tokenizer(named: str, theirs: HuggingFaceTokenizer, ours: Tokenizer, whose: str) -> None:
+    """Raises InputError where a model that is compared with ours reads ids as other tokens.
+
+    Args:
+      named: the option and folder of that model.
+      whose: our model, as a user calls it.
+    """
+    known, mine = (each.backend.get_vocab() for each in (theirs, HuggingFaceTokenizer.of(ours)))
+    other = next((token for token in sorted({*known, *mine}) if known.get(token) != mine.get(token)), None)
+    if other is not None:
+        raise InputError(
+            f"{named}: its tokenizer is another than {whose}'s ({other!r} is {known.get(other)} there and "
+            f"{mine.get(other)} here): take models of one tokenizer"
+        )
 
 
 def _check_vocabulary(folder: pathlib.Path, tokenizer: HuggingFaceTokenizer, size: int) -> None:

@@ -21,7 +21,7 @@ from jaxrl4lm.cli.language_data import (
     make_samples,
     name_base,
 )
-from jaxrl4lm.cli.load_model import load_model
+from jaxrl4lm.cli.load_model import check_tokenizer, load_model
 from jaxrl4lm.cli.options import (
     AdaptationOptions,
     Group,
@@ -191,7 +191,8 @@ def _choose_reference(arguments: PreferenceArguments, model: StartingModel) -> P
     path = arguments.judgement.reference
     if str(path) in REFERENCES:
         return model.start()
-    policy, params, _ = load_model(path, arguments.model.dtype)
+    policy, params, tokenizer = load_model(path, arguments.model.dtype)
+    check_tokenizer(f"--reference {path}", tokenizer, model.tokenizer, "the policy")
     shapes = [jax.eval_shape(each.init, jax.random.key(0)) for each in (policy, model.policy)]
     if jax.tree.map(lambda x: x.shape, shapes[0]) != jax.tree.map(lambda x: x.shape, shapes[1]):
         raise InputError(

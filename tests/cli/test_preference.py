@@ -63,6 +63,17 @@ def test_a_folder_as_start_and_reference(cli, pairs, preferred, tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["judgement"]["loss"] == "kto"
 
 
+def test_a_reference_of_another_tokenizer(cli, pairs, preferred, tmp_path):
+    other = shutil.copytree(preferred / "model", tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    result = cli("preference", "--dataset", pairs, "--model", preferred / "model", "--reference", other)
+    assert result.code == 2
+    assert "its tokenizer is another than the policy's" in result.err.replace("\n", " ")
+
+
 def test_a_reward_model(cli, pairs, preferred, tmp_path):
     """Scores alike when its base has gone, and is a base itself."""
     run, base = tmp_path / "run", shutil.copytree(preferred / "model", tmp_path / "base")
