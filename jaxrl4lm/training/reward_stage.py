@@ -145,7 +145,7 @@ def evaluate_rewards(
             "held_out/loss": numbers["loss"],
             "held_out/margin": numbers["rewards/margins"],
             "held_out/mean": numbers["rewards/mean"],
-            "held_out/deviation": np.float32(spread),
+            "held_out/deviation": np.asarray(spread, np.float32),
         }
 
     return Evaluation(
