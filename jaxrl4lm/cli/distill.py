@@ -194,11 +194,17 @@ def _make_stage(
     """The stage, and the rows as it reads them."""
     config, run = arguments.distillation, arguments.run
     sampling = arguments.sampling.make(model.tokenizer, _choose_room(arguments))
+    context = min(model.context, *(policy.config.context for policy, _, _ in loaded))
+    if config.on_policy_share > 0 and sampling.length >= context:
+        raise InputError(
+            f"--max-new-tokens {sampling.length} leaves no room for a prompt in a context of {context} tokens, the shortest of "
+            "student and teachers: lower it"
+        )
     known = prepare_prompted(
         rows,
         model.tokenizer,
         arguments.rows,
-        context=min(model.context, *(policy.config.context for policy, _, _ in loaded)),
+        context=context,
         embeddings=model.policy.config.vocab_size,
         room=sampling.length if config.on_policy_share > 0 else 1,
         evaluation_rows=evaluation_rows,

@@ -33,6 +33,10 @@ def load_model(
         raise InputError(
             f"{folder} cannot be loaded ({reason}): mend or replace the folder's files"
         ) from error
+    if load is models.load and not policy.config.causal:
+        raise InputError(
+            f"{folder} is an encoder, which completes nothing: give a language model (heads and reward models take encoders)"
+        )
     if tokenizer is None:
         raise InputError(f"{folder} has no tokenizer.json: save the tokenizer beside the model")
     _check_vocabulary(folder, tokenizer, policy.config.vocab_size)

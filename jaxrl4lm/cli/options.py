@@ -6,6 +6,7 @@ Hyper-parameters are declared once, in `lm.config`: the commands embed those rec
 import dataclasses
 import inspect
 import math
+import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,7 +205,7 @@ def name_options(error: InputError, *names: str) -> InputError:
     """The same error in the words of the command line, where it speaks of these fields."""
     text = str(error)
     for name in names:
-        text = text.replace(name, name_option(name))
+        text = re.sub(rf"(?<![\w-]){name}(?![\w-])", name_option(name), text)
     return InputError(text)
 
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax
-
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 from jaxrl4lm.cli.judgement_data import describe_judgements, load_judgements
@@ -108,11 +106,15 @@ def check(arguments: PreferenceArguments) -> None:
     try:
         check_loss(arguments.preference, loss)
     except ValueError as error:
-        named = ("micro_batches", "label_smoothing", "policy_weights", "tail_weight", "divergence")
+        named = ("batch", "micro_batches", "label_smoothing", "policy_weights", "tail_weight", "divergence")
         raise name_options(InputError(str(error)), *named) from None
     if loss.referenced and reference == "none":
         raise InputError(
             f"--reference none: --loss {arguments.judgement.loss} compares with one: give start, once or a folder"
+        )
+    if not loss.referenced and reference not in ("start", "none"):
+        raise InputError(
+            f"--reference {reference}: --loss {arguments.judgement.loss} compares with none: leave it out"
         )
     if arguments.adaptation.lora_rank and reference not in REFERENCES:
         raise InputError(
@@ -193,9 +195,10 @@ def _choose_reference(arguments: PreferenceArguments, model: StartingModel) -> P
         return model.start()
     policy, params, tokenizer = load_model(path, arguments.model.dtype)
     check_tokenizer(f"--reference {path}", tokenizer, model.tokenizer, "the policy")
-    shapes = [jax.eval_shape(each.init, jax.random.key(0)) for each in (policy, model.policy)]
-    if jax.tree.map(lambda x: x.shape, shapes[0]) != jax.tree.map(lambda x: x.shape, shapes[1]):
+    # How it runs, and who wrote its folder, may differ.
+    ours = dataclasses.replace(model.policy.config, remat=policy.config.remat, family=policy.config.family)
+    if policy.config != ours:
         raise InputError(
-            f"--reference {path} is a model of another shape than --model: give one of the same family"
+            f"--reference {path} is a model of another configuration than --model: give one of the same family and sizes"
         )
     return params

@@ -139,12 +139,14 @@ def _encode_span(row: Row, backend: tokenizers.Tokenizer, labels: list, most: in
         return "its question leaves no room for the context", False
     inside = [sequence == 1 for sequence in encoding.sequence_ids]
     places = [place if own else (0, 0) for place, own in zip(encoding.offsets, inside, strict=True)]
-    text, begin = answers[0]
-    if context[begin : begin + len(text)] != text:
+    answers = [(text, begin) for text, begin in answers if context[begin : begin + len(text)] == text]
+    if not answers:
         return "its answer does not stand where answer_start says", False
-    span = _find_tokens(places, begin, begin + len(text))
-    if span is None or places[span[-1]][1] < begin + len(text):
+    spans = [(_find_tokens(places, begin, begin + len(text)), begin + len(text)) for text, begin in answers]
+    whole = [span for span, end in spans if span is not None and places[span[-1]][1] >= end]
+    if not whole:
         return "its answer lies beyond max_length", False
+    span = whole[0]
     made = Labelled(
         encoding.ids,
         encoding.type_ids,
@@ -208,7 +210,7 @@ def _read_answers(row: Row) -> list[tuple[str, int]]:
             pairs = list(zip(given["text"], given["answer_start"], strict=True))
         else:
             pairs = [(answer["text"], answer["answer_start"]) for answer in given]
-        known = all(isinstance(text, str) and isinstance(begin, int) for text, begin in pairs)
+        known = all(isinstance(text, str) and type(begin) is int for text, begin in pairs)
     except (KeyError, TypeError, ValueError):
         pairs, known = [], False
     if not known:

@@ -96,6 +96,8 @@ def test_a_reward_model(cli, pairs, preferred, tmp_path):
 
 
 BAD = {
+    "--loss simpo --reference once": "--reference once: --loss simpo compares with none",
+    "--batch 3 --micro-batches 2": "--batch 3 must be a multiple of --micro-batches",
     "--loss dop": "there is no loss 'dop'; did you mean dpo",
     "--loss dpo:much": "'much' is no weight: write it as dpo:0.5",
     "--loss dpo,kto": "a mixture is of losses of pairs",
@@ -104,7 +106,6 @@ BAD = {
     "--reference none": "--reference none: --loss dpo compares with one",
     "--reference DIR --lora-rank 2": "the reference of adapters is their base",
     "--beta 0": "--beta must be positive",
-    "--batch 3 --micro-batches 2": "multiple of --micro-batches",
 }
 
 

@@ -138,6 +138,10 @@ def test_rows_become_ids_and_targets():
     listed = {**record, "answers": [{"text": "Ada", "answer_start": record["context"].index("Ada")}]}
     assert encode_labelled(rows_of([listed]), TOKENIZER, "span", []).examples[0].targets == [first, first]
     wrong = {**record, "answers": {"text": ["Ada"], "answer_start": [3]}}
+    second = {**record, "answers": [{"text": "Ada", "answer_start": 3}, *listed["answers"]]}
+    assert [each.targets for each in encode_labelled(rows_of([second]), TOKENIZER, "span", []).examples] == [
+        each.targets for each in encode_labelled(rows_of([listed]), TOKENIZER, "span", []).examples
+    ]
     none = {**record, "answers": {"text": [], "answer_start": []}}
     dropped = encode_labelled(rows_of([wrong, none]), TOKENIZER, "span", []).dropped
     assert dropped == {"its answer does not stand where answer_start says": [1], "no answer": [2]}
