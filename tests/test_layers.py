@@ -19,7 +19,7 @@ FLOORS = [
     ["mdp", "bandits"],
     ["data", "tasks", "envs"],
     ["models", "decoding"],
-    ["agents", "lm"],
+    ["lm", "agents"],
     ["checkpoint", "metrics", "plots", "training"],
     ["cli"],
 ]

@@ -1,0 +1,94 @@
+"""Hyper-parameters that agents share: floats are pytree leaves (they may be traced, and vmap), sizes are static."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl4lm.lm.config import find_out_of_range, number, size
+from jaxrl4lm.lm.optimizer import step_if_finite
+from jaxrl4lm.types import Array, InputError, Params, ScalarLike
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AgentConfig:
+    """Of every agent. Call `check` once, outside of jit."""
+
+    steps: int = size(100_000)
+    """Environment steps of the whole run: exactly so many are taken."""
+    environments: int = size(8)
+    """Copies of the environment that are played side by side."""
+    learning_rate: ScalarLike = number(3e-4, above=0)
+    """Of Adam, at its highest."""
+    final_learning_rate_share: ScalarLike = number(1.0, least=0, most=1)
+    """Share of the learning rate that is left at the end; it falls linearly."""
+    discount: ScalarLike = number(0.99, least=0, most=1)
+    """γ, of later rewards."""
+    max_grad_norm: ScalarLike = number(0.5, above=0)
+    """Longer gradients, by their global norm, are shortened to it."""
+    adam_eps: ScalarLike = number(1e-5, above=0)
+    """ε of Adam."""
+
+    def replace(self, **changes) -> Self:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def check(self) -> None:
+        """Raises InputError, naming the field, its value and the fix, where a number does not fit."""
+        if found := find_out_of_range(self):
+            raise InputError(" ".join(found))
+        self.count_updates()
+
+    def steps_per_update(self) -> int:
+        """Environment steps of an update, of all copies together."""
+        raise NotImplementedError
+
+    def steps_before(self) -> int:
+        """Environment steps before the first update."""
+        return 0
+
+    def count_updates(self) -> int:
+        """Updates of the whole run.
+
+        Raises:
+          InputError: if they do not take exactly `steps`.
+        """
+        per_update, left = self.steps_per_update(), self.steps - self.steps_before()
+        if left <= 0 or left % per_update:
+            nearest = self.steps_before() + max(round(left / per_update), 1) * per_update
+            raise InputError(
+                f"steps {self.steps} is no whole number of updates of {per_update} steps: give {nearest}"
+            )
+        return left // per_update
+
+
+def learning_rate_at(update: Array, config: AgentConfig) -> Array:
+    """The learning rate of an update, from 0; it falls along a line and never below its end."""
+    done = jnp.minimum(update / config.count_updates(), 1.0)
+    return config.learning_rate * (1 - (1 - config.final_learning_rate_share) * done)
+
+
+def adam(config: AgentConfig) -> optax.GradientTransformation:
+    """Adam behind a clip of the global norm, at learning rate 1: the state holds no hyper-parameter."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_eps)
+    )
+
+
+def descend(
+    config: AgentConfig, update: Array, grads: Params, opt_state: optax.OptState, params: Params
+) -> tuple[Params, optax.OptState]:
+    """One step of Adam at the learning rate of that update; none where the gradient is not finite."""
+    rate = learning_rate_at(update, config)
+
+    def update_scaled(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = adam(config).update(updates, state, params)
+        return jax.tree.map(lambda x: -rate * x, updates), state
+
+    optimizer = optax.GradientTransformation(adam(config).init, update_scaled)
+    params, opt_state, *_ = step_if_finite(optimizer, grads, opt_state, params)
+    return params, opt_state

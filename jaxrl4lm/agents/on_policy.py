@@ -1,0 +1,344 @@
+"""What on-policy agents share: a state, an actor and a critic, and rollouts with advantages."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl4lm import returns
+from jaxrl4lm.agents import environment as env
+from jaxrl4lm.agents.agent import Agent
+from jaxrl4lm.agents.config import AgentConfig, adam, descend
+from jaxrl4lm.agents.normalization import Statistics, add_batch, begin_statistics, scale, standardize
+from jaxrl4lm.lm.config import number, size
+from jaxrl4lm.models import Convolution, Network, Perceptron
+from jaxrl4lm.types import Array, InputError, Key, Metrics, Params, ScalarLike
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class OnPolicyConfig(AgentConfig):
+    """Of agents that learn from what they have just done, and then forget it."""
+
+    rollout: int = size(125)
+    """Steps of each copy before an update."""
+    gae_lambda: ScalarLike = number(0.95, least=0, most=1)
+    """λ: from one-step advantages (0) to Monte-Carlo (1)."""
+    value_coef: ScalarLike = number(0.5, least=0)
+    """Weight of the value loss."""
+    entropy_coef: ScalarLike = number(0.0, least=0)
+    """Price paid for a nat of entropy, against early certainty."""
+    normalize_observations: bool = size(False)
+    """Standardise observations by running statistics."""
+    normalize_rewards: bool = size(False)
+    """Divide rewards by the running deviation of returns."""
+
+    def steps_per_update(self) -> int:
+        """Environment steps of an update, of all copies together."""
+        return self.environments * self.rollout
+
+
+class Learner(NamedTuple):
+    """An environment and the networks that learn to play it; static."""
+
+    spec: env.Spec
+    actor: Network
+    """Observations → outputs that `spec.actions` reads."""
+    critic: Network
+    """Observations → `[..., 1]`."""
+
+
+class State(NamedTuple):
+    """Everything that a run is at one moment; arrays only."""
+
+    params: Params
+    """`actor` and `critic`."""
+    opt_state: optax.OptState
+    place: env.Place
+    statistics: Statistics
+    """Of observations, which are standardised by those from before a rollout, in it and in learning from it."""
+    discounted: Array
+    """`[N]`: discounted sums of the rewards of the episodes so far."""
+    return_statistics: Statistics
+    """Of those sums."""
+    extra: Any
+    """What an algorithm carries besides."""
+    step: Array
+    """int32: updates done."""
+    key: Key
+
+
+class Batch(NamedTuple):
+    """What is learnt from; leaves `[T, N, ...]`, or `[B, ...]` of a minibatch."""
+
+    observation: Array
+    """As networks see it."""
+    action: Array
+    outputs: Array
+    """Of the actor that drew the action."""
+    log_prob: Array
+    advantage: Array
+    target: Array
+    """Of the value."""
+    value: Array
+    """Of the critic from before."""
+
+
+Update = Callable[[State, Any, Learner, Any], tuple[State, Metrics]]
+"""(state, config, learner, params of the environment) → (state, metrics)."""
+
+
+def make_agent(
+    name: str,
+    update: Update,
+    environment: Any,
+    params: Any,
+    networks: tuple[Network | None, Network | None],
+    start: Callable[..., State] | None = None,
+) -> Agent:
+    """An agent of this kind, judged by the likeliest actions.
+
+    Args:
+      params: the environment's; only shapes, the action space and the time limit are read here.
+      networks: actor and critic. None: two small perceptrons, or convolutions of images `[H, W, C]`.
+      start: makes the first state; `init` if None.
+    """
+    learner = make_learner(environment, params, *networks)
+    actions = learner.spec.actions
+    return Agent(
+        name=name,
+        spec=learner.spec,
+        init=lambda key, config, params: (start or init)(key, config, learner, params),
+        update=lambda state, config, params: update(state, config, learner, params),
+        act=lambda known, key, observations: actions.mode(
+            act(learner, known["params"], _see_known(learner, known, observations))
+        ),
+        value=lambda known, observations: value(
+            learner, known["params"], _see_known(learner, known, observations)
+        ),
+    )
+
+
+def make_learner(
+    environment: Any, params: Any, actor: Network | None = None, critic: Network | None = None
+) -> Learner:
+    """The networks that are given, and small ones that fit in place of the others. Arguments as of `make_agent`."""
+    spec = env.describe(environment, params)
+    actions = spec.actions
+    return Learner(
+        spec,
+        actor or choose_network(spec, actions.outputs, gain=0.01, constants=actions.constants),
+        critic or choose_network(spec, 1),
+    )
+
+
+def choose_network(spec: env.Spec, outputs: int, **settings: Any) -> Network:
+    """A convolution for images `[H, W, C]`, a perceptron for all else."""
+    if len(spec.shape) == 3 and min(spec.shape[:2]) >= 3:
+        return Convolution(outputs, **settings)
+    return Perceptron(outputs, axes=len(spec.shape), **settings)
+
+
+def init(key: Key, config: OnPolicyConfig, learner: Learner, params: Any) -> State:
+    """The state before the first update."""
+    key_actor, key_critic, key_place, key = jax.random.split(key, 4)
+    spec = learner.spec
+    example = jnp.zeros((1, *spec.shape))
+    networks: Params = {
+        "actor": learner.actor.init(key_actor, example).get("params", {}),
+        "critic": learner.critic.init(key_critic, example).get("params", {}),
+    }
+    place = env.begin(key_place, spec, params, config.environments)
+    statistics = begin_statistics(spec.shape)
+    if config.normalize_observations:
+        statistics = add_batch(statistics, spec.encode(place.observation))
+    return State(
+        params=networks,
+        opt_state=adam(config).init(networks),
+        place=place,
+        statistics=statistics,
+        discounted=jnp.zeros(config.environments),
+        return_statistics=begin_statistics(()),
+        extra=(),
+        step=jnp.int32(0),
+        key=key,
+    )
+
+
+def see(learner: Learner, statistics: Statistics, observations: Array, normalize: bool) -> Array:
+    """Observations as networks see them."""
+    seen = learner.spec.encode(observations)
+    return standardize(statistics, seen) if normalize else seen
+
+
+def act(learner: Learner, params: Params, seen: Array) -> Array:
+    """What the actor says of the actions."""
+    return jnp.asarray(learner.actor.apply({"params": params["actor"]}, seen))
+
+
+def value(learner: Learner, params: Params, seen: Array) -> Array:
+    """What the critic expects, `[...]`."""
+    return jnp.asarray(learner.critic.apply({"params": params["critic"]}, seen))[..., 0]
+
+
+def _see_known(learner: Learner, known: Any, observations: Array) -> Array:
+    """Observations as networks see them, by what is known of a state.
+
+    Statistics to which nothing was added standardise nothing.
+    """
+    seen, statistics = learner.spec.encode(observations), known["statistics"]
+    return jnp.where(statistics.count > 1, standardize(statistics, seen), seen)
+
+
+Estimator = Callable[..., tuple[Array, Array]]
+"""(rewards, values, next values, terminated, truncated, config) → advantages and targets of the values, `[T, N]`."""
+
+
+def generalized(
+    rewards: Array, values: Array, next_values: Array, terminated: Array, truncated: Array, config: Any
+) -> tuple[Array, Array]:
+    """GAE with `gae_lambda`."""
+    return returns.generalized_advantage_estimation(
+        rewards,
+        values,
+        next_values,
+        terminated,
+        truncated,
+        discount=config.discount,
+        gae_lambda=config.gae_lambda,
+    )
+
+
+def monte_carlo(
+    rewards: Array, values: Array, next_values: Array, terminated: Array, truncated: Array, config: Any
+) -> tuple[Array, Array]:
+    """G − V, G the discounted sum of all rewards up to the end; where it is cut, a value stands for the rest."""
+    targets = returns.discounted_returns(
+        rewards, terminated, truncated, next_values, discount=config.discount
+    )
+    return targets - values, targets
+
+
+def n_step(n: int) -> Estimator:
+    """n rewards, then a value; n = 1 is the advantage r + γV(s′) − V(s)."""
+
+    def estimate(
+        rewards: Array, values: Array, next_values: Array, terminated: Array, truncated: Array, config: Any
+    ) -> tuple[Array, Array]:
+        targets = returns.n_step_returns(
+            rewards, values, next_values, terminated, truncated, n=n, discount=config.discount
+        )
+        return targets - values, targets
+
+    return estimate
+
+
+def collect(
+    state: State, config: OnPolicyConfig, learner: Learner, params: Any, estimate: Estimator = generalized
+) -> tuple[State, Batch, Metrics]:
+    """Plays a rollout, and says how much better than expected each action was.
+
+    The critic is asked once, for the whole rollout. A time limit bootstraps from the observation that it cut off.
+    """
+    key, key_play = jax.random.split(state.key)
+    normalize = config.normalize_observations
+
+    def choose(key: Key, observations: Array) -> tuple[Array, Array]:
+        outputs = act(learner, state.params, see(learner, state.statistics, observations, normalize))
+        action = learner.spec.actions.sample(key, outputs)
+        return action, outputs
+
+    place, steps = env.roll_out(key_play, learner.spec, params, state.place, choose, config.rollout)
+    seen, after = (
+        see(learner, state.statistics, x, normalize) for x in (steps.observation, steps.final_observation)
+    )
+    rewards, discounted, return_statistics = _scale_rewards(state, steps, config)
+    values, next_values = value(learner, state.params, seen), value(learner, state.params, after)
+    advantages, targets = estimate(rewards, values, next_values, steps.terminated, steps.truncated, config)
+    statistics = state.statistics
+    if normalize:
+        statistics = add_batch(statistics, learner.spec.encode(steps.observation))
+    batch = Batch(
+        observation=seen,
+        action=steps.action,
+        outputs=steps.extra,
+        log_prob=learner.spec.actions.log_prob(steps.extra, steps.action),
+        advantage=advantages,
+        target=targets,
+        value=values,
+    )
+    state = state._replace(
+        place=place,
+        statistics=statistics,
+        discounted=discounted,
+        return_statistics=return_statistics,
+        step=state.step + 1,
+        key=key,
+    )
+    return state, batch, {"return": jnp.nanmean(place.episodes.last), "reward": steps.reward.mean()}
+
+
+def _scale_rewards(
+    state: State, steps: env.Transition, config: OnPolicyConfig
+) -> tuple[Array, Array, Statistics]:
+    """(rewards to learn from, discounted sums after them, statistics of those sums)."""
+    if not config.normalize_rewards:
+        return steps.reward, state.discounted, state.return_statistics
+
+    def add(total: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, done = at
+        total = total * config.discount + reward
+        return jnp.where(done, 0, total), total
+
+    done = steps.terminated | steps.truncated
+    discounted, sums = jax.lax.scan(add, state.discounted, (steps.reward, done))
+    statistics = add_batch(state.return_statistics, sums)
+    return scale(statistics, steps.reward), discounted, statistics
+
+
+def shuffle(key: Key, batch: Any, minibatches: int) -> Any:
+    """A rollout `[T, N, ...]` as minibatches `[minibatches, B, ...]`, in random order.
+
+    Raises:
+      InputError: if they do not divide it.
+    """
+    total = jax.tree.leaves(batch)[0].shape[0] * jax.tree.leaves(batch)[0].shape[1]
+    if total % minibatches:
+        raise InputError(f"minibatches is {minibatches}: {total} steps of an update do not divide by it")
+    order = jax.random.permutation(key, total)
+    return jax.tree.map(
+        lambda x: x.reshape(total, *x.shape[2:])[order].reshape(minibatches, -1, *x.shape[2:]), batch
+    )
+
+
+def learn_in_epochs(
+    key: Key,
+    start: tuple[Params, optax.OptState],
+    batch: Any,
+    loss: Callable[[Params, Any], tuple[Array, Metrics]],
+    config: Any,
+    update: Array,
+) -> tuple[Params, optax.OptState, Metrics]:
+    """`config.epochs` times over a rollout, in `config.minibatches` parts, an optimizer step each.
+
+    Args:
+      start: what learns, and the optimizer's state.
+      loss: (what learns, minibatch) → (a number, metrics).
+      update: number of the update, which decides the learning rate.
+    Returns:
+      What has learnt, the optimizer's state, mean metrics.
+    """
+
+    def learn(carry: tuple[Params, Any], part: Any) -> tuple[tuple[Params, Any], Metrics]:
+        networks, opt_state = carry
+        grads, told = jax.grad(loss, has_aux=True)(networks, part)
+        return descend(config, update, grads, opt_state, networks), told
+
+    def epoch(carry: tuple[Params, Any], key: Key) -> tuple[tuple[Params, Any], Metrics]:
+        return jax.lax.scan(learn, carry, shuffle(key, batch, config.minibatches))
+
+    (networks, opt_state), told = jax.lax.scan(epoch, start, jax.random.split(key, config.epochs))
+    return networks, opt_state, {name: x.mean() for name, x in told.items()}

@@ -1,0 +1,72 @@
+"""Proximal policy optimisation with the clipped surrogate.
+
+    play a rollout → advantages by GAE → epochs × minibatches of clipped surrogate + value loss − entropy
+
+Reference: Schulman et al. 2017, arXiv:1707.06347.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+
+from jaxrl4lm import losses, reduce
+from jaxrl4lm.agents import on_policy
+from jaxrl4lm.agents.agent import Agent
+from jaxrl4lm.agents.on_policy import Batch, Learner, OnPolicyConfig, State
+from jaxrl4lm.lm.config import number, size
+from jaxrl4lm.models import Network
+from jaxrl4lm.types import Array, Metrics, Params, ScalarLike
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PPOConfig(OnPolicyConfig):
+    """Of PPO."""
+
+    epochs: int = size(10)
+    """Times that a rollout is learned from."""
+    minibatches: int = size(4)
+    """Parts of a rollout, an optimizer step each."""
+    clip_eps: ScalarLike = number(0.2, above=0)
+    """How far the ratio of new to old probability may move from 1 before its gradient is cut."""
+    whiten_advantages: bool = size(True)
+    """Zero mean and unit variance of the advantages of each minibatch."""
+
+
+def make(
+    environment: Any, params: Any, *, actor: Network | None = None, critic: Network | None = None
+) -> Agent:
+    """PPO on an environment. Arguments as of `on_policy.make_agent`."""
+    return on_policy.make_agent("ppo", update, environment, params, (actor, critic))
+
+
+def update(state: State, config: PPOConfig, learner: Learner, params: Any) -> tuple[State, Metrics]:
+    """A rollout, and what is learned from it."""
+    now = state.step
+    state, batch, metrics = on_policy.collect(state, config, learner, params)
+    key, key_learn = jax.random.split(state.key)
+    networks, opt_state, told = on_policy.learn_in_epochs(
+        key_learn,
+        (state.params, state.opt_state),
+        batch,
+        partial(loss, config=config, learner=learner),
+        config,
+        now,
+    )
+    return state._replace(params=networks, opt_state=opt_state, key=key), {**metrics, **told}
+
+
+def loss(networks: Params, part: Batch, config: PPOConfig, learner: Learner) -> tuple[Array, Metrics]:
+    """Clipped surrogate + c_v · value loss − c_H · entropy, and metrics."""
+    actions = learner.spec.actions
+    outputs = on_policy.act(learner, networks, part.observation)
+    log_probs = actions.log_prob(outputs, part.action)
+    advantages = reduce.whiten(part.advantage) if config.whiten_advantages else part.advantage
+    policy = losses.ppo_clip(log_probs, part.log_prob, advantages, clip_eps=config.clip_eps).mean()
+    critic = losses.squared_value(on_policy.value(learner, networks, part.observation), part.target).mean()
+    entropy = actions.entropy(outputs).mean()
+    total = policy + config.value_coef * critic - config.entropy_coef * entropy
+    kl = losses.kl.k3(part.log_prob, log_probs).mean()
+    return total, {"loss/policy": policy, "loss/value": critic, "entropy": entropy, "kl": kl}

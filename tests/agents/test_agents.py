@@ -1,0 +1,145 @@
+"""What holds of every agent: it solves five probes, a run is a pure function of its key, and it maps over anything."""
+
+import functools
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl4lm.agents import a2c, ppo
+from jaxrl4lm.agents import agent as A
+from jaxrl4lm.agents.on_policy import monte_carlo, n_step
+from jaxrl4lm.types import InputError
+from tests.agents.probes import all_probes, optimal_values
+from tests.selection import slow_but
+
+FAST = {"environments": 8, "learning_rate": 0.02, "discount": 0.5}
+A2C = a2c.A2CConfig(steps=6400, rollout=8, **FAST)
+# Constructor and configuration, which solves any probe.
+AGENTS = {
+    "ppo": (ppo.make, ppo.PPOConfig(steps=3200, rollout=16, epochs=4, **FAST)),
+    "a2c": (a2c.make, A2C),
+    "a2c, Monte-Carlo": (functools.partial(a2c.make, estimate=monte_carlo), A2C),
+    "a2c, one step": (functools.partial(a2c.make, estimate=n_step(1)), A2C),
+}
+FAMILIES = ["ppo", "a2c"]
+"""Agents with an update of their own."""
+
+
+@pytest.mark.parametrize("name", slow_but(AGENTS, FAMILIES))
+def test_solves_the_probes(name):
+    """The exact values of the states under the best actions, and those actions; five worlds are one program."""
+    make, config = AGENTS[name]
+    environment, worlds = all_probes()
+    agent = make(environment, jax.tree.map(lambda x: x[0], worlds))
+    agent = agent._replace(spec=agent.spec._replace(horizon=2))
+    config.check()
+    train = jax.jit(jax.vmap(lambda params: A.train(agent, jax.random.key(0), config, params, episodes=8)))
+    states, _ = train(worlds)
+    observations, optimal = jnp.eye(3)[:2], optimal_values()
+    reached = np.array([[True, True], [True, True], [True, True], [True, False], [True, True]])
+    reached[0, 1] = False
+    values = jax.vmap(lambda state: agent.value(A.view(state), observations))(states)
+    np.testing.assert_allclose(np.where(reached, values, 0), np.where(reached, optimal, 0), atol=0.1)
+    act = jax.vmap(lambda state: agent.act(A.view(state), jax.random.key(0), observations))
+    actions = np.asarray(act(states))
+    assert actions[3, 0] == 1
+    np.testing.assert_array_equal(actions[4], [0, 1])
+
+
+@functools.cache
+def short(name):
+    """(agent, train(key, config, params), config, params): two updates on CartPole."""
+    make, config = AGENTS[name]
+    environment, params = gymnax.make("CartPole-v1")
+    params = params.replace(max_steps_in_episode=20)
+    agent = make(environment, params)
+    config = config.replace(environments=4)
+    config = config.replace(steps=config.steps_before() + 2 * config.steps_per_update())
+    return agent, functools.partial(A.train, agent), config, params
+
+
+def assert_near(a, b):
+    """To rounding: a batch of runs multiplies other shapes of matrices, whose sums have another order."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5), a, b)
+
+
+def take(tree, i):
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+@pytest.mark.parametrize("name", slow_but(FAMILIES, ["ppo"]))
+def test_a_population_is_its_members(name):
+    """Over seeds, a hyper-parameter and the environment's parameters at once: each column is the run alone; one trace."""
+    _, train, config, params = short(name)
+    rates, lengths = jnp.array([1e-3, 3e-3]), jnp.array([0.5, 0.6])
+    keys = jax.random.split(jax.random.key(3), 2)
+    traces = []
+
+    def member(key, rate, length):
+        traces.append(0)
+        return train(key, config.replace(learning_rate=rate), params.replace(length=length))
+
+    together, alone = jax.jit(jax.vmap(member)), jax.jit(member)
+    states, history = together(keys, rates, lengths)
+    together(keys, rates * 2, lengths)
+    assert len(traces) == 1
+    for i in range(2):
+        state, own = alone(keys[i], rates[i], lengths[i])
+        assert_near(take(states.params, i), state.params)
+        np.testing.assert_allclose(history["evaluation"][i], own["evaluation"], rtol=1e-4)
+    differ = jax.tree.map(lambda x: bool((x[0] != x[1]).any()), states.params)
+    assert any(jax.tree.leaves(differ))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_seeds_differ_in_parameters_and_in_exploration(name):
+    agent, _, config, params = short(name)
+    starts = jax.vmap(lambda key: agent.init(key, config, params))(jax.random.split(jax.random.key(0), 2))
+    kernels = [x for x in jax.tree.leaves(starts.params) if x.ndim == 3]
+    assert all((x[0] != x[1]).any() for x in kernels)
+    same = starts._replace(params=jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), starts.params))
+    same = same._replace(place=jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), starts.place))
+    after, _ = jax.jit(jax.vmap(lambda state: agent.update(state, config, params)))(same)
+    assert (after.place.observation[0] != after.place.observation[1]).any()
+
+
+@pytest.mark.parametrize("name", slow_but(FAMILIES, ["a2c"]))
+def test_evaluation_leaves_training_alone(name):
+    """The keys are the same bits and the parameters the same numbers; two programs may round differently."""
+    _, train, config, params = short(name)
+    never, often = (
+        jax.jit(functools.partial(train, evaluations=n))(jax.random.key(1), config, params)[0] for n in (0, 2)
+    )
+    np.testing.assert_array_equal(jax.random.key_data(never.key), jax.random.key_data(often.key))
+    assert_near(never.params, often.params)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_mapped_run_has_no_branches(name):
+    """A `cond` of a batched predicate would run both of its sides."""
+    agent, _, config, params = short(name)
+
+    def step(state):
+        state, _ = agent.update(state, config, params)
+        return state, A.evaluate(agent, A.view(state), jax.random.key(0), params, 2)
+
+    keys = jax.random.split(jax.random.key(0), 2)
+    states = jax.eval_shape(jax.vmap(lambda key: agent.init(key, config, params)), keys)
+    program = str(jax.make_jaxpr(jax.vmap(step))(states))
+    assert " scan[" in program
+    assert " cond[" not in program
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_steps_that_do_not_divide_are_refused(name):
+    config = AGENTS[name][1]
+    with pytest.raises(
+        InputError, match=f"steps {config.steps + 1} is no whole number .* give {config.steps}"
+    ):
+        config.replace(steps=config.steps + 1).check()
+    _, train, config, params = short(name)
+    with pytest.raises(InputError, match="evaluations is 3: 2 updates"):
+        train(jax.random.key(0), config, params, evaluations=3)
