@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl4lm import returns
+from jaxrl4lm import losses, returns
 from jaxrl4lm.agents import environment as env
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import AgentConfig, adam, descend
@@ -39,6 +39,17 @@ class OnPolicyConfig(AgentConfig):
     def steps_per_update(self) -> int:
         """Environment steps of an update, of all copies together."""
         return self.environments * self.rollout
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EpochConfig(OnPolicyConfig):
+    """Of agents that learn from a rollout more than once."""
+
+    epochs: int = size(10)
+    """Times that a rollout is learned from."""
+    minibatches: int = size(4)
+    """Parts of a rollout, an optimizer step each."""
 
 
 class Learner(NamedTuple):
@@ -85,6 +96,8 @@ class Batch(NamedTuple):
     """Of the value."""
     value: Array
     """Of the critic from before."""
+    done: Array
+    """The episode ended, or was cut."""
 
 
 Update = Callable[[State, Any, Learner, Any], tuple[State, Metrics]]
@@ -269,6 +282,7 @@ def collect(
         advantage=advantages,
         target=targets,
         value=values,
+        done=steps.terminated | steps.truncated,
     )
     state = state._replace(
         place=place,
@@ -314,12 +328,28 @@ def shuffle(key: Key, batch: Any, minibatches: int) -> Any:
     )
 
 
+def add_critic(
+    policy: Array, networks: Params, part: Batch, outputs: Array, config: OnPolicyConfig, learner: Learner
+) -> tuple[Array, Metrics]:
+    """The loss of the policy + c_v · value loss − c_H · entropy, and metrics.
+
+    Args:
+      outputs: of the actor now.
+    """
+    actions = learner.spec.actions
+    critic = losses.squared_value(value(learner, networks, part.observation), part.target).mean()
+    entropy = actions.entropy(outputs).mean()
+    total = policy + config.value_coef * critic - config.entropy_coef * entropy
+    kl = losses.kl.k3(part.log_prob, actions.log_prob(outputs, part.action)).mean()
+    return total, {"loss/policy": policy, "loss/value": critic, "entropy": entropy, "kl": kl}
+
+
 def learn_in_epochs(
     key: Key,
     start: tuple[Params, optax.OptState],
     batch: Any,
     loss: Callable[[Params, Any], tuple[Array, Metrics]],
-    config: Any,
+    config: EpochConfig,
     update: Array,
 ) -> tuple[Params, optax.OptState, Metrics]:
     """`config.epochs` times over a rollout, in `config.minibatches` parts, an optimizer step each.

@@ -14,7 +14,7 @@ import jax
 from jaxrl4lm import losses, reduce
 from jaxrl4lm.agents import on_policy
 from jaxrl4lm.agents.agent import Agent
-from jaxrl4lm.agents.on_policy import Batch, Learner, OnPolicyConfig, State
+from jaxrl4lm.agents.on_policy import Batch, EpochConfig, Learner, State
 from jaxrl4lm.lm.config import number, size
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, Metrics, Params, ScalarLike
@@ -22,13 +22,9 @@ from jaxrl4lm.types import Array, Metrics, Params, ScalarLike
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PPOConfig(OnPolicyConfig):
+class PPOConfig(EpochConfig):
     """Of PPO."""
 
-    epochs: int = size(10)
-    """Times that a rollout is learned from."""
-    minibatches: int = size(4)
-    """Parts of a rollout, an optimizer step each."""
     clip_eps: ScalarLike = number(0.2, above=0)
     """How far the ratio of new to old probability may move from 1 before its gradient is cut."""
     whiten_advantages: bool = size(True)
@@ -65,8 +61,4 @@ def loss(networks: Params, part: Batch, config: PPOConfig, learner: Learner) -> 
     log_probs = actions.log_prob(outputs, part.action)
     advantages = reduce.whiten(part.advantage) if config.whiten_advantages else part.advantage
     policy = losses.ppo_clip(log_probs, part.log_prob, advantages, clip_eps=config.clip_eps).mean()
-    critic = losses.squared_value(on_policy.value(learner, networks, part.observation), part.target).mean()
-    entropy = actions.entropy(outputs).mean()
-    total = policy + config.value_coef * critic - config.entropy_coef * entropy
-    kl = losses.kl.k3(part.log_prob, log_probs).mean()
-    return total, {"loss/policy": policy, "loss/value": critic, "entropy": entropy, "kl": kl}
+    return on_policy.add_critic(policy, networks, part, outputs, config, learner)

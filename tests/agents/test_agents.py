@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl4lm.agents import a2c, ppo
+from jaxrl4lm.agents import a2c, ppo, ppo_kl, reinforce, trpo
 from jaxrl4lm.agents import agent as A
 from jaxrl4lm.agents.on_policy import monte_carlo, n_step
 from jaxrl4lm.types import InputError
@@ -21,10 +21,13 @@ A2C = a2c.A2CConfig(steps=6400, rollout=8, **FAST)
 AGENTS = {
     "ppo": (ppo.make, ppo.PPOConfig(steps=3200, rollout=16, epochs=4, **FAST)),
     "a2c": (a2c.make, A2C),
+    "ppo-kl": (ppo_kl.make, ppo_kl.PPOKLConfig(steps=3200, rollout=16, epochs=4, **FAST)),
+    "trpo": (trpo.make, trpo.TRPOConfig(steps=6400, rollout=16, epochs=4, trust_region=0.05, **FAST)),
+    "reinforce": (reinforce.make, reinforce.ReinforceConfig(steps=32000, rollout=20, **FAST)),
     "a2c, Monte-Carlo": (functools.partial(a2c.make, estimate=monte_carlo), A2C),
     "a2c, one step": (functools.partial(a2c.make, estimate=n_step(1)), A2C),
 }
-FAMILIES = ["ppo", "a2c"]
+FAMILIES = ["ppo", "a2c", "ppo-kl", "trpo", "reinforce"]
 """Agents with an update of their own."""
 
 

@@ -11,7 +11,7 @@ import pytest
 from gymnax.environments.environment import EnvParams
 
 from jaxrl4lm import mdp as M
-from jaxrl4lm.agents import a2c, on_policy, ppo
+from jaxrl4lm.agents import a2c, on_policy, ppo, ppo_kl, reinforce, trpo
 from jaxrl4lm.agents import environment as env
 from jaxrl4lm.agents.normalization import add_batch, begin_statistics, standardize
 from jaxrl4lm.envs.finite_mdp import as_environment
@@ -215,3 +215,59 @@ def test_a_clipped_action_keeps_the_log_prob_of_the_drawn_one():
     np.testing.assert_array_equal(actions.to_environment(drawn), [[2.0]])
     expected = -0.5 * (3 / np.e) ** 2 - 1 - 0.5 * np.log(2 * np.pi)
     np.testing.assert_allclose(actions.log_prob(outputs, drawn), [expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_mean_gradient_of_reinforce_is_the_exact_policy_gradient(baseline):
+    """Of whole episodes, an episode's worth a time: no bias by their lengths, whatever the baseline is."""
+    environment, params = as_environment(WORLD, one_hot=True, max_steps=60)
+    learner = on_policy.Learner(env.describe(environment, params), Table(2), Table(1, start=2.0))
+    config = reinforce.ReinforceConfig(
+        discount=1.0, value_coef=0.0, rollout=90, environments=64, baseline=baseline
+    )
+
+    def once(key):
+        state = on_policy.init(key, config, learner, params)
+        _, batch, _ = on_policy.collect(state, config, learner, params, on_policy.monte_carlo)
+        whole = reinforce.choose_whole_episodes(batch.done, 60)
+        grads, _ = jax.grad(reinforce.loss, has_aux=True)(state.params, batch, whole, config, learner)
+        return -grads["actor"]["table"] * whole.sum() / (batch.done & whole).sum()
+
+    gradients = np.asarray(jax.jit(jax.vmap(once))(jax.random.split(jax.random.key(0), 400)))
+    assert deviations(gradients).max() < 4
+
+
+def test_whole_episodes_are_those_that_began_early_enough():
+    done = jnp.array([0, 1, 0, 0, 1, 0], bool)[:, None]
+    np.testing.assert_array_equal(reinforce.choose_whole_episodes(done, 4)[:, 0], [1, 1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(reinforce.choose_whole_episodes(done, 5)[:, 0], [1, 1, 0, 0, 0, 0])
+
+
+def test_trpo_stays_within_its_region_and_a_refused_step_leaves_the_bits():
+    config = trpo.TRPOConfig(rollout=32, environments=4, trust_region=0.02)
+    learner, state, _, batch, _ = played("CartPole-v1", config)
+    actor = state.params["actor"]
+    improve = jax.jit(lambda batch: trpo.improve(actor, batch, config, learner))
+    new, info = improve(batch)
+    outputs = on_policy.act(learner, {"actor": new}, batch.observation)
+    kl = learner.spec.actions.kl(batch.outputs, outputs).mean()
+    assert info.accepted
+    assert 0.002 < kl <= 0.02 * (1 + 1e-4)
+    same, refused = improve(batch._replace(advantage=jnp.ones_like(batch.advantage)))
+    assert not refused.accepted
+    jax.tree.map(np.testing.assert_array_equal, same, actor)
+
+
+@pytest.mark.parametrize("target, factor", [(1e-9, 2), (1e9, 0.5), (0.0, 1)])
+def test_the_price_of_divergence_follows_its_rule(target, factor):
+    environment, params = gymnax.make("CartPole-v1")
+    agent = ppo_kl.make(environment, params)
+    config = ppo_kl.PPOKLConfig(rollout=8, environments=4, epochs=2, kl_coef=0.5, kl_target=target)
+
+    def twice(key):
+        state, _ = agent.update(agent.init(key, config, params), config, params)
+        return agent.update(state, config, params)
+
+    state, told = jax.jit(twice)(jax.random.key(0))
+    assert told["kl_coef"] == 0.5 * factor
+    assert state.extra == 0.5 * factor**2
