@@ -6,11 +6,12 @@ Shapes: `T` time, `N` copies of the environment side by side.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import gymnax
 import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.agents.actions import Actions, choose_actions
-from jaxrl4lm.types import Array, Key
+from jaxrl4lm.types import Array, InputError, Key
 
 
 class Spec(NamedTuple):
@@ -64,6 +65,19 @@ class Place(NamedTuple):
     state: Any
     observation: Array
     episodes: Episodes
+
+
+def make_environment(name: str) -> tuple[Any, Any]:
+    """A gymnax environment and its default parameters.
+
+    Raises:
+      InputError: if there is none of that name.
+    """
+    try:
+        return gymnax.make(name)
+    except ValueError:
+        names = ", ".join(gymnax.registered_envs)
+        raise InputError(f"{name} is no environment: name one of {names}") from None
 
 
 def describe(environment: Any, params: Any) -> Spec:

@@ -17,6 +17,7 @@ COMMANDS = {
     "distill": "train a language model on what others say of completions",
     "reward": "train a reward model on preferences",
     "head": "train a task head: spans, classes or tags",
+    "agent": "train control agents on an environment",
     "evaluate": "score a run on what it held out",
     "generate": "complete prompts with a run's model or a Hugging Face folder",
     "solve": "solve a grid world exactly and draw it",

@@ -56,6 +56,10 @@ def main(words: list[str]) -> int:
     if found := find_out_of_range(parsed):
         raise InputError(f"{name_option(found[0])} {found[1]}")
     enable_compilation_cache()
+    if run_folder.read_command(parsed.run) == "agent":
+        from jaxrl4lm.cli import agent
+
+        return agent.evaluate_run(parsed.run, parsed.json)
     session = _rebuild(parsed.run)
     draw = session.evaluation.draw
     if parsed.draws and draw is None:

@@ -13,8 +13,8 @@ from jaxrl4lm.cli.options import RunOptions, from_json, to_json
 from jaxrl4lm.training import folder
 from jaxrl4lm.types import InputError
 
-COMMANDS = ("train", "sft", "preference", "distill", "reward", "head")
-"""Those that train a language model, and leave a run that can be gone on with and evaluated."""
+COMMANDS = ("train", "sft", "preference", "distill", "reward", "head", "agent")
+"""Those that train, and leave a run that can be gone on with and evaluated."""
 RUNS = pathlib.Path("runs")
 """Where runs go that name no folder."""
 WHOLE = 2**26

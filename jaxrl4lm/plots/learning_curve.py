@@ -7,6 +7,9 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 
+MANY = 8
+"""So many seeds are drawn by their middle half; fewer by their range."""
+
 
 def draw_learning_curve(
     records: Sequence[Mapping[str, Any]],
@@ -19,7 +22,7 @@ def draw_learning_curve(
 
     Args:
       records: each with `stage`, `step`, and the metrics of `panels` where it has them: a number, or a list of one number a
-        seed (then the mean is drawn, over the range of the seeds); None is left out.
+        seed (then the mean is drawn, over the range of the seeds, or of the middle half of many); None is left out.
       stage: whose steps are drawn. What an earlier stage reached of a metric is a dashed line.
       panels: metrics, and their titles.
     """
@@ -65,8 +68,10 @@ def _draw_curve(ax: Any, steps: Sequence[int], values: Sequence[Any], color: str
     # A noisy curve is drawn as its running mean; that of one seed with itself, pale, behind it.
     smooth = np.array([table[max(0, i - window + 1) : i + 1].mean(0) for i in range(len(table))])
     if (seeds := table.shape[1]) > 1:
-        low, high = smooth.min(1), smooth.max(1)
-        ax.fill_between(steps, low, high, color=color, alpha=0.2, label=f"range of {seeds} seeds")
+        many = seeds >= MANY
+        low, high = np.quantile(smooth, [0.25, 0.75] if many else [0, 1], axis=1)
+        label = f"middle half of {seeds} seeds" if many else f"range of {seeds} seeds"
+        ax.fill_between(steps, low, high, color=color, alpha=0.2, label=label)
     elif window > 1:
         ax.plot(steps, table[:, 0], color=color, alpha=0.25, linewidth=0.8)
     marker = "o" if len(table) < 15 else None

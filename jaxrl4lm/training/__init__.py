@@ -15,6 +15,7 @@ _CONSTRUCTORS = {
     "Evaluation": "evaluation",
     "JudgementBatches": "judgements",
     "TextBatches": "texts",
+    "agent": "agent_stage",
     "distillation": "distillation_stage",
     "evaluate_distillation": "distillation_stage",
     "evaluate_head": "head_stage",
@@ -33,6 +34,7 @@ _CONSTRUCTORS = {
     "preference": "preference_stage",
     "reinforcement": "reinforcement_stage",
     "reward_model": "reward_stage",
+    "start_agents": "agent_stage",
     "supervised": "supervised_stage",
     "with_card": "language_stage",
 }

@@ -1,0 +1,259 @@
+"""`jaxrl4lm agent`: control agents on environments, over seeds and swept hyper-parameters."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jaxrl4lm.agents import a2c, ppo, ppo_kl, reinforce, trpo
+from jaxrl4lm.agents.agent import Agent
+from jaxrl4lm.agents.config import AgentConfig
+from jaxrl4lm.agents.environment import make_environment
+from jaxrl4lm.agents.scores import bootstrap_interval, interquartile_mean
+from jaxrl4lm.checkpoint import Checkpoints
+from jaxrl4lm.cli import run_folder
+from jaxrl4lm.cli.compilation_cache import count_programs, enable_compilation_cache
+from jaxrl4lm.cli.options import Group, RunOptions, check_numbers, check_seeds, name_option, parse
+from jaxrl4lm.cli.progress import ProgressLine
+from jaxrl4lm.cli.report import report
+from jaxrl4lm.lm.config import size
+from jaxrl4lm.metrics import SINKS, check_sinks
+from jaxrl4lm.training import Progress, Stage, fit, folder
+from jaxrl4lm.training.agent_stage import agent, name_settings, start_agents
+from jaxrl4lm.types import InputError, Params, ScalarLike
+
+ALGORITHMS = {
+    "ppo": (ppo.make, ppo.PPOConfig),
+    "ppo-kl": (ppo_kl.make, ppo_kl.PPOKLConfig),
+    "trpo": (trpo.make, trpo.TRPOConfig),
+    "a2c": (a2c.make, a2c.A2CConfig),
+    "reinforce": (reinforce.make, reinforce.ReinforceConfig),
+}
+
+
+@dataclass(frozen=True)
+class ProblemOptions:
+    """What is learnt, by what, and how often."""
+
+    env: str = "CartPole-v1"
+    """A gymnax environment by its name."""
+    algorithm: Literal["ppo", "ppo-kl", "trpo", "a2c", "reinforce"] = "ppo"
+    """Its hyper-parameters are the options below; --algorithm NAME --help shows those of another."""
+    seeds: int = size(1)
+    """Agents of each setting, trained side by side."""
+    episodes: int = size(16)
+    """Of an evaluation."""
+
+
+def read_help(kind: type) -> dict[str, str]:
+    """The docstring of each field of a dataclass and its bases."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for named, said in itertools.pairwise(body.body):
+            if isinstance(named, ast.AnnAssign) and isinstance(named.target, ast.Name):
+                text = (
+                    said.value.value
+                    if isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)
+                    else ""
+                )
+                texts[named.target.id] = str(text)
+    return texts
+
+
+def _make_options(config: type[AgentConfig]) -> type:
+    """The options of an algorithm: its configuration, whose numbers may be several, which is a sweep."""
+    texts, fields = read_help(config), []
+    for each in dataclasses.fields(config):
+        swept = each.type == ScalarLike
+        kind: Any = tuple[float, ...] if swept else each.type
+        default = (each.default,) if swept else each.default
+        help_text = tyro.conf.arg(help=texts[each.name] + (" Several: each in turn." if swept else ""))
+        metadata = {} if swept else dict(each.metadata)
+        fields.append((each.name, Annotated[kind, help_text], field(default=default, metadata=metadata)))
+    made = dataclasses.make_dataclass("Hyperparameters", fields, frozen=True)
+    made.__doc__ = "Numbers of the algorithm; several values of one are a sweep, trained as one program."
+    return made
+
+
+def _make_arguments(algorithm: str) -> type:
+    """All options of a run of that algorithm."""
+    options = _make_options(ALGORITHMS[algorithm][1])
+    problem = ProblemOptions(algorithm=algorithm)  # pyright: ignore[reportArgumentType]
+    fields = [
+        ("problem", Annotated[ProblemOptions, Group], field(default=problem)),
+        ("hyperparameters", Annotated[options, Group], field(default_factory=options)),
+        ("run", Annotated[RunOptions, Group], field(default_factory=RunOptions)),
+    ]
+    made = dataclasses.make_dataclass("AgentArguments", fields, frozen=True)
+    made.__doc__ = """Train agents on an environment: seeds and swept hyper-parameters are one program.
+
+    The run folder keeps config.json, metrics.jsonl, learning_curve.png and checkpoints.
+    """
+    return made
+
+
+ARGUMENTS = {name: _make_arguments(name) for name in ALGORITHMS}
+"""The options by the name of the algorithm."""
+
+
+class Training(NamedTuple):
+    """A run, ready to begin."""
+
+    title: str
+    stage: Stage
+    labels: list[str]
+    """Of the settings."""
+    seeds: int
+    start: Params
+
+
+def main(words: list[str]) -> int:
+    """Runs the command."""
+    arguments = parse(ARGUMENTS[_find_algorithm(words)], words, "agent")
+    arguments = run_folder.take_up("agent", arguments, check)
+    check(arguments)
+    enable_compilation_cache()
+    training, options = build(arguments), arguments.run
+    fresh = dataclasses.replace(arguments, run=dataclasses.replace(options, resume=None))
+    name = f"{arguments.problem.env}-{arguments.problem.algorithm}-seed{options.seed}"
+    path = options.resume or run_folder.choose_folder(options.out, name)
+    console = Console()
+    members = training.seeds * len(training.labels)
+    console.print(f"[bold]{training.title}[/]: {members} agents of {arguments.hyperparameters.steps:,} steps")
+    console.print(f"seed {options.seed}; run folder {path}", highlight=False, markup=False, soft_wrap=True)
+    with ProgressLine(console) as progress, count_programs() as programs:
+        run = fit(
+            training.stage,
+            training.start,
+            out=path,
+            resume=options.resume is not None,
+            title=training.title,
+            config=run_folder.describe_run("agent", fresh),
+            sinks=[SINKS[name] for name in options.log],
+            on_progress=progress.tell,
+            save_interval=options.save_interval,
+        )
+    if run.interrupted is None:
+        console.print(tabulate(training, run.progress.scores[training.stage.name]["held_out"]))
+    scores = run.progress._replace(scores={})  # the table above says them
+    return report(console, run._replace(progress=scores), "return", "agent", programs)
+
+
+def _find_algorithm(words: Sequence[str]) -> str:
+    """The algorithm that the words name, or that of the run to go on with; its options are those to parse."""
+    for option, following in itertools.pairwise(
+        [*(part for word in words for part in word.split("=", 1)), ""]
+    ):
+        if option == "--algorithm" and following in ALGORITHMS:
+            return following
+        if option == "--resume" and following:
+            return read_algorithm(Path(following))
+    return "ppo"
+
+
+def read_algorithm(path: Path) -> str:
+    """The algorithm of a run.
+
+    Raises:
+      InputError: if the folder is not that of a run of this command.
+    """
+    if (made := run_folder.read_command(path)) != "agent":
+        raise InputError(f"{path} is a run of {made}: jaxrl4lm {made} --resume {path}")
+    problem = folder.read_config(path).get("problem", {})
+    if problem.get("algorithm") not in ALGORITHMS:
+        raise InputError(f"{path / folder.CONFIG} is damaged or of another version: start the run anew")
+    return problem["algorithm"]
+
+
+def check(arguments: Any) -> None:
+    """Raises InputError where a number is out of range, or an option does not fit."""
+    check_numbers(arguments, {})
+    check_seeds(arguments.run.seed, arguments.problem.seeds)
+    check_sinks(arguments.run.log)
+    if arguments.run.mesh is not None:
+        raise InputError("--mesh spreads a language model over devices: leave it out, an agent fits on one")
+    for each in dataclasses.fields(arguments.hyperparameters):
+        if getattr(arguments.hyperparameters, each.name) == ():
+            raise InputError(f"{name_option(each.name)} is missing its value: give at least one")
+
+
+def build(arguments: Any) -> Training:
+    """The run that the options describe.
+
+    Raises:
+      InputError: where there is no such environment, or a number does not fit.
+    """
+    problem, run = arguments.problem, arguments.run
+    make, kind = ALGORITHMS[problem.algorithm]
+    try:
+        environment, params = make_environment(problem.env)
+    except InputError as error:
+        raise InputError(f"--env {error}") from None
+    algorithm: Agent = make(environment, params)
+    given = {
+        each.name: getattr(arguments.hyperparameters, each.name)
+        for each in dataclasses.fields(arguments.hyperparameters)
+    }
+    sweep = {name: values for name, values in given.items() if isinstance(values, tuple) and len(values) > 1}
+    single = {name: value[0] if isinstance(value, tuple) else value for name, value in given.items()}
+    config = kind(**single)
+    members = {"seed": run.seed, "seeds": problem.seeds, "sweep": sweep}
+    try:
+        stage = agent(
+            algorithm,
+            config,
+            params,
+            **members,
+            evaluate_every=run.evaluate_every,
+            episodes=problem.episodes,
+        )
+        start = start_agents(algorithm, config, params, **members)
+    except InputError as error:
+        name, _, rest = str(error).partition(" ")
+        raise InputError(f"{name_option(name)} {rest}" if name in given else str(error)) from None
+    title = f"{problem.env}, {problem.algorithm}"
+    return Training(title, stage, name_settings(sweep), problem.seeds, start)
+
+
+def tabulate(training: Training, returns: Any) -> Table:
+    """The final returns of each setting."""
+    table = Table("setting", "IQM", "95 % interval", "worst", "best", title="return", title_justify="left")
+    parts = np.reshape(np.array(returns, float), (len(training.labels), training.seeds))
+    for label, scores in zip(training.labels, parts, strict=True):
+        low, high = bootstrap_interval(scores)
+        cells = (interquartile_mean(scores), scores.min(), scores.max())
+        middle, worst, best = (f"{x:.1f}" for x in cells)
+        table.add_row(label or f"{training.seeds} seeds", middle, f"{low:.1f} to {high:.1f}", worst, best)
+    return table
+
+
+def evaluate_run(path: Path, as_json: bool) -> int:
+    """Scores the newest checkpoint of a run, as `jaxrl4lm evaluate` does."""
+    arguments, _ = run_folder.read_arguments(path, ARGUMENTS[read_algorithm(path)])
+    training = build(arguments)
+    checkpoints = Checkpoints(path / folder.CHECKPOINTS, write=False)
+    progress = Progress(**checkpoints.notes())
+    shapes = jax.eval_shape(training.stage.init, jax.eval_shape(lambda: training.start))
+    state = checkpoints.restore({"state": shapes})["state"]
+    returns = np.asarray(training.stage.evaluate(training.stage.params_of(state))["held_out"]).tolist()
+    if as_json:
+        print(json.dumps({"stage": training.stage.name, "step": progress.done, "held_out": returns}))
+        return 0
+    console = Console()
+    console.print(f"{training.title}, update {progress.done}/{training.stage.steps}", highlight=False)
+    console.print(tabulate(training, returns))
+    return 0

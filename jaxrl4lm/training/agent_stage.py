@@ -1,0 +1,128 @@
+"""A control agent as a stage: many seeds, and many settings of its hyper-parameters, as one program."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl4lm.agents.agent import Agent, evaluate, view
+from jaxrl4lm.agents.config import AgentConfig
+from jaxrl4lm.training.stage import Numbers, Stage
+from jaxrl4lm.types import Array, InputError, Key, Metrics, Params
+
+EPISODES = 16
+"""Of an evaluation."""
+
+
+def name_settings(sweep: Mapping[str, Sequence[float]]) -> list[str]:
+    """The settings of a sweep in their order, as text: one, without a name, if nothing is swept."""
+    return [
+        ", ".join(f"{name}={value:g}" for name, value in zip(sweep, values, strict=True))
+        for values in itertools.product(*sweep.values())
+    ]
+
+
+def list_members(seed: int, seeds: int, sweep: Mapping[str, Sequence[float]]) -> tuple[Key, dict[str, Array]]:
+    """Keys and swept hyper-parameters of each member `[settings * seeds]`; each setting has the same seeds."""
+    settings = list(itertools.product(*sweep.values()))
+    keys = jax.vmap(jax.random.key)(jnp.tile(jnp.arange(seed, seed + seeds), len(settings)))
+    columns = np.repeat(np.array(settings, np.float32).reshape(len(settings), len(sweep)), seeds, axis=0)
+    return keys, {name: jnp.asarray(columns[:, i]) for i, name in enumerate(sweep)}
+
+
+def start_agents(
+    algorithm: Agent,
+    config: AgentConfig,
+    params: Any,
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    sweep: Mapping[str, Sequence[float]] | None = None,
+) -> Params:
+    """Where the runs begin: what `agents.agent.view` gives of each, with the members as first axis. Arguments as of `agent`."""
+    keys, values = list_members(seed, seeds, sweep or {})
+    return jax.jit(jax.vmap(lambda key, values: view(algorithm.init(key, config.replace(**values), params))))(
+        keys, values
+    )
+
+
+def agent(
+    algorithm: Agent,
+    config: AgentConfig,
+    params: Any,
+    *,
+    seed: int = 0,
+    seeds: int = 1,
+    sweep: Mapping[str, Sequence[float]] | None = None,
+    evaluate_every: int | None = None,
+    episodes: int = EPISODES,
+) -> Stage:
+    """Trains an agent of each setting and seed. It begins with what `start_agents` gives.
+
+    Args:
+      algorithm: as `agents.ppo.make` and its siblings give it.
+      config: the hyper-parameters that are not swept.
+      params: of the environment.
+      seed: the first seed.
+      seeds: agents of each setting.
+      sweep: values of hyper-parameters; each combination is a setting.
+      evaluate_every: updates between evaluations; a twentieth of the run if None.
+      episodes: of an evaluation, always the same ones.
+    Raises:
+      InputError: where a number is out of range, or the steps do not divide into updates.
+    """
+    sweep = dict(sweep or {})
+    config.check()
+    for name, values in sweep.items():
+        for value in values:
+            config.replace(**{name: value}).check()
+    if not all(sweep.values()):
+        raise InputError(f"sweep has no value of {next(n for n, v in sweep.items() if not len(v))}: give one")
+    updates, labels = config.count_updates(), name_settings(sweep)
+    keys, values = list_members(seed, seeds, sweep)
+
+    def init(started: Params) -> Any:
+        states = jax.vmap(lambda key, values: algorithm.init(key, config.replace(**values), params))(
+            keys, values
+        )
+        return states._replace(**jax.tree.map(jnp.copy, started))
+
+    @partial(jax.jit, static_argnums=1, donate_argnums=0)
+    def chunk(states: Any, count: int) -> tuple[Any, Metrics]:
+        def once(state: Any, values: dict[str, Array]) -> tuple[Any, Metrics]:
+            own = config.replace(**values)
+            return jax.lax.scan(lambda state, _: algorithm.update(state, own, params), state, length=count)
+
+        states, metrics = jax.vmap(once)(states, values)
+        return states, {name: x.T for name, x in metrics.items()}
+
+    @jax.jit
+    def score(seen: Params) -> Array:
+        key = jax.random.key(seed)
+        return jax.vmap(lambda one: evaluate(algorithm, one, key, params, episodes).mean())(seen)
+
+    def judge(seen: Params) -> Numbers:
+        returns = np.asarray(score(seen))
+        numbers = {"held_out": returns}
+        if len(labels) > 1:
+            parts = returns.reshape(len(labels), seeds)
+            numbers |= {f"held_out/{label}": part for label, part in zip(labels, parts, strict=True)}
+        return numbers
+
+    several = {f"held_out/{label}": label for label in labels} if len(labels) > 1 else {}
+    return Stage(
+        name=algorithm.name,
+        steps=updates,
+        chunk=min(evaluate_every or max(updates // 20, 1), updates),
+        init=init,
+        advance=lambda states, done, count: chunk(states, count),
+        evaluate=judge,
+        headline=lambda metrics: f"mean return {float(np.mean(metrics['held_out'])):.1f}",
+        params_of=view,
+        panels=several or {"held_out": f"return of {episodes} episodes", "return": "return while learning"},
+        config={"algorithm": algorithm.name, "seeds": seeds, "seed": seed, "sweep": sweep},
+    )

@@ -1,0 +1,62 @@
+"""The command `agent`: a swept run, its table, its score, going on with it, and what it refuses."""
+
+import json
+
+import pytest
+
+from jaxrl4lm.cli import main
+
+SMALL = ["--env", "Catch-bsuite", "--steps", "64", "--environments", "2", "--rollout", "8", "--episodes", "2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(folder, what was printed) of a run over two learning rates and two seeds."""
+    path = tmp_path_factory.mktemp("agent") / "run"
+    words = [*SMALL, "--algorithm", "a2c", "--seeds", "2", "--learning-rate", "1e-3", "3e-3"]
+    assert main(["agent", *words, "--out", str(path)]) == 0
+    return path
+
+
+def test_a_run_leaves_its_records_and_is_scored(run, capsys):
+    assert (run / "learning_curve.png").exists()
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == 4
+    assert len(records[-1]["held_out"]) == 4
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["held_out"] == records[-1]["held_out"]
+    assert main(["evaluate", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "learning_rate=0.001" in shown
+    assert "IQM" in shown
+
+
+def test_a_finished_run_has_nothing_to_go_on_with(run, capsys):
+    before = (run / "metrics.jsonl").read_text()
+    assert main(["agent", "--resume", str(run)]) == 0
+    assert (run / "metrics.jsonl").read_text() == before
+    assert "learning_rate=0.003" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--env", "Go"], "--env Go is no environment: name one of CartPole-v1"),
+        (["--steps", "1001"], "--steps 1001 is no whole number of updates of 1000 steps: give 1000"),
+        (["--learning-rate", "0.1", "-1"], "--learning-rate must be positive, not -1.0"),
+        (["--seeds", "0"], "--seeds must be positive, not 0"),
+        (["--mesh", "1", "1", "1"], "--mesh spreads a language model over devices"),
+    ],
+)
+def test_bad_options_are_one_sentence(words, said, tmp_path, capsys):
+    assert main(["agent", *words, "--out", str(tmp_path / "run")]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_shows_the_options_of_the_algorithm(capsys):
+    for algorithm, option in (("ppo", "--clip-eps"), ("trpo", "--trust-region")):
+        with pytest.raises(SystemExit):
+            main(["agent", "--algorithm", algorithm, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        assert option in shown
+        assert "γ, of later rewards" in shown

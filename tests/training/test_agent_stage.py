@@ -1,0 +1,101 @@
+"""Agents as a stage: stopped and resumed they end with the same bits, and a sweep is its settings."""
+
+import os
+import signal
+
+import gymnax
+import jax
+import numpy as np
+import pytest
+
+from jaxrl4lm import training
+from jaxrl4lm.agents import a2c, ppo, ppo_kl, reinforce, trpo
+from jaxrl4lm.agents.scores import bootstrap_interval, interquartile_mean
+from jaxrl4lm.types import InputError
+from tests.selection import slow_but
+
+SIZES = {"environments": 2, "rollout": 20, "steps": 160}
+ALGORITHMS = {
+    "a2c": (a2c.make, a2c.A2CConfig(**SIZES)),
+    "ppo": (ppo.make, ppo.PPOConfig(epochs=2, **SIZES)),
+    "ppo-kl": (ppo_kl.make, ppo_kl.PPOKLConfig(epochs=2, **SIZES)),
+    "trpo": (trpo.make, trpo.TRPOConfig(epochs=2, **SIZES)),
+    "reinforce": (reinforce.make, reinforce.ReinforceConfig(**SIZES)),
+}
+SWEEP = {"learning_rate": (1e-3, 1e-2), "discount": (0.9,)}
+
+
+def begin(name):
+    """(stage, parameters) of two seeds and two settings on a short CartPole."""
+    make, config = ALGORITHMS[name]
+    environment, params = gymnax.make("CartPole-v1")
+    params = params.replace(max_steps_in_episode=20)
+    algorithm = make(environment, params)
+    members = {"seed": 3, "seeds": 2, "sweep": SWEEP}
+    stage = training.agent(algorithm, config, params, **members, evaluate_every=2, episodes=2)
+    return stage, training.start_agents(algorithm, config, params, **members)
+
+
+def fit(path, stage, params, **settings):
+    return training.fit(stage, params, out=path, save_interval=0, **settings)
+
+
+@pytest.mark.parametrize("name", slow_but(ALGORITHMS, ["ppo"]))
+def test_stopped_and_resumed_it_ends_with_the_same_bits(name, tmp_path):
+    """A swept learning rate as well."""
+    stage, params = begin(name)
+    whole = fit(tmp_path / "whole", stage, params)
+
+    def stop(report):
+        if report.progress.done == 2 and report.headline is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    first = fit(tmp_path / "parts", stage, params, on_progress=stop)
+    assert (first.interrupted, first.progress.done) == (signal.SIGTERM, 2)
+    second = fit(tmp_path / "parts", stage, params, resume=True)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, second.params)
+    assert whole.progress.scores == second.progress.scores
+    moved = jax.tree.map(lambda x, y: bool((x != y).any()), params["params"], second.params["params"])
+    assert all(jax.tree.leaves(moved["actor"]))
+
+
+def test_a_setting_has_the_seeds_of_the_others_and_its_own_numbers():
+    """Its scores are a quarter of all; members of one seed begin alike, and a larger learning rate moves further."""
+    stage, params = begin("a2c")
+    for x in jax.tree.leaves(params["params"]):
+        np.testing.assert_array_equal(x[:2], x[2:])
+    run = training.fit(stage, params)
+    scores = run.progress.scores["a2c"]
+    assert scores["held_out"][:2] == scores["held_out/learning_rate=0.001, discount=0.9"]
+    assert scores["held_out"][2:] == scores["held_out/learning_rate=0.01, discount=0.9"]
+    distance = [
+        sum(
+            np.abs(a[i] - b[i]).sum()
+            for a, b in zip(*map(jax.tree.leaves, (run.params, params)), strict=True)
+        )
+        for i in (0, 2)
+    ]
+    assert distance[1] > 5 * distance[0]
+
+
+def test_what_does_not_fit_is_refused():
+    make, config = ALGORITHMS["a2c"]
+    environment, params = gymnax.make("CartPole-v1")
+    algorithm = make(environment, params)
+    with pytest.raises(InputError, match=r"discount must be at most 1|discount must lie in 0..1, not 2"):
+        training.agent(algorithm, config, params, sweep={"discount": (0.9, 2.0)})
+    with pytest.raises(InputError, match="steps 161 is no whole number of updates of 40 steps: give 160"):
+        training.agent(algorithm, config.replace(steps=161), params)
+    make, config = ALGORITHMS["reinforce"]
+    algorithm = make(environment, params)
+    with pytest.raises(InputError, match="rollout is 20, an episode has up to 500"):
+        algorithm.update(algorithm.init(jax.random.key(0), config, params), config, params)
+
+
+def test_scores_over_seeds():
+    scores = np.array([100.0, 4, 5, 6, 7, 0, 5, 6])
+    assert interquartile_mean(scores) == np.mean([5, 5, 6, 6])
+    low, high = bootstrap_interval(scores)
+    assert 3 < low < 5.5 < high < 60
+    assert bootstrap_interval(scores) == (low, high)
+    assert bootstrap_interval(np.ones(3)) == (1, 1)
