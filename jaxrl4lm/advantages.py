@@ -119,9 +119,9 @@ def batch_normalized(rewards: Array, mask: Array | None = None, *, eps: ScalarLi
       ValueError: if a group has fewer than two completions.
     Reference: Liu et al. 2025, arXiv:2508.08221, sec. 4; TRL calls it `scale_rewards="batch"`.
 
-    >>> batch_normalized(jnp.array([[0.0, 2.0], [1.0, 1.0]]), eps=0.0)
-    Array([[-1.2247449,  1.2247449],
-           [ 0.       ,  0.       ]], dtype=float32)
+    >>> batch_normalized(jnp.array([[0.0, 2.0], [1.0, 1.0]]), eps=0.0).round(3)
+    Array([[-1.225,  1.225],
+           [ 0.   ,  0.   ]], dtype=float32)
     """
     keep, kept = _keep(rewards, mask)
     informative = differ(kept, keep)

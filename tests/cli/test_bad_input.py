@@ -339,11 +339,12 @@ def test_a_terminal_that_cannot_show_a_name(spawn, task_options, tmp_path, monke
 
 
 def test_a_refusal_leaves_no_empty_folder_of_runs(cli, here, prompt_options):
-    (here / "reward.py").write_text(
+    (here / "wrong.py").write_text(
         "def reward(prompts, completions, **columns):\n    return [float('nan')]\n"
     )
-    result = cli("train", *prompt_options, "--reward", here / "reward.py:reward")
+    result = cli("train", *prompt_options, "--reward", here / "wrong.py:reward")
     assert result.code == 2
+    assert "wrong.py:reward returned" in result.err
     assert not (here / "runs").exists()
 
 

@@ -122,8 +122,8 @@ def unsteady(tmp_path_factory, prompt_options):
     from jaxrl4lm.cli import main
 
     folder = tmp_path_factory.mktemp("unsteady")
-    (folder / "reward.py").write_text(UNSTEADY)
-    options = [*prompt_options, "--reward", f"{folder}/reward.py:reward", "--updates", "8"]
+    (folder / "unsteady.py").write_text(UNSTEADY)
+    options = [*prompt_options, "--reward", f"{folder}/unsteady.py:reward", "--updates", "8"]
     options += ["--evaluate-every", "4", "--save-interval", "inf"]
     assert main(["train", *options, "--out", str(folder / "whole")]) == 0
     return folder, options
