@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxrl4lm.agents import a2c, ppo, ppo_kl, reinforce, trpo
+from jaxrl4lm.agents import a2c, dqn, ppo, ppo_kl, reinforce, trpo
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import AgentConfig
 from jaxrl4lm.agents.environment import make_environment
@@ -40,6 +40,7 @@ ALGORITHMS = {
     "trpo": (trpo.make, trpo.TRPOConfig),
     "a2c": (a2c.make, a2c.A2CConfig),
     "reinforce": (reinforce.make, reinforce.ReinforceConfig),
+    "dqn": (dqn.make, dqn.DQNConfig),
 }
 
 
@@ -49,7 +50,7 @@ class ProblemOptions:
 
     env: str = "CartPole-v1"
     """A gymnax environment by its name."""
-    algorithm: Literal["ppo", "ppo-kl", "trpo", "a2c", "reinforce"] = "ppo"
+    algorithm: Literal["ppo", "ppo-kl", "trpo", "a2c", "reinforce", "dqn"] = "ppo"
     """Its hyper-parameters are the options below; --algorithm NAME --help shows those of another."""
     seeds: int = size(1)
     """Agents of each setting, trained side by side."""

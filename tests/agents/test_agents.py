@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl4lm.agents import a2c, ppo, ppo_kl, reinforce, trpo
+from jaxrl4lm.agents import a2c, dqn, ppo, ppo_kl, reinforce, trpo
 from jaxrl4lm.agents import agent as A
 from jaxrl4lm.agents.on_policy import monte_carlo, n_step
 from jaxrl4lm.types import InputError
@@ -27,7 +27,18 @@ AGENTS = {
     "a2c, Monte-Carlo": (functools.partial(a2c.make, estimate=monte_carlo), A2C),
     "a2c, one step": (functools.partial(a2c.make, estimate=n_step(1)), A2C),
 }
-FAMILIES = ["ppo", "a2c", "ppo-kl", "trpo", "reinforce"]
+DQN = dqn.DQNConfig(
+    steps=64 + 3200,
+    rollout=8,
+    buffer=640,
+    warmup=64,
+    gradient_steps=8,
+    final_learning_rate_share=0.0,
+    epsilon=0.5,
+    **FAST,
+)
+AGENTS |= {"dqn": (dqn.make, DQN), "dqn, dueling": (functools.partial(dqn.make, dueling=True), DQN)}
+FAMILIES = ["ppo", "a2c", "ppo-kl", "trpo", "reinforce", "dqn"]
 """Agents with an update of their own."""
 
 
@@ -59,7 +70,7 @@ def short(name):
     environment, params = gymnax.make("CartPole-v1")
     params = params.replace(max_steps_in_episode=20)
     agent = make(environment, params)
-    config = config.replace(environments=4)
+    config = config.replace(environments=8 if name.startswith("dqn") else 4)
     config = config.replace(steps=config.steps_before() + 2 * config.steps_per_update())
     return agent, functools.partial(A.train, agent), config, params
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jaxrl4lm.cli import main
+from jaxrl4lm.cli.agent import ALGORITHMS
 
 SMALL = ["--env", "Catch-bsuite", "--steps", "64", "--environments", "2", "--rollout", "8", "--episodes", "2"]
 
@@ -51,6 +52,11 @@ def test_a_finished_run_has_nothing_to_go_on_with(run, capsys):
 def test_bad_options_are_one_sentence(words, said, tmp_path, capsys):
     assert main(["agent", *words, "--out", str(tmp_path / "run")]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_defaults_of_every_algorithm_fit():
+    for _, config in ALGORITHMS.values():
+        config().check()
 
 
 def test_help_shows_the_options_of_the_algorithm(capsys):
