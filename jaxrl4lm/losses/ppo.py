@@ -164,7 +164,7 @@ def sapo(
 
 
 def binary_tv(log_probs: Array, old_log_probs: Array) -> Array:
-    """|π(a) − π_old(a)|: the total variation of "this token or another".
+    """The total variation of "this token or another": |π(a) − π_old(a)|.
 
     Args:
       log_probs: log π_θ(a_t|s_t), any shape, in nats, at most 0.
