@@ -167,25 +167,28 @@ class HostedUpdates:
         return state, _stack(rows)
 
     def _update(self, state: Any, update: int) -> tuple[Any, Mapping[str, Any]]:
-        state, pool = self._draw(state, update, 0)
+        state, pool, said = self._draw(state, update, 0)
+        rounds = [said]
         for drawn in range(1, self._config.sampling_rounds):
             if bool(pool.informative.all()):
                 break
-            state, fresh = self._draw(state, update, drawn)
+            state, fresh, said = self._draw(state, update, drawn)
             pool = self._keep(pool, fresh)
+            rounds.append(said)
         state, metrics = self._learn(state, pool)
-        return state, {**metrics, **self._said}
+        means = {name: mean_of(values) for name, values in _stack(rounds).items()}
+        return state, {**means, **metrics}
 
-    def _draw(self, state: Any, update: int, drawn: int) -> tuple[Any, Pool]:
-        """One round: the completions of further prompts, and their scores."""
+    def _draw(self, state: Any, update: int, drawn: int) -> tuple[Any, Pool, Numbers]:
+        """One round: the completions of further prompts with their scores, and what rewards say of them."""
         indices = self._choose_rows(state, update, drawn)
         batch = self._prompts.batch(indices, self._tokenizer.pad_id)
         copies, several = self._config.completions, self._config.sampling_rounds > 1
         trajectories = self._sample(state, *batch, np.int32(drawn) if several else None)
-        scores = self._score(trajectories, indices, copies, update)
+        scores, said = self._score(trajectories, indices, copies, update)
         if self._learner.algorithm.greedy_baseline:
             greedy = self._sample_greedily(state, *batch)
-            baselines = self._score(greedy, indices, 1, update)
+            baselines, _ = self._score(greedy, indices, 1, update)
             scores = scores + np.repeat(np.where(np.isnan(baselines), np.nan, 0), copies)
             trajectories = trajectories._replace(baselines=np.nan_to_num(baselines))
         trajectories = trajectories._replace(scored=~np.isnan(scores))
@@ -194,11 +197,13 @@ class HostedUpdates:
             state = state._replace(record=self._remember(state.record, np.array(indices), by_prompt))
         scores = np.nan_to_num(scores)
         if several:
-            return state, self._begin(trajectories, scores)
-        return state, Pool(trajectories, scores, *[None] * 3)  # pyright: ignore[reportArgumentType]
+            return state, self._begin(trajectories, scores), said
+        return state, Pool(trajectories, scores, *[None] * 3), said  # pyright: ignore[reportArgumentType]
 
-    def _score(self, trajectories: Any, indices: Sequence[int], copies: int, update: int) -> np.ndarray:
-        """What is learned from, float32 `[completions]`; nan where no reward applies."""
+    def _score(
+        self, trajectories: Any, indices: Sequence[int], copies: int, update: int
+    ) -> tuple[np.ndarray, Numbers]:
+        """What is learned from, float32 `[completions]`, nan where no reward applies; what rewards say beside it."""
         completions = decode_completions(
             self._tokenizer, trajectories.completions, trajectories.mask, trajectories.truncated
         )
@@ -206,9 +211,9 @@ class HostedUpdates:
         state, log = TrainerState(update, self._config.updates, seen), Log()
         each = judge_completions(self._rewards, self._prompts, indices, completions, copies, state, log)
         named = zip(self._rewards.functions, each, strict=True) if len(each) > 1 else ()
-        self._said = {f"reward/{name}": mean_of(scores) for name, scores in named}
-        self._said |= {f"reward/{name}": np.asarray(value) for name, value in log.metrics.items()}
-        return self._rewards.add(each, copies).astype(np.float32)
+        said = {f"reward/{name}": mean_of(scores) for name, scores in named}
+        said |= {f"reward/{name}": np.asarray(value) for name, value in log.metrics.items()}
+        return self._rewards.add(each, copies).astype(np.float32), said
 
     def prepare(self, state: Any, count: int) -> None:
         del count

@@ -149,6 +149,20 @@ def test_completions_that_no_reward_applies_to_are_left_out():
         assert all(jax.tree.leaves(same)) != moves
 
 
+def test_records_tell_of_the_completions_that_are_learned_from():
+    """Not of the greedy ones that ReMax compares with; what a reward calls as the run does keeps the run's number."""
+
+    def spy(prompts, completions, log_metric):
+        log_metric("completions", len(completions))
+        log_metric("mean", 99)
+        return count_ones(prompts, completions)
+
+    config = CONFIG.replace(updates=1, minibatches=1)
+    run = training.fit([reinforce(rewards=spy, algorithm=lm.algorithms.REMAX, config=config)], PARAMS)
+    assert run.history["reward/completions"][0] == 8
+    assert run.history["reward/mean"][0] < 9
+
+
 @pytest.mark.slow
 def test_rewards_are_summed(plain):
     def half(prompts, completions, **columns):
