@@ -202,18 +202,6 @@ class Batch(NamedTuple):
     columns: Mapping[str, list]
 
 
-def call(
-    reward: Reward,
-    name: str,
-    prompts: Sequence[str | list[Message]],
-    completions: Sequence[str],
-    columns: Mapping[str, list],
-) -> list[float]:
-    """Scores of one reward; nan for None. As `judge`."""
-    batch = Batch(prompts, completions, [[] for _ in completions], columns)
-    return judge({name: reward}, batch)[0].tolist()
-
-
 def judge(
     rewards: Mapping[str, Reward], batch: Batch, state: TrainerState | None = None, log: Log | None = None
 ) -> np.ndarray:

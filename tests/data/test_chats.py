@@ -9,6 +9,7 @@ from jaxrl4lm.data.corpus import encode_prompts
 from jaxrl4lm.data.files import Row, read_jsonl
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.types import InputError
+from tests.data.judging import call
 from tests.model_folders import byte_tokenizer, make_folder
 
 pytest.importorskip("jinja2")
@@ -140,17 +141,17 @@ def test_rewards_are_called_with_messages():
 
     seen = []
     chat = [USER]
-    assert rewards.call(spy, "spy", [chat, "hi"], ["ab", "c"], {}) == [1.0, 1.0]
+    assert call(spy, "spy", [chat, "hi"], ["ab", "c"], {}) == [1.0, 1.0]
     assert seen[0][1] == [[{"role": "assistant", "content": "ab"}], "c"]
     assert chat == [USER]
     for name, expected in {"exact_match": 1, "numeric_answer": 1, "length:4": 0.5, "regex:^42$": 1}.items():
-        assert rewards.call(rewards.parse(name), name, [chat], ["42"], {"answer": ["42"]}) == [expected]
+        assert call(rewards.parse(name), name, [chat], ["42"], {"answer": ["42"]}) == [expected]
 
     def fail(prompts, completions, **columns):
         return [float("nan")]
 
     with pytest.raises(InputError, match="returned nan for the prompt 'hi'"):
-        rewards.call(fail, "fail", [chat], ["42"], {})
+        call(fail, "fail", [chat], ["42"], {})
 
 
 def test_tokens_that_a_model_has_no_embedding_for():

@@ -7,6 +7,7 @@ import pytest
 
 from jaxrl4lm.data import rewards
 from jaxrl4lm.types import InputError
+from tests.data.judging import call
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ from jaxrl4lm.types import InputError
 def test_built_in(name, completion, answer, expected):
     function = rewards.parse(name)
     columns = {"answer": [answer], "other": [0]}
-    assert rewards.call(function, name, ["p"], [completion], columns) == [expected]
+    assert call(function, name, ["p"], [completion], columns) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_a_file_may_import_its_neighbour_and_define_dataclasses(tmp_path):
         "def f(prompts, completions, **columns): return [FACTOR * A(len(c)).x for c in completions]\n"
     )
     function = rewards.parse(f"{tmp_path}/mine.py:f")
-    assert rewards.call(function, "f", ["p"], ["abc"], {}) == [6.0]
+    assert call(function, "f", ["p"], ["abc"], {}) == [6.0]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_a_file_may_import_its_neighbour_and_define_dataclasses(tmp_path):
     ids=lambda x: type(x).__name__,
 )
 def test_scores_of_any_sequence(scores):
-    assert rewards.call(lambda **_: scores, "f", ["p", "q"], ["a", "b"], {}) == [1.0, 0.5]
+    assert call(lambda **_: scores, "f", ["p", "q"], ["a", "b"], {}) == [1.0, 0.5]
 
 
 class Unfloatable:
@@ -120,7 +121,7 @@ class Unfloatable:
 )
 def test_scores_that_are_none(scores, said):
     with pytest.raises(InputError) as error:
-        rewards.call(lambda **_: scores, "my.py:f", ["p", "q"], ["a", "b"], {})
+        call(lambda **_: scores, "my.py:f", ["p", "q"], ["a", "b"], {})
     assert "the reward my.py:f" in str(error.value)
     assert said in str(error.value)
 
@@ -132,7 +133,7 @@ def test_what_a_reward_raises_is_told_on_one_line():
     with pytest.raises(
         InputError, match=r"f raised KeyError at test_rewards.py:\d+: .*\(first prompt .* 'p'\)"
     ) as error:
-        rewards.call(reward, "f", ["p"], ["a"], {})
+        call(reward, "f", ["p"], ["a"], {})
     assert "\n" not in str(error.value)
 
 
@@ -242,5 +243,5 @@ def test_columns_are_checked_before_anything_runs(function, columns, said):
 
 def test_long_prompts_are_shortened_in_messages():
     with pytest.raises(InputError) as error:
-        rewards.call(lambda **_: [float("nan")], "f", ["x" * 1000], ["a"], {})
+        call(lambda **_: [float("nan")], "f", ["x" * 1000], ["a"], {})
     assert len(str(error.value)) < 200
