@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 import tyro
 from rich.console import Console
@@ -22,7 +21,6 @@ from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import AgentConfig
 from jaxrl4lm.agents.environment import make_environment
 from jaxrl4lm.agents.scores import bootstrap_interval, interquartile_mean
-from jaxrl4lm.checkpoint import Checkpoints
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import count_programs, enable_compilation_cache
 from jaxrl4lm.cli.options import Group, RunOptions, check_numbers, check_seeds, name_option, parse
@@ -30,7 +28,7 @@ from jaxrl4lm.cli.progress import ProgressLine
 from jaxrl4lm.cli.report import report
 from jaxrl4lm.lm.config import size
 from jaxrl4lm.metrics import SINKS, check_sinks
-from jaxrl4lm.training import Progress, Stage, fit, folder
+from jaxrl4lm.training import Stage, fit, folder
 from jaxrl4lm.training.agent_stage import agent, name_settings, start_agents
 from jaxrl4lm.types import InputError, Params, ScalarLike
 
@@ -246,11 +244,8 @@ def evaluate_run(path: Path, as_json: bool) -> int:
     """Scores the newest checkpoint of a run, as `jaxrl4lm evaluate` does."""
     arguments, _ = run_folder.read_arguments(path, ARGUMENTS[read_algorithm(path)])
     training = build(arguments)
-    checkpoints = Checkpoints(path / folder.CHECKPOINTS, write=False)
-    progress = Progress(**checkpoints.notes())
-    shapes = jax.eval_shape(training.stage.init, jax.eval_shape(lambda: training.start))
-    state = checkpoints.restore({"state": shapes})["state"]
-    returns = np.asarray(training.stage.evaluate(training.stage.params_of(state))["held_out"]).tolist()
+    params, progress = run_folder.restore_newest(path, (training.stage,), lambda: training.start)
+    returns = np.asarray(training.stage.evaluate(params)["held_out"]).tolist()
     if as_json:
         print(json.dumps({"stage": training.stage.name, "step": progress.done, "held_out": returns}))
         return 0

@@ -4,23 +4,21 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import jax
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jaxrl4lm.checkpoint import Checkpoints
 from jaxrl4lm.cli import distill, head, preference, reward, run_folder, sft, train
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
 from jaxrl4lm.cli.options import name_option, parse
 from jaxrl4lm.cli.report import format_spread, make_cell
 from jaxrl4lm.cli.session import Session
 from jaxrl4lm.lm.config import find_out_of_range, number, size
-from jaxrl4lm.training import Progress, folder
+from jaxrl4lm.training import folder
 from jaxrl4lm.training.draws import summarize
 from jaxrl4lm.training.loop import drop_non_finite
 from jaxrl4lm.types import InputError, Params
@@ -110,9 +108,6 @@ def _restore_newest(session: Session, path: Path) -> tuple[Params, str, int, int
     """The newest parameters of a run, the stage they are of, its steps done and all of its steps."""
     if not any(stage.steps for stage in session.stages):  # a run of no steps at all has nothing to save
         return session.start(), "untrained", 0, 0
-    checkpoints = Checkpoints(path / folder.CHECKPOINTS, write=False)
-    progress: Any = Progress(**checkpoints.notes())
+    params, progress = run_folder.restore_newest(path, session.stages, session.start)
     stage = session.stages[progress.stage]
-    shapes = jax.eval_shape(stage.init, jax.eval_shape(session.start))
-    state = checkpoints.restore({"state": shapes})["state"]
-    return stage.params_of(state), stage.name, progress.done, stage.steps
+    return params, stage.name, progress.done, stage.steps

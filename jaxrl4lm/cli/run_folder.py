@@ -6,12 +6,15 @@ import hashlib
 import itertools
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+
+from jaxrl4lm.checkpoint import Checkpoints
 from jaxrl4lm.cli.options import RunOptions, from_json, to_json
-from jaxrl4lm.training import folder
-from jaxrl4lm.types import InputError
+from jaxrl4lm.training import Progress, Stage, folder
+from jaxrl4lm.types import InputError, Params
 
 COMMANDS = ("train", "sft", "preference", "distill", "reward", "head", "agent")
 """Those that train, and leave a run that can be gone on with and evaluated."""
@@ -98,6 +101,21 @@ def take_up(command: str, arguments: Any, check: Callable[[Any], None]) -> Any:
     refuse_changes(path, changed)
     check(saved)
     return dataclasses.replace(saved, run=dataclasses.replace(saved.run, resume=path))
+
+
+def restore_newest(
+    path: pathlib.Path, stages: Sequence[Stage], start: Callable[[], Params]
+) -> tuple[Params, Progress]:
+    """The newest parameters of a run, and how far it is.
+
+    Args:
+      start: gives the parameters that the first stage began with, of which the shapes are looked at.
+    """
+    checkpoints = Checkpoints(path / folder.CHECKPOINTS, write=False)
+    progress: Any = Progress(**checkpoints.notes())
+    stage = stages[progress.stage]
+    shapes = jax.eval_shape(stage.init, jax.eval_shape(start))
+    return stage.params_of(checkpoints.restore({"state": shapes})["state"]), progress
 
 
 def refuse_changes(path: pathlib.Path, changed: list[str]) -> None:

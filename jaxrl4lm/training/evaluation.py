@@ -79,17 +79,10 @@ def evaluate_task(policy: LanguagePolicy, task: Task, *, count: int = 1000, seed
     def draw(params: Params, n: int) -> Draws:
         first = jax.tree.map(lambda x: x[0], params) if seeds > 1 else params
         several = jax.jit(partial(_answer, task=task, policy=policy, copies=n), static_argnums=1)
-        prompts, completed, right = jax.device_get(several(first, count))
-        decode, shape = task.tokenizer.decode, (count, n)
-        texts = [decode(ids) for ids in completed.tokens.tolist()]
-        return Draws(
-            [decode(ids) for ids in prompts.tokens.tolist()],
-            [texts[i : i + n] for i in range(0, len(texts), n)],
-            np.asarray(right, float).reshape(shape),
-            completed.mask.sum(-1).reshape(shape),
-            ~completed.truncated.reshape(shape),
-            {},
-        )
+        prompts, done, right = jax.device_get(several(first, count))
+        texts = [task.tokenizer.decode(ids) for ids in prompts.tokens.tolist()]
+        completions = decode_completions(task.tokenizer, done.tokens, done.mask, done.truncated)
+        return _arrange_draws(texts, completions, np.asarray(right, float), {})
 
     return Evaluation(
         score=lambda params: {"held_out": jax.device_get(evaluate(params))},
@@ -158,16 +151,8 @@ def evaluate_prompts(
         drawn = dataclasses.replace(sampling, copies=n)
         completions = complete_prompts(policy, tokenizer, drawn)(params, prompts)
         scores = judge_completions(rewards, prompts, range(len(prompts.rows)), completions, n)
-        texts = [each.text for each in completions]
-        shape = (len(prompts.rows), n)
-        return Draws(
-            prompts.texts,
-            [texts[i : i + n] for i in range(0, len(texts), n)],
-            rewards._replace(normalized=False).add(scores).reshape(shape),
-            np.array([len(each.ids) for each in completions]).reshape(shape),
-            np.array([each.ended for each in completions]).reshape(shape),
-            {k: x.reshape(shape) for k, x in zip(rewards.functions, scores, strict=True) if len(scores) > 1},
-        )
+        each = dict(zip(rewards.functions, scores, strict=True)) if len(scores) > 1 else {}
+        return _arrange_draws(prompts.texts, completions, rewards.add(scores), each)
 
     few = prompts.select(range(min(SHOWN, len(prompts.rows))))
     return Evaluation(
@@ -176,6 +161,27 @@ def evaluate_prompts(
         headline=_say_held_out,
         samples=samples,
         draw=draw,
+    )
+
+
+def _arrange_draws(
+    prompts: Sequence[str],
+    completions: Sequence["Completion"],
+    totals: np.ndarray,
+    each: Mapping[str, np.ndarray],
+) -> Draws:
+    """The completions of prompts, those of one after another, with their scores."""
+    n = len(completions) // len(prompts)
+    texts = [completion.text for completion in completions]
+    lengths = np.array([len(completion.ids) for completion in completions])
+    ended = np.array([completion.ended for completion in completions])
+    return Draws(
+        prompts,
+        [texts[i : i + n] for i in range(0, len(texts), n)],
+        totals.reshape(-1, n),
+        lengths.reshape(-1, n),
+        ended.reshape(-1, n),
+        {name: scores.reshape(-1, n) for name, scores in each.items()},
     )
 
 
