@@ -27,6 +27,7 @@ from jaxrl4lm.data.files import Row, require_texts
 from jaxrl4lm.data.reward_pool import RewardPool
 from jaxrl4lm.lm import TextConfig
 from jaxrl4lm.lm.curriculum import CURRICULA
+from jaxrl4lm.lm.trainable import Trainable
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.training import (
     Evaluation,
@@ -42,6 +43,7 @@ from jaxrl4lm.training.folder import ADAPTER
 from jaxrl4lm.training.hosted_updates import fill_columns, hide_column, split_prompts
 from jaxrl4lm.training.language_stage import init_params
 from jaxrl4lm.training.reinforcement_stage import LONGEST_COMPLETION
+from jaxrl4lm.training.texts import TextSet
 from jaxrl4lm.types import InputError
 
 TASKS = {"addition": tasks.addition, "sort": tasks.sort, "reverse": tasks.reverse, "copy": tasks.copy}
@@ -166,14 +168,7 @@ def _build_prompts(arguments: TrainArguments) -> Session:
     policy, tokenizer, embeddings = model.policy, model.tokenizer, model.policy.config.vocab_size
     trainable = choose_trainable(arguments.adaptation, policy, name_base(arguments.model))
     prompts = encode_prompts(
-        rows,
-        "prompt",
-        tokenizer,
-        source,
-        room,
-        model.context,
-        embeddings=embeddings,
-        strict=world.strict,
+        rows, "prompt", tokenizer, source, room, model.context, embeddings=embeddings, strict=world.strict
     )
     training, held_out = _split(hide_column(prompts, "prompt"), world.held_out)
     notes = [
@@ -189,19 +184,7 @@ def _build_prompts(arguments: TrainArguments) -> Session:
             documents, tokenizer, TextConfig(held_out=0), context=model.context, embeddings=embeddings
         )
         notes += describe_texts(texts)
-        stages.append(
-            supervised(
-                policy,
-                texts,
-                arguments.pretrain,
-                tokenizer=tokenizer,
-                trainable=trainable,
-                evaluation=evaluation,
-                until=_reach(arguments.text.pretrain_until),
-                seed=run.seed,
-                evaluate_every=run.evaluate_every,
-            )
-        )
+        stages.append(_teach_first(arguments, model, texts, trainable, evaluation))
     stages.append(
         reinforcement(
             policy,
@@ -217,10 +200,8 @@ def _build_prompts(arguments: TrainArguments) -> Session:
             curriculum=CURRICULA[arguments.algorithm.curriculum] if arguments.algorithm.curriculum else None,
         )
     )
-    source_name = (world.prompts or arguments.text.text).name  # pyright: ignore[reportOptionalMemberAccess]
-    named = ", ".join(name.split("/")[-1] for name in world.reward)
     return Session(
-        title=f"{source_name}, {named}, {arguments.algorithm.algorithm.upper()}",
+        title=_name_run(arguments),
         policy=policy,
         start=model.start,
         stages=_keep_stages(stages),
@@ -230,6 +211,35 @@ def _build_prompts(arguments: TrainArguments) -> Session:
         data=tuple(str(path) for path in (world.prompts, arguments.text.text) if path),
         notes=tuple(notes),
     )
+
+
+def _teach_first(
+    arguments: TrainArguments,
+    model: StartingModel,
+    texts: TextSet,
+    trainable: Trainable | None,
+    evaluation: Evaluation,
+) -> Stage:
+    """Teacher forcing on the texts, before reinforcement learning."""
+    return supervised(
+        model.policy,
+        texts,
+        arguments.pretrain,
+        tokenizer=model.tokenizer,
+        trainable=trainable,
+        evaluation=evaluation,
+        until=_reach(arguments.text.pretrain_until),
+        seed=arguments.run.seed,
+        evaluate_every=arguments.run.evaluate_every,
+    )
+
+
+def _name_run(arguments: TrainArguments) -> str:
+    """The title of a run on prompts: their file, the rewards, the algorithm."""
+    source = arguments.world.prompts or arguments.text.text
+    assert source is not None  # `check` has seen to it
+    named = ", ".join(name.split("/")[-1] for name in arguments.world.reward)
+    return f"{source.name}, {named}, {arguments.algorithm.algorithm.upper()}"
 
 
 def _make_rewards(world: WorldOptions, columns: list[str]) -> rewards.RewardSet:
