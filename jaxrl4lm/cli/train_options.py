@@ -344,6 +344,11 @@ def check(arguments: TrainArguments) -> None:
             f"--algorithm {algorithm.algorithm} compares completions of one prompt: --completions must be at least 2, "
             f"not {config.completions}"
         )
+    if config.staleness and arguments.on_task:
+        raise InputError(
+            f"--staleness {config.staleness} needs a --reward (that of a task is part of the compiled update, nothing waits "
+            "for it): leave it out"
+        )
     if algorithm.curriculum and arguments.world.prompts is None:
         raise InputError(f"--curriculum {algorithm.curriculum} chooses among prompts: give --prompts FILE")
     if config.prompts_per_update % (config.minibatches * config.micro_batches):

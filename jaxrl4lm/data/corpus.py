@@ -67,10 +67,13 @@ class PromptSet(NamedTuple):
     too_long: tuple[int, ...] = ()
     """Lines of prompts that were left out: there was no room for a completion."""
 
-    def batch(self, indices: Sequence[int], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and mask `[n, P]` of some prompts, padded on the left to a bucket."""
+    def batch(
+        self, indices: Sequence[int], pad_id: int, *, widest: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and mask `[n, P]` of some prompts, padded on the left to a bucket; `widest`: to that of the longest of all."""
         rows = [self.ids[i] for i in indices]
-        return pad(rows, min(bucket(max(map(len, rows))), self.longest), pad_id, left=True)
+        longest = max(map(len, self.ids if widest else rows))
+        return pad(rows, min(bucket(longest), self.longest), pad_id, left=True)
 
     def select(self, indices: Sequence[int]) -> "PromptSet":
         """Some of the prompts."""

@@ -166,6 +166,9 @@ class ReinforcementConfig(_Config):
     sampling_rounds: int = size(1)
     """Most rounds of drawing an update, until each group has completions of different scores (DAPO's dynamic sampling);
     groups that have not are not learned from. 1: one round, and every group is."""
+    staleness: int = size(0, least=0, most=1)
+    """1: the completions of the next update are drawn while Python rewards score those of this one, so by a policy that is one
+    update older than the one that learns from them; ratios correct for it."""
     epochs: int = size(1)
     """Passes over the completions of an update."""
     minibatches: int = size(1)

@@ -23,7 +23,7 @@ from jaxrl4lm.lm.config import ReinforcementConfig
 from jaxrl4lm.lm.curriculum import Record
 from jaxrl4lm.lm.optimizer import Optimizer, adam, step_if_finite
 from jaxrl4lm.lm.pool import Pool, begin_pool, keep_informative
-from jaxrl4lm.lm.rollouts import Rollout, rollout, score
+from jaxrl4lm.lm.rollouts import Drawn, Rollout, diagnose, rollout, score
 from jaxrl4lm.lm.trainable import ADAPTERS, Trainable, everything
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Task, token_rewards
@@ -62,6 +62,8 @@ class ReinforcementState(NamedTuple):
     """What was seen of each prompt; None without a curriculum."""
     mask_params: Params | None = None
     """`params` of the older policy that chooses the vocabulary; None without one."""
+    pending: Drawn | None = None
+    """Completions of the next update, drawn ahead; None where nothing may be stale."""
 
 
 class Experience(NamedTuple):
@@ -210,7 +212,7 @@ def learn(
     experience = Experience(learned, ref, credit.advantages, credit.targets)
     advance = _descend if learner.algorithm.step is None else _step_once
     params, opt_state, (seen, norms, applied) = advance(state, experience, config, learner)
-    seen = _pool(seen) | _diagnose_rollout(whole, rewards, ref)
+    seen = _pool(seen) | diagnose(whole, rewards, ref)
     metrics = diagnostics.to_numbers(seen)
     state = state._replace(
         params=params,
@@ -319,21 +321,6 @@ def _pool(seen: Diagnostics) -> Diagnostics:
     return {
         name: jax.tree.map(jnp.sum if isinstance(entry, reduce.Fraction) else jnp.max, entry)
         for name, entry in seen.items()
-    }
-
-
-def _diagnose_rollout(trajectories: Rollout, rewards: Array, ref_log_probs: Array | None) -> Diagnostics:
-    groups, scored = (trajectories.prompts.shape[0], -1), trajectories.scored
-    divergence: Diagnostics = {}
-    if ref_log_probs is not None:
-        divergence = diagnostics.reference_kl(trajectories.log_probs, ref_log_probs, mask=trajectories.mask)
-    return {
-        **diagnostics.rewards(
-            rewards.sum(-1).reshape(groups), None if scored is None else scored.reshape(groups)
-        ),
-        **divergence,
-        **diagnostics.completions(trajectories.mask, ~trajectories.truncated),
-        "completion/tokens": reduce.Fraction(trajectories.mask.sum(dtype=jnp.float32), jnp.float32(1)),
     }
 
 

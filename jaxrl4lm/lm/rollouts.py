@@ -8,8 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm import distributions
+from jaxrl4lm import diagnostics, distributions, reduce
 from jaxrl4lm.decoding import History, Sampling, generate, reshape_logits
+from jaxrl4lm.diagnostics import Diagnostics
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.types import Array, Key, Params
 
@@ -39,6 +40,16 @@ class Rollout(NamedTuple):
     """float32 `[G]`: what the most likely completion of each prompt earns; None where no algorithm asks."""
     scored: Array | None = None
     """bool `[B]`: which completions a reward applies to; the others are left out. None: all."""
+
+
+class Drawn(NamedTuple):
+    """Completions that are yet to be scored."""
+
+    rows: Array
+    """int32 `[G]`: the numbers of their prompts."""
+    rollout: Rollout
+    greedy: Rollout | None
+    """The most likely completion of each prompt, where the algorithm compares with it."""
 
 
 def rollout(
@@ -111,3 +122,19 @@ def _score_reshaped(
     steps = jnp.arange(rollout.completions.shape[1])
     by_step = jax.lax.map(lambda xs: score_step(*xs), (steps, jnp.moveaxis(hidden_BTD, 1, 0)))
     return by_step[0].T, by_step[1].T
+
+
+def diagnose(trajectories: Rollout, rewards: Array, ref_log_probs: Array | None) -> Diagnostics:
+    """Figures of scores, of the divergence where a reference is given, and of lengths; rewards are `[B, T]`."""
+    groups, scored = (trajectories.prompts.shape[0], -1), trajectories.scored
+    divergence: Diagnostics = {}
+    if ref_log_probs is not None:
+        divergence = diagnostics.reference_kl(trajectories.log_probs, ref_log_probs, mask=trajectories.mask)
+    return {
+        **diagnostics.rewards(
+            rewards.sum(-1).reshape(groups), None if scored is None else scored.reshape(groups)
+        ),
+        **divergence,
+        **diagnostics.completions(trajectories.mask, ~trajectories.truncated),
+        "completion/tokens": reduce.Fraction(trajectories.mask.sum(dtype=jnp.float32), jnp.float32(1)),
+    }

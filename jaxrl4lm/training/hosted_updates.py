@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl4lm.data import Tokenizer
@@ -17,6 +18,7 @@ from jaxrl4lm.lm import ReinforcementConfig
 from jaxrl4lm.lm import reinforcement as update_rule
 from jaxrl4lm.lm.curriculum import Curriculum, draw_rows, empty_record, remember
 from jaxrl4lm.lm.pool import Pool, begin_pool, keep_informative
+from jaxrl4lm.lm.rollouts import Drawn
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.training.evaluation import (
     Evaluation,
@@ -78,7 +80,11 @@ def _name_kind(value: Any) -> str:
 
 
 class HostedUpdates:
-    """Updates on prompts: the rewards are called between two compiled halves."""
+    """Updates on prompts: the rewards are called between two compiled halves.
+
+    Where a step of staleness is allowed, the first half of the next update is set going before the rewards are called, and what
+    it gives is part of the state: a resumed run learns from the same completions.
+    """
 
     stride = 1
 
@@ -145,9 +151,14 @@ class HostedUpdates:
 
     def complete(self, state: update_rule.ReinforcementState) -> update_rule.ReinforcementState:
         """The state with what the host's side remembers."""
-        if self._curriculum is None:
-            return state
-        return state._replace(record=empty_record(len(self._prompts.rows)))
+        if self._curriculum is not None:
+            state = state._replace(record=empty_record(len(self._prompts.rows)))
+        if self._config.staleness:
+            shapes = jax.eval_shape(
+                lambda s: self._sample_both(s, [0] * self._config.prompts_per_update, 0), state
+            )
+            state = state._replace(pending=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+        return state
 
     def _choose_rows(self, state: update_rule.ReinforcementState, update: int, drawn: int) -> list[int]:
         count, total = self._config.prompts_per_update, len(self._prompts.rows)
@@ -167,36 +178,55 @@ class HostedUpdates:
         return state, _stack(rows)
 
     def _update(self, state: Any, update: int) -> tuple[Any, Mapping[str, Any]]:
-        state, pool, said = self._draw(state, update, 0)
+        state, drawn = self._take(state, update)
+        state, pool, said = self._judge(state, drawn, update)
         rounds = [said]
-        for drawn in range(1, self._config.sampling_rounds):
+        for number in range(1, self._config.sampling_rounds):
             if bool(pool.informative.all()):
                 break
-            state, fresh, said = self._draw(state, update, drawn)
+            state, fresh, said = self._judge(state, self._draw(state, update, number), update)
             pool = self._keep(pool, fresh)
             rounds.append(said)
-        state, metrics = self._learn(state, pool)
+        pending = state.pending
+        state, metrics = self._learn(state._replace(pending=None), pool)
         means = {name: mean_of(values) for name, values in _stack(rounds).items()}
-        return state, {**means, **metrics}
+        return state._replace(pending=pending), {**means, **metrics}
 
-    def _draw(self, state: Any, update: int, drawn: int) -> tuple[Any, Pool, Numbers]:
-        """One round: the completions of further prompts with their scores, and what rewards say of them."""
-        indices = self._choose_rows(state, update, drawn)
-        batch = self._prompts.batch(indices, self._tokenizer.pad_id)
-        copies, several = self._config.completions, self._config.sampling_rounds > 1
-        trajectories = self._sample(state, *batch, np.int32(drawn) if several else None)
-        scores, said = self._score(trajectories, indices, copies, update)
-        if self._learner.algorithm.greedy_baseline:
-            greedy = self._sample_greedily(state, *batch)
-            baselines, _ = self._score(greedy, indices, 1, update)
+    def _take(self, state: Any, update: int) -> tuple[Any, Drawn]:
+        """What this update learns from; with staleness those of the next one are on their way then."""
+        if not self._config.staleness:
+            return state, self._draw(state, update, 0)
+        drawn = state.pending if update else self._draw(state, update, 0)
+        if update + 1 < self._config.updates:
+            ahead = state._replace(update=state.update + 1)
+            state = state._replace(pending=self._draw(ahead, update + 1, 0))
+        return state, drawn
+
+    def _draw(self, state: Any, update: int, number: int) -> Drawn:
+        """Has completions of further prompts drawn, and does not wait for them."""
+        state = state._replace(pending=None)
+        return self._sample_both(state, self._choose_rows(state, update, number), number)
+
+    def _sample_both(self, state: Any, rows: Sequence[int], number: int) -> Drawn:
+        batch = self._prompts.batch(rows, self._tokenizer.pad_id, widest=bool(self._config.staleness))
+        rollout = self._sample(state, *batch, np.int32(number) if self._config.sampling_rounds > 1 else None)
+        greedy = self._sample_greedily(state, *batch) if self._learner.algorithm.greedy_baseline else None
+        return Drawn(jnp.asarray(rows, jnp.int32), rollout, greedy)
+
+    def _judge(self, state: Any, drawn: Drawn, update: int) -> tuple[Any, Pool, Numbers]:
+        """The completions of a round with their scores, and what rewards say of them."""
+        rows, trajectories, copies = np.asarray(drawn.rows), drawn.rollout, self._config.completions
+        scores, said = self._score(trajectories, rows.tolist(), copies, update)
+        if drawn.greedy is not None:
+            baselines, _ = self._score(drawn.greedy, rows.tolist(), 1, update)
             scores = scores + np.repeat(np.where(np.isnan(baselines), np.nan, 0), copies)
             trajectories = trajectories._replace(baselines=np.nan_to_num(baselines))
         trajectories = trajectories._replace(scored=~np.isnan(scores))
         if state.record is not None:
-            by_prompt = _fill(scores.reshape(len(indices), copies))
-            state = state._replace(record=self._remember(state.record, np.array(indices), by_prompt))
+            by_prompt = _fill(scores.reshape(len(rows), copies))
+            state = state._replace(record=self._remember(state.record, rows, by_prompt))
         scores = np.nan_to_num(scores)
-        if several:
+        if self._config.sampling_rounds > 1:
             return state, self._begin(trajectories, scores), said
         return state, Pool(trajectories, scores, *[None] * 3), said  # pyright: ignore[reportArgumentType]
 
@@ -217,21 +247,19 @@ class HostedUpdates:
 
     def prepare(self, state: Any, count: int) -> None:
         del count
-        several = self._config.sampling_rounds > 1
-        indices = list(range(min(self._config.prompts_per_update, len(self._prompts.rows))))
-        indices += [0] * (self._config.prompts_per_update - len(indices))
-        batch = self._prompts.batch(indices, self._tokenizer.pad_id)
-        arguments = (state, *batch, np.int32(0) if several else None)
-        self._sample.lower(*arguments).compile()
-        trajectories = jax.eval_shape(self._sample, *arguments)
-        scores = jax.ShapeDtypeStruct(trajectories.completions.shape[:1], np.float32)
+        rows = [i % len(self._prompts.rows) for i in range(self._config.prompts_per_update)]
+        state = state._replace(pending=None)
+        batch = self._prompts.batch(rows, self._tokenizer.pad_id, widest=bool(self._config.staleness))
+        self._sample.lower(state, *batch, np.int32(0) if self._config.sampling_rounds > 1 else None).compile()
         if self._learner.algorithm.greedy_baseline:
             self._sample_greedily.lower(state, *batch).compile()
-            baselines = jax.ShapeDtypeStruct((len(indices),), np.float32)
-            trajectories = trajectories._replace(baselines=baselines)
+        trajectories = jax.eval_shape(lambda s: self._sample_both(s, rows, 0), state).rollout
+        scores = jax.ShapeDtypeStruct(trajectories.completions.shape[:1], np.float32)
+        if self._learner.algorithm.greedy_baseline:
+            trajectories = trajectories._replace(baselines=jax.ShapeDtypeStruct((len(rows),), np.float32))
         trajectories = trajectories._replace(scored=jax.ShapeDtypeStruct(scores.shape, bool))
         pool = Pool(trajectories, scores, *[None] * 3)  # pyright: ignore[reportArgumentType]
-        if several:
+        if self._config.sampling_rounds > 1:
             pool = jax.eval_shape(begin_pool, trajectories, scores)
         self._learn.lower(state, pool).compile()
 

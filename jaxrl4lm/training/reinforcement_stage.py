@@ -14,6 +14,7 @@ from jaxrl4lm.lm import reinforcement as update_rule
 from jaxrl4lm.lm.credit import best_of_credit
 from jaxrl4lm.lm.curriculum import Curriculum
 from jaxrl4lm.lm.optimizer import Optimizer, adam
+from jaxrl4lm.lm.surrogates import score_function, truncate_weights
 from jaxrl4lm.lm.trainable import Trainable, everything
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Task
@@ -139,6 +140,8 @@ def _check(config: ReinforcementConfig, algorithm: algorithms.Algorithm, prompts
         raise InputError(
             f"epochs, minibatches, micro_batches {parts} must be 1: the algorithm takes one step of its own an update"
         )
+    if config.staleness:
+        _check_staleness(algorithm, prompts)
     if not isinstance(prompts, Task):
         if seeds > 1:
             raise InputError(
@@ -148,6 +151,22 @@ def _check(config: ReinforcementConfig, algorithm: algorithms.Algorithm, prompts
         raise InputError(
             f"max_new_tokens {config.sampling.length}: {prompts.name} is answered in {prompts.completion_length} tokens, "
             "leave it open"
+        )
+
+
+def _check_staleness(algorithm: algorithms.Algorithm, prompts: Any) -> None:
+    if isinstance(prompts, Task):
+        raise InputError(
+            f"staleness 1 has no meaning on {prompts.name}: its reward is part of the compiled update, nothing waits for it"
+        )
+    if algorithm.step is not None:
+        raise InputError(
+            "staleness 1 does not go with an algorithm whose one step is measured from the policy that learns: leave it at 0"
+        )
+    if algorithm.surrogate is score_function and truncate_weights not in algorithm.weights:
+        raise InputError(
+            "staleness 1 needs a ratio of new to old probability, which the algorithm does not take: give it the weights "
+            "surrogates.truncate_weights (--correction truncated)"
         )
 
 

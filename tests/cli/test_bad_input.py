@@ -92,6 +92,7 @@ OPTIONS = [
     ("--prompts p.jsonl", "--prompts needs a --reward"),
     ("--text p.jsonl", "--text needs a --reward"),
     ("--model m", "--model needs a --reward"),
+    ("--staleness 1", "--staleness 1 needs a --reward"),
     ("--reward exact_match", "--reward needs --prompts"),
     ("--out file/run", "the run folder file/run cannot be written (Not a directory)"),
     ("--out full", "--out full exists: go on with it by --resume full, or name another folder"),

@@ -61,16 +61,18 @@ def moments(steps: int, kind: str) -> list:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["task", "prompts", "texts"])
+@pytest.mark.parametrize("kind", ["task", "prompts", "stale", "texts"])
 def test_killed_at_any_moment(kind, spawn, task_options, prompt_options, text_options, tmp_path):
     command, steps = {
         "task": ("train", TASK_STEPS),
         "prompts": ("train", PROMPT_STEPS),
+        "stale": ("train", PROMPT_STEPS),
         "texts": ("sft", TEXT_STEPS),
     }[kind]
     options = {
         "task": [*task_options, *LONG, "--pretrain.steps", steps],
         "prompts": [*prompt_options, *LONG, "--pretrain.steps", steps],
+        "stale": [*prompt_options, *LONG, "--staleness", 1, "--pretrain.steps", steps],
         "texts": [*text_options, "--steps", steps, "--evaluate-every", 50, "--save-interval", 0],
     }[kind]
     whole, run = tmp_path / "whole", tmp_path / "run"

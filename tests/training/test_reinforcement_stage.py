@@ -34,6 +34,7 @@ SAMPLING = decoding.Sampling(TASK.completion_length)
 CONFIG = lm.ReinforcementConfig(
     learning_rate=0.01, updates=2, prompts_per_update=4, completions=2, minibatches=2, sampling=SAMPLING
 )
+STALE = CONFIG.replace(minibatches=1, staleness=1)
 PROMPTS = [f"{i}{9 - i}=" for i in range(10)]
 NOTHING = training.Evaluation(lambda params: {}, "nothing", lambda metrics: "")
 
@@ -375,8 +376,10 @@ def test_a_tokenizer_of_characters_is_enough():
     assert stage.config["config"]["sampling"]["max_new_tokens"] == 64
 
 
-@pytest.mark.parametrize("killed_after", slow_but([0, 1, 2], [1]))
-def test_rounds_and_curricula_on_the_host_resume_bit_for_bit_with_the_same_programs(tmp_path, killed_after):
+@pytest.mark.parametrize("staleness, killed_after", slow_but([(1, 1), (0, 0), (0, 1), (0, 2), (1, 0)], 1))
+def test_rounds_and_curricula_on_the_host_resume_bit_for_bit_with_the_same_programs(
+    tmp_path, staleness, killed_after
+):
     """Hard prompts come more often; each program is traced once, however many rounds there were."""
     drawn = []
 
@@ -385,7 +388,9 @@ def test_rounds_and_curricula_on_the_host_resume_bit_for_bit_with_the_same_progr
         return [0.9 if p[0] in "0123" else float("1" in c) for p, c in zip(prompts, completions, strict=True)]
 
     def make():
-        config = CONFIG.replace(updates=4, sampling_rounds=3, minibatches=1, completions=4)
+        config = CONFIG.replace(
+            updates=4, sampling_rounds=3, minibatches=1, completions=4, staleness=staleness
+        )
         algorithm = algorithms.DAPO._replace(greedy_baseline=True)
         return reinforce(
             rewards=reward,
@@ -425,6 +430,9 @@ def test_what_does_not_fit_an_algorithm_is_refused():
             "among more prompts",
         ),
         ({"curriculum": prefer_informative, "prompts": TASK, "rewards": ()}, "a curriculum is for prompts"),
+        ({"config": STALE, "prompts": TASK, "rewards": ()}, "staleness 1 has no meaning on copy"),
+        ({"config": STALE, "algorithm": algorithms.RLOO}, "staleness 1 needs a ratio"),
+        ({"config": STALE, "algorithm": algorithms.TRPO}, "staleness 1 does not go with"),
     ]:
         with pytest.raises(InputError, match=message):
             reinforce(**options)
