@@ -20,7 +20,7 @@ from jaxrl4lm.cli.session import Session
 from jaxrl4lm.lm.config import find_out_of_range, number, size
 from jaxrl4lm.training import folder
 from jaxrl4lm.training.draws import summarize
-from jaxrl4lm.training.loop import drop_non_finite
+from jaxrl4lm.training.records import drop_non_finite
 from jaxrl4lm.types import InputError, Params
 
 COMMANDS = {

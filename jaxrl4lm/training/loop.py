@@ -21,13 +21,15 @@ from jaxrl4lm.plots.learning_curve import draw_learning_curve
 from jaxrl4lm.training import folder as run_folder
 from jaxrl4lm.training.folder import RunFolder
 from jaxrl4lm.training.interruption import Interruption
+from jaxrl4lm.training.records import (
+    check_metrics,
+    count_skipped,
+    drop_non_finite,
+    gather_history,
+    make_plain,
+)
 from jaxrl4lm.training.stage import Numbers, Progress, Report, Sample, Stage, StepFailed
 from jaxrl4lm.types import InputError, Params
-
-RESERVED = ("stage", "step", "seconds")
-"""What a record says beside metrics."""
-SKIPPED = "skipped_updates"
-"""The metric that counts the steps of a stage that were not applied because they were not finite."""
 
 
 class Run(NamedTuple):
@@ -260,7 +262,7 @@ class _Loop:
     def _evaluate(self, stage: Stage, params: Params) -> dict[str, Any]:
         """An evaluation, as plain numbers."""
         with self._on_mesh():
-            return {name: _make_plain(value) for name, value in stage.evaluate(params).items()}
+            return {name: make_plain(value) for name, value in stage.evaluate(params).items()}
 
     def _keep_score(self, name: str, score: Mapping[str, Any]) -> None:
         self.progress = self.progress._replace(scores={**self.progress.scores, name: score})
@@ -346,7 +348,7 @@ class _Loop:
         try:
             with self._on_mesh():
                 state, metrics = stage.advance(state, self.progress.done, count)
-                _check_metrics(stage, metrics, count)
+                check_metrics(stage, metrics, count)
                 if self.place is not None:
                     # As a resumed run lays it out: otherwise sums would be taken in another order from here on.
                     state = jax.device_put(state, self.place(jax.eval_shape(lambda: state)))
@@ -363,7 +365,7 @@ class _Loop:
         first = self.progress.done - count + 1
         return [
             {"stage": stage.name, "step": first + i}
-            | {name: _make_plain(values[i]) for name, values in metrics.items()}
+            | {name: make_plain(values[i]) for name, values in metrics.items()}
             for i in range(count)
         ]
 
@@ -431,69 +433,17 @@ class _Loop:
             )
         return Run(
             params=params,
-            history=_gather_history(self.records),
+            history=gather_history(self.records),
             folder=None if self.folder is None else self.folder.path,
             progress=self.progress._replace(seconds=time.monotonic() - self.started),
             records=tuple(self.records),
             interrupted=interrupted,
             before=before,
             after=after,
-            skipped=_count_skipped(self.records),
+            skipped=count_skipped(self.records),
         )
-
-
-def _check_metrics(stage: Stage, metrics: Numbers, count: int) -> None:
-    """Raises InputError where a stage's metrics are no numbers a step, or have a name of the record's own."""
-    for name, values in metrics.items():
-        if name in RESERVED:
-            raise InputError(
-                f"the stage {stage.name!r} has a metric {name!r}: records use that name, give another"
-            )
-        if np.shape(values)[:1] != (count,):
-            raise InputError(
-                f"the stage {stage.name!r} gave {name} of shape {np.shape(values)} for {count} steps: give a value for each"
-            )
 
 
 def _trace_stage(stage: Stage, params: Params) -> Params:
     """The shapes of the parameters after a stage, from those before it."""
     return jax.eval_shape(lambda p: stage.params_of(stage.init(p)), params)
-
-
-def _make_plain(value: Any) -> Any:
-    """An array or a number as Python's own numbers."""
-    array = np.asarray(value)
-    return (array if array.dtype.kind in "biuf" else array.astype(np.float32)).tolist()
-
-
-def drop_non_finite(value: Any) -> Any:
-    """None, which JSON has, for nan and infinities, which it has not."""
-    if isinstance(value, dict):
-        return {name: drop_non_finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [drop_non_finite(each) for each in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _gather_history(records: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    columns: dict[str, list] = {}
-    for record in records:
-        for name, value in record.items():
-            if name not in ("stage", "step"):
-                columns.setdefault(name, []).append(value)
-    return {name: _join_column(values) for name, values in columns.items()}
-
-
-def _join_column(values: list) -> np.ndarray:
-    try:
-        return np.array(values, float)
-    except ValueError:  # two stages have a metric of one name and of different shapes
-        joined = np.empty(len(values), object)
-        joined[:] = [np.array(value, float) for value in values]
-        return joined
-
-
-def _count_skipped(records: Sequence[Mapping[str, Any]]) -> int:
-    """Each stage counts its own; its last record holds the count."""
-    counts = {r["stage"]: np.sum(np.array(r[SKIPPED], float)) for r in records if SKIPPED in r}
-    return int(sum(counts.values()))
