@@ -65,6 +65,30 @@ def test_plain_lines_where_there_is_no_terminal():
     assert all(line.endswith("tokens/s") for line in lines)
 
 
+def test_completions_are_shown_as_a_table():
+    """Where the line is due; what is in brackets is no markup, and long texts stay on their line."""
+    out = io.StringIO()
+    chat = [{"role": "user", "content": "[bold]why?"}]
+    row = {"stage": "reinforcement", "step": 7, "prompt": chat, "completion": "a\nb" + "c" * 99}
+    row |= {"reward": 0.123456, "reward/own": None, "note": "[red]"}
+    with ProgressLine(Console(file=out, width=140)) as progress:
+        progress.begin("reinforcement", 0, 10)
+        progress.show(7, "fine", False, [row])
+        progress.show(8, "fine", False, [{**row, "step": 8}])  # too soon
+    lines = out.getvalue().splitlines()
+    assert lines[0].strip() == "completions of step 7"
+    assert [cell.strip() for cell in lines[2].split("┃")[1:-1]] == [
+        "prompt",
+        "completion",
+        "reward",
+        "own",
+        "note",
+    ]
+    cells = [cell.strip() for cell in lines[4].split("│")[1:-1]]
+    assert cells == ["[bold]why?", "a\\nb" + "c" * 53 + "...", "0.1235", "", "[red]"]
+    assert [line.split("  ")[0] for line in lines[6:]] == ["reinforcement 7/10"]
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_live_display_is_two_rows_at_any_width(width):
     text = shown(terminal=True, width=width)

@@ -1,12 +1,14 @@
 """How a run goes, on the terminal."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from jaxrl4lm.cli.report import tabulate_completions
 from jaxrl4lm.training import Report
 
 
@@ -62,7 +64,7 @@ class ProgressLine:
         """Shows what `fit` reports."""
         name, done = report.stage.name, report.progress.done
         if report.headline is not None:
-            self.show(done, report.headline, report.ended)
+            self.show(done, report.headline, report.ended, report.table)
             return
         if report.resumed:
             self._console.print(f"resumed at {name} {done}/{report.stage.steps}", highlight=False)
@@ -76,13 +78,17 @@ class ProgressLine:
         )
         self._name, self._total, self._last = name, total, 0.0
 
-    def show(self, done: int, text: str, ended: bool) -> None:
-        """`done` steps are done, this is how it goes, and whether the stage has ended."""
+    def show(self, done: int, text: str, ended: bool, table: Sequence[Mapping[str, Any]] = ()) -> None:
+        """`done` steps are done, this is how it goes, whether the stage has ended, and what there is to read of it."""
         task = self._progress.tasks[-1]
         if task.fields["started"] is None:
             self._progress.update(self._task, started=time.monotonic(), first=done)
         self._progress.update(self._task, completed=done, text=text)
         now = time.monotonic()
-        if ended or (not self._console.is_terminal and now - self._last >= self._every):
-            self._last = now
+        if not ended and now - self._last < self._every:
+            return
+        self._last = now
+        if table:
+            self._console.print(tabulate_completions(table))
+        if ended or not self._console.is_terminal:
             self._console.print(f"{self._name} {done}/{self._total}  {text}", highlight=False, soft_wrap=True)

@@ -1,7 +1,7 @@
 """What a training command says before a run and after it."""
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from jaxrl4lm.data.files import find_last_text
 from jaxrl4lm.training import Run, Sample, Stage
 from jaxrl4lm.training.folder import BEST, CURVE
 
@@ -79,6 +80,23 @@ def _compare_samples(before: Sequence[Sample], after: Sequence[Sample], first_se
     for b, a in zip(before, after, strict=True):
         table.add_row(*map(make_cell, (a.prompt, b.completion, a.completion)))
     return table
+
+
+def tabulate_completions(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Completions of one step with what rewards say of them, as a table; each reward by its own name."""
+    names = [name for name in rows[0] if name not in ("stage", "step")]
+    table = Table(title=f"completions of step {rows[0]['step']}", title_justify="left")
+    for name in names:
+        table.add_column(make_cell(name.removeprefix("reward/")))
+    for row in rows:
+        table.add_row(*(make_cell(_say(row.get(name))) for name in names))
+    return table
+
+
+def _say(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else find_last_text(value) if isinstance(value, list) else str(value)
 
 
 def make_cell(text: str) -> Text:

@@ -30,6 +30,7 @@ from jaxrl4lm.lm.curriculum import CURRICULA
 from jaxrl4lm.lm.trainable import Trainable
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.training import (
+    CompletionLog,
     Evaluation,
     ModelReward,
     Stage,
@@ -198,6 +199,7 @@ def _build_prompts(arguments: TrainArguments) -> Session:
             seed=run.seed,
             evaluate_every=run.evaluate_every or 10,
             curriculum=CURRICULA[arguments.algorithm.curriculum] if arguments.algorithm.curriculum else None,
+            log=CompletionLog(world.log_completions, world.log_completions_every),
         )
     )
     return Session(

@@ -66,6 +66,10 @@ class WorldOptions:
     """Prompts kept back for evaluation: a tenth of them, at most 256, if not given; 0: evaluate on training prompts."""
     evaluate_by: Literal["greedy", "sampling"] | None = None
     """How held-out prompts are completed: greedy, unless all prompts are the same."""
+    log_completions: int = size(4, least=0)
+    """Completions of an update that are written to completions.jsonl with their rewards, and shown at the next evaluation."""
+    log_completions_every: int | None = size(None)
+    """Updates from one such table to the next. If not given: each one before an evaluation has one."""
 
 
 @dataclass(frozen=True)
@@ -386,6 +390,8 @@ OF_PROMPTS: dict[str, tuple[str, ...]] = {
         "reward_timeout",
         "prompt_column",
         "evaluate_by",
+        "log_completions",
+        "log_completions_every",
     ),
     "model": ("model", "tokenizer", "chat_template"),
     "text": ("text", "text_unit", "completion_column"),

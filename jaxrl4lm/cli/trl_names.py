@@ -71,6 +71,7 @@ TRAIN: Mapping[str, str | Values] = BOTH | {
     "entropy_coef_delta": "entropy_step",
     "epsilon": "clip_eps",
     "epsilon_high": "clip_eps_high",
+    "log_completions": {True: {}, False: {"log_completions": 0}},
     "importance_sampling_level": {"token": {"ratio": "token"}, "sequence": {"ratio": "sequence"}},
     "loss_type": {
         "grpo": {"algorithm": "grpo"},
@@ -93,6 +94,7 @@ TRAIN: Mapping[str, str | Values] = BOTH | {
         "sum_then_normalize": {},
         "normalize_then_sum": {"normalize_rewards": True},
     },
+    "num_completions_to_print": "log_completions",
     "num_generations": "completions",
     "num_iterations": "epochs",
     "optim": {"adamw_torch": {}, "adamw_torch_fused": {}},

@@ -12,6 +12,7 @@ from jaxrl4lm.training.loop import Run, fit
 from jaxrl4lm.training.stage import Progress, Report, Sample, Stage, StepFailed
 
 _CONSTRUCTORS = {
+    "CompletionLog": "completion_table",
     "Evaluation": "evaluation",
     "JudgementBatches": "judgements",
     "TextBatches": "texts",

@@ -1,4 +1,5 @@
-"""The folder of a run: config.json, metrics.jsonl, samples.txt, learning_curve.png, checkpoints/, model/ and best/."""
+"""The folder of a run: config.json, metrics.jsonl, completions.jsonl, samples.txt, learning_curve.png, checkpoints/, model/
+and best/."""
 
 import json
 import pathlib
@@ -13,6 +14,7 @@ from jaxrl4lm.training.stage import Progress, Sample
 from jaxrl4lm.types import InputError
 
 CONFIG, METRICS, SAMPLES, CURVE = "config.json", "metrics.jsonl", "samples.txt", "learning_curve.png"
+COMPLETIONS = "completions.jsonl"
 CHECKPOINTS, MODEL, BEST, ADAPTER = "checkpoints", "model", "best", "adapter"
 
 
@@ -35,6 +37,7 @@ class RunFolder:
         # A run that was killed before its first checkpoint starts again.
         self.progress = self._read_progress() if self.saved else Progress()
         self.jsonl = JsonLines(path / METRICS, keep=self.progress.records)
+        self._tables = JsonLines(path / COMPLETIONS, self.progress.rows) if self.progress.rows else None
 
     def _read_progress(self) -> Progress:
         notes = self.checkpoints.notes()
@@ -44,6 +47,17 @@ class RunFolder:
                 "version (its notes do not fit): remove that folder to fall back to the one before it"
             )
         return Progress(**notes)
+
+    @property
+    def rows(self) -> int:
+        """Rows of tables written."""
+        return 0 if self._tables is None else len(self._tables.records)
+
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes rows of a table; the first ones make the file."""
+        for row in rows:
+            self._tables = self._tables or JsonLines(self.path / COMPLETIONS, keep=0)
+            self._tables.write(row)
 
     def write_samples(self, groups: Mapping[str, Sequence[Sample]]) -> None:
         """Writes samples.txt: under each title its samples, a line each."""
@@ -71,6 +85,8 @@ class RunFolder:
             self.checkpoints.close()
         finally:
             self.jsonl.close()
+            if self._tables is not None:
+                self._tables.close()
 
 
 def create(path: pathlib.Path, config: Mapping[str, Any]) -> None:

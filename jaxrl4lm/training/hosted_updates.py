@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from jaxrl4lm.lm.curriculum import Curriculum, draw_rows, empty_record, remember
 from jaxrl4lm.lm.pool import Pool, begin_pool, keep_informative
 from jaxrl4lm.lm.rollouts import Drawn
 from jaxrl4lm.models import LanguagePolicy
+from jaxrl4lm.training.completion_table import CompletionLog, tabulate
 from jaxrl4lm.training.evaluation import (
     Evaluation,
     decode_completions,
@@ -28,7 +29,7 @@ from jaxrl4lm.training.evaluation import (
     mean_of,
 )
 from jaxrl4lm.training.language_stage import digest, fetch, make_rows, split_indices
-from jaxrl4lm.training.stage import Numbers, StepFailed
+from jaxrl4lm.training.stage import TABLES, Numbers, StepFailed
 from jaxrl4lm.types import InputError
 
 
@@ -79,6 +80,16 @@ def _name_kind(value: Any) -> str:
     return type(value).__name__
 
 
+class _Scored(NamedTuple):
+    """What rewards say of the completions of a round."""
+
+    totals: np.ndarray
+    """float32 `[completions]`, what is learned from; nan where no reward applies."""
+    metrics: Numbers
+    table: list[dict[str, Any]]
+    """For people to read; empty where the log asks for none."""
+
+
 class HostedUpdates:
     """Updates on prompts: the rewards are called between two compiled halves.
 
@@ -97,12 +108,13 @@ class HostedUpdates:
         rewards: RewardSet,
         seed: int,
         curriculum: Curriculum | None,
+        log: CompletionLog,
     ):
         self._held_out = None
         if not isinstance(prompts, PromptSet):
             prompts, self._held_out = _encode(prompts, tokenizer, learner.policy, config.sampling.length)
         self._config, self._tokenizer, self._prompts, self._rewards = config, tokenizer, prompts, rewards
-        self._policy, self._seed = learner.policy, seed
+        self._policy, self._seed, self._log = learner.policy, seed, log
 
         self._learner, self._curriculum = learner, curriculum
         count = config.prompts_per_update
@@ -169,28 +181,32 @@ class HostedUpdates:
 
     def advance(self, state: Any, done: int, count: int) -> tuple[Any, Numbers]:
         rows: list[Numbers] = []
+        tables = np.empty(count, object)
         for update in range(done, done + count):
             try:
-                state, metrics = self._update(state, update)
+                state, metrics, table = self._update(state, update)
             except InputError as error:
-                raise StepFailed(str(error), state, _stack(rows)) from error
+                known = {TABLES: tables[: len(rows)]}
+                raise StepFailed(str(error), state, _stack(rows) | known) from error
+            tables[len(rows)] = table
             rows.append(fetch(metrics))
-        return state, _stack(rows)
+        return state, _stack(rows) | {TABLES: tables}
 
-    def _update(self, state: Any, update: int) -> tuple[Any, Mapping[str, Any]]:
+    def _update(self, state: Any, update: int) -> tuple[Any, Mapping[str, Any], list[dict[str, Any]]]:
+        """The state after the update, its metrics, and a table of its first round."""
         state, drawn = self._take(state, update)
-        state, pool, said = self._judge(state, drawn, update)
-        rounds = [said]
+        state, pool, first = self._judge(state, drawn, update)
+        rounds = [first.metrics]
         for number in range(1, self._config.sampling_rounds):
             if bool(pool.informative.all()):
                 break
-            state, fresh, said = self._judge(state, self._draw(state, update, number), update)
+            state, fresh, scored = self._judge(state, self._draw(state, update, number), update)
             pool = self._keep(pool, fresh)
-            rounds.append(said)
+            rounds.append(scored.metrics)
         pending = state.pending
         state, metrics = self._learn(state._replace(pending=None), pool)
         means = {name: mean_of(values) for name, values in _stack(rounds).items()}
-        return state._replace(pending=pending), {**means, **metrics}
+        return state._replace(pending=pending), {**means, **metrics}, first.table
 
     def _take(self, state: Any, update: int) -> tuple[Any, Drawn]:
         """What this update learns from; with staleness those of the next one are on their way then."""
@@ -213,12 +229,13 @@ class HostedUpdates:
         greedy = self._sample_greedily(state, *batch) if self._learner.algorithm.greedy_baseline else None
         return Drawn(jnp.asarray(rows, jnp.int32), rollout, greedy)
 
-    def _judge(self, state: Any, drawn: Drawn, update: int) -> tuple[Any, Pool, Numbers]:
+    def _judge(self, state: Any, drawn: Drawn, update: int) -> tuple[Any, Pool, _Scored]:
         """The completions of a round with their scores, and what rewards say of them."""
         rows, trajectories, copies = np.asarray(drawn.rows), drawn.rollout, self._config.completions
-        scores, said = self._score(trajectories, rows.tolist(), copies, update)
+        scored = self._score(trajectories, rows.tolist(), copies, update)
+        scores = scored.totals
         if drawn.greedy is not None:
-            baselines, _ = self._score(drawn.greedy, rows.tolist(), 1, update)
+            baselines = self._score(drawn.greedy, rows.tolist(), 1, update).totals
             scores = scores + np.repeat(np.where(np.isnan(baselines), np.nan, 0), copies)
             trajectories = trajectories._replace(baselines=np.nan_to_num(baselines))
         trajectories = trajectories._replace(scored=~np.isnan(scores))
@@ -227,23 +244,30 @@ class HostedUpdates:
             state = state._replace(record=self._remember(state.record, rows, by_prompt))
         scores = np.nan_to_num(scores)
         if self._config.sampling_rounds > 1:
-            return state, self._begin(trajectories, scores), said
-        return state, Pool(trajectories, scores, *[None] * 3), said  # pyright: ignore[reportArgumentType]
+            return state, self._begin(trajectories, scores), scored
+        return state, Pool(trajectories, scores, *[None] * 3), scored  # pyright: ignore[reportArgumentType]
 
-    def _score(
-        self, trajectories: Any, indices: Sequence[int], copies: int, update: int
-    ) -> tuple[np.ndarray, Numbers]:
-        """What is learned from, float32 `[completions]`, nan where no reward applies; what rewards say beside it."""
+    def _score(self, trajectories: Any, indices: Sequence[int], copies: int, update: int) -> _Scored:
         completions = decode_completions(
             self._tokenizer, trajectories.completions, trajectories.mask, trajectories.truncated
         )
         seen = update * self._config.prompts_per_update / len(self._prompts.rows)
         state, log = TrainerState(update, self._config.updates, seen), Log()
         each = judge_completions(self._rewards, self._prompts, indices, completions, copies, state, log)
+        totals = self._rewards.add(each, copies).astype(np.float32)
         named = zip(self._rewards.functions, each, strict=True) if len(each) > 1 else ()
-        said = {f"reward/{name}": mean_of(scores) for name, scores in named}
-        said |= {f"reward/{name}": np.asarray(value) for name, value in log.metrics.items()}
-        return self._rewards.add(each, copies).astype(np.float32), said
+        scores = {f"reward/{name}": said for name, said in named}
+        metrics = {name: mean_of(said) for name, said in scores.items()}
+        metrics |= {f"reward/{name}": np.asarray(value) for name, value in log.metrics.items()}
+        chosen = self._log.choose(update + 1, self._config.updates, len(indices), copies)
+        table = tabulate(
+            chosen,
+            [self._prompts.given[i] for i in indices],
+            [completion.text for completion in completions],
+            {"reward": totals, **scores},
+            log.columns,
+        )
+        return _Scored(totals, metrics, table)
 
     def prepare(self, state: Any, count: int) -> None:
         del count

@@ -27,6 +27,7 @@ from jaxrl4lm.training.records import (
     drop_non_finite,
     gather_history,
     make_plain,
+    split_tables,
 )
 from jaxrl4lm.training.stage import Numbers, Progress, Report, Sample, Stage, StepFailed
 from jaxrl4lm.types import InputError, Params
@@ -176,6 +177,7 @@ class _Loop:
         self.progress = opened.progress if opened else Progress()
         self.records: list[dict[str, Any]] = [] if opened is None else opened.jsonl.records
         self.sinks: list[Sink] = [opened.jsonl] if opened else []
+        self.table: list[dict[str, Any]] = []
         self.interruption = Interruption("saving" if opened else "returning")
         self.preparation: threading.Thread | None = None
         self.started = time.monotonic() - self.progress.seconds
@@ -348,15 +350,19 @@ class _Loop:
         try:
             with self._on_mesh():
                 state, metrics = stage.advance(state, self.progress.done, count)
+                metrics, tables = split_tables(metrics)
                 check_metrics(stage, metrics, count)
                 if self.place is not None:
                     # As a resumed run lays it out: otherwise sums would be taken in another order from here on.
                     state = jax.device_put(state, self.place(jax.eval_shape(lambda: state)))
-            return state, jax.device_get(dict(metrics))
+            self._write_tables(stage, tables)
+            return state, jax.device_get(metrics)
         except StepFailed as failed:
-            done = len(next(iter(failed.metrics.values()), ()))
+            metrics, tables = split_tables(failed.metrics)
+            self._write_tables(stage, tables)
+            done = len(next(iter(metrics.values()), ()))
             self.progress = self.progress._replace(done=self.progress.done + done)
-            self._write(self._make_records(stage, done, failed.metrics))
+            self._write(self._make_records(stage, done, metrics))
             self._save(failed.state)
             raise
 
@@ -368,6 +374,14 @@ class _Loop:
             | {name: make_plain(values[i]) for name, values in metrics.items()}
             for i in range(count)
         ]
+
+    def _write_tables(self, stage: Stage, tables: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+        """Writes what people read of the next steps, and keeps the newest for the report."""
+        for step, table in enumerate(tables, start=self.progress.done + 1):
+            rows = [drop_non_finite({"stage": stage.name, "step": step, **row}) for row in table]
+            self.table = rows or self.table
+            if self.folder is not None:
+                self.folder.write_rows(rows)
 
     def _time(self, score: Mapping[str, Any]) -> dict[str, Any]:
         return {**score, "seconds": round(time.monotonic() - self.started, 3)}
@@ -386,7 +400,8 @@ class _Loop:
 
     def _save(self, state: Any) -> None:
         seconds = time.monotonic() - self.started
-        self.progress = self.progress._replace(records=len(self.records), seconds=seconds)
+        rows = 0 if self.folder is None else self.folder.rows
+        self.progress = self.progress._replace(records=len(self.records), rows=rows, seconds=seconds)
         if self.folder is not None:
             number = self.progress.done + sum(stage.steps for stage in self.stages[: self.progress.stage])
             self.folder.checkpoints.save(number, {"state": state}, self.progress._asdict())
@@ -395,7 +410,8 @@ class _Loop:
     def _tell(self, stage: Stage, headline: str | None, *, resumed: bool = False) -> None:
         if self.on_progress is not None:
             ended = headline is not None and self._has_ended(stage)
-            self.on_progress(Report(stage, self.progress, headline, ended, resumed))
+            self.on_progress(Report(stage, self.progress, headline, ended, resumed, self.table))
+        self.table = []
 
     def _prepare_next(self, number: int, params: Params) -> None:
         """Compiles the next stage's program while this stage runs, from the shapes that this one began with."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl4lm.training.stage import Numbers, Stage
+from jaxrl4lm.training.stage import TABLES, Numbers, Stage
 from jaxrl4lm.types import InputError
 
 RESERVED = ("stage", "step", "seconds")
@@ -25,6 +25,13 @@ def check_metrics(stage: Stage, metrics: Numbers, count: int) -> None:
             raise InputError(
                 f"the stage {stage.name!r} gave {name} of shape {np.shape(values)} for {count} steps: give a value for each"
             )
+
+
+def split_tables(metrics: Numbers) -> tuple[dict[str, np.ndarray], Sequence[Sequence[Mapping[str, Any]]]]:
+    """The metrics of a stage, and its tables: one a step, or none at all."""
+    metrics = dict(metrics)
+    tables = metrics.pop(TABLES, None)
+    return metrics, () if tables is None else tables.tolist()
 
 
 def make_plain(value: Any) -> Any:

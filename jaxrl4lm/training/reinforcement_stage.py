@@ -18,6 +18,7 @@ from jaxrl4lm.lm.surrogates import score_function, truncate_weights
 from jaxrl4lm.lm.trainable import Trainable, everything
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Task
+from jaxrl4lm.training.completion_table import CompletionLog
 from jaxrl4lm.training.evaluation import Evaluation, evaluate_task
 from jaxrl4lm.training.hosted_updates import HostedUpdates
 from jaxrl4lm.training.language_stage import (
@@ -51,6 +52,7 @@ def reinforcement(
     seeds: int = 1,
     evaluate_every: int = 10,
     curriculum: Curriculum | None = None,
+    log: CompletionLog = CompletionLog(),  # noqa: B008 (immutable)
 ) -> Stage:
     """Completes prompts, scores the completions, learns from them.
 
@@ -69,6 +71,7 @@ def reinforcement(
       seeds: so many runs as one program, on a task; parameters have a leading axis then.
       evaluate_every: updates between evaluations.
       curriculum: which prompts come next, from what was seen of them (`lm.curriculum`); None: all in turn. Not with a task.
+      log: which completions are kept to be read, in completions.jsonl; none on a task.
     Raises:
       InputError: where sizes do not fit, or a prompt cannot be used.
     """
@@ -94,7 +97,10 @@ def reinforcement(
         part: _Compiled | HostedUpdates = _Compiled(config, learner, prompts, seeds)
         evaluation = evaluation or evaluate_task(policy, prompts, seeds=seeds)
     else:
-        part = HostedUpdates(config, learner, tokenizer, prompts, gather_rewards(rewards), seed, curriculum)
+        log.check()
+        log = log._replace(every=log.every or every)
+        judges = gather_rewards(rewards)
+        part = HostedUpdates(config, learner, tokenizer, prompts, judges, seed, curriculum, log)
         evaluation = evaluation or part.make_evaluation()
     stage = Stage(
         name="reinforcement",

@@ -11,6 +11,8 @@ from jaxrl4lm.types import InputError, Params
 
 Numbers = Mapping[str, np.ndarray]
 """Metrics on the host."""
+TABLES = "tables"
+"""What `advance` may give beside metrics: an object array `[steps]` of lists of rows (JSON), for people to read."""
 
 
 class Sample(NamedTuple):
@@ -78,6 +80,8 @@ class Progress(NamedTuple):
     """Its steps done."""
     records: int = 0
     """Records of metrics written."""
+    rows: int = 0
+    """Rows of tables written."""
     seconds: float = 0.0
     """Time spent."""
     scores: Mapping[str, Mapping[str, Any]] = {}
@@ -100,3 +104,5 @@ class Report(NamedTuple):
     ended: bool
     resumed: bool
     """Whether the stage begins where a checkpoint left it."""
+    table: Sequence[Mapping[str, Any]] = ()
+    """The newest table of the chunk; its rows have `stage` and `step`."""

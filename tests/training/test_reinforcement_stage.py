@@ -17,6 +17,7 @@ from jaxrl4lm.data.files import Row
 from jaxrl4lm.lm import algorithms
 from jaxrl4lm.lm.curriculum import prefer_informative
 from jaxrl4lm.lm.trainable import adapters, matching
+from jaxrl4lm.training.folder import COMPLETIONS
 from jaxrl4lm.training.hosted_updates import split_prompts
 from jaxrl4lm.training.language_stage import choose_keys, describe, init_params
 from jaxrl4lm.types import InputError
@@ -380,41 +381,47 @@ def test_a_tokenizer_of_characters_is_enough():
 def test_rounds_and_curricula_on_the_host_resume_bit_for_bit_with_the_same_programs(
     tmp_path, staleness, killed_after
 ):
-    """Hard prompts come more often; each program is traced once, however many rounds there were."""
+    """Hard prompts come more often; each program is traced once, however many rounds there were. Tables are the same, too."""
     drawn = []
 
-    def reward(prompts, completions, **columns):
+    def reward(prompts, completions, log_extra, **columns):
         drawn.append(list(prompts))
+        log_extra("length", [np.int64(len(completion)) for completion in completions])
         return [0.9 if p[0] in "0123" else float("1" in c) for p, c in zip(prompts, completions, strict=True)]
 
-    def make():
-        config = CONFIG.replace(
-            updates=4, sampling_rounds=3, minibatches=1, completions=4, staleness=staleness
-        )
-        algorithm = algorithms.DAPO._replace(greedy_baseline=True)
-        return reinforce(
-            rewards=reward,
-            config=config,
-            algorithm=algorithm,
-            curriculum=prefer_informative,
-            evaluate_every=1,
-        )
-
-    stage = make()
-    whole = training.fit([stage], PARAMS)
+    sizes = {"updates": 4, "sampling_rounds": 3, "minibatches": 1, "completions": 4}
+    stage = reinforce(
+        rewards=reward,
+        config=CONFIG.replace(staleness=staleness, **sizes),
+        algorithm=algorithms.DAPO._replace(greedy_baseline=True),
+        curriculum=prefer_informative,
+        evaluate_every=1,
+        log=training.CompletionLog(count=3, every=2),
+    )
+    host, told = stage.advance.__self__, []
+    programs = (host._sample, host._sample_greedily, host._begin, host._keep, host._learn, host._choose)
+    before = [
+        program._cache_size() for program in programs
+    ]  # some are of functions that other stages run, too
+    whole = training.fit([stage], PARAMS, out=tmp_path / "whole", on_progress=told.append)
     rounds = whole.history["group/rounds"]
     assert rounds.max() == 3
     assert len(drawn) == 2 * rounds.sum()  # completions, and the most likely one of each prompt
-    host = stage.advance.__self__
-    for program in (host._sample, host._sample_greedily, host._begin, host._keep, host._learn, host._choose):
-        assert program._cache_size() == 1
+    assert all(p._cache_size() - b <= 1 for p, b in zip(programs, before, strict=True))
     assert (whole.history["group/frac_zero_std"] <= 1 - whole.history["group/learned"] + 1e-6).all()
-    stopped = training.fit([interrupt_at(make(), killed_after)], PARAMS, out=tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "whole" / COMPLETIONS).read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2] * 3 + [4] * 3
+    assert all(row["length"] == len(row["completion"]) and row["prompt"] in PROMPTS for row in rows)
+    assert [report.table for report in told if report.table] == [rows[:3], rows[3:]]
+    stopped = training.fit([interrupt_at(stage, killed_after)], PARAMS, out=tmp_path / "run")
     assert stopped.interrupted
+    with (tmp_path / "run" / COMPLETIONS).open("a") as ahead:  # of the checkpoint, as after a kill
+        ahead.write('{"step": 3}\n{"st')
     drawn.clear()
-    resumed = training.fit([make()], PARAMS, out=tmp_path / "run", resume=True)
+    resumed = training.fit([stage], PARAMS, out=tmp_path / "run", resume=True)
     assert_same(resumed, whole)
     assert drawn
+    assert (tmp_path / "run" / COMPLETIONS).read_bytes() == (tmp_path / "whole" / COMPLETIONS).read_bytes()
 
 
 def test_what_does_not_fit_an_algorithm_is_refused():
