@@ -1,0 +1,97 @@
+"""How many more updates a second does `--staleness 1` make, where a reward is as slow as drawing the completions?
+
+    python benchmarks/staleness.py [--tokens 192] [--updates 20] [--rounds 3]
+
+The reward sleeps for as long as the completions of an update take to be drawn, which is measured first. Both ways are timed in
+turn; the first updates of each, which compile, are left out.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import sys
+import time
+
+from lm_rl_gpt2 import spread
+from lm_rl_step import versions
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "staleness.json"
+WARM = 3
+"""Updates that are left out."""
+
+
+def main() -> None:
+    import jax
+
+    from jaxrl4lm import decoding, lm, models, training
+    from jaxrl4lm.data import ByteTokenizer
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=192)
+    parser.add_argument("--updates", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--completions", type=int, default=2)
+    args = parser.parse_args()
+    tokenizer = ByteTokenizer()  # of so many tokens that completions rarely end early
+    config = models.TransformerConfig.gpt2(
+        tokenizer.vocab_size, layers=2, width=64, heads=4, context=args.tokens + 8
+    )
+    policy = models.LanguagePolicy(config)
+    params = jax.jit(policy.init)(jax.random.key(0))
+    pause = 0.0
+
+    def sleep(prompts, completions):
+        time.sleep(pause)
+        return [float(text.count("a")) for text in completions]
+
+    def make(staleness: int) -> training.Stage:
+        numbers = lm.ReinforcementConfig(
+            kl_coef=0.0,
+            updates=WARM + args.updates * args.rounds,
+            prompts_per_update=args.prompts,
+            completions=args.completions,
+            staleness=staleness,
+            sampling=decoding.Sampling(args.tokens),
+        )
+        algorithm = lm.algorithms.GRPO
+        return training.reinforcement(
+            policy, tokenizer, list("abcdefgh"), rewards=sleep, algorithm=algorithm, config=numbers
+        )
+
+    stages = [make(0), make(1)]
+    states = [jax.jit(stage.init)(params) for stage in stages]
+    states = [stage.advance(state, 0, WARM)[0] for stage, state in zip(stages, states, strict=True)]
+    pause = measure_drawing(stages[0], states[0])
+    seconds: list[list[float]] = [[], []]
+    for number in range(args.rounds):
+        for way, stage in enumerate(stages):
+            began = time.perf_counter()
+            states[way], _ = stage.advance(states[way], WARM + number * args.updates, args.updates)
+            seconds[way].append((time.perf_counter() - began) / args.updates)
+    record = vars(args) | {
+        "seconds of drawing, and of the reward": pause,
+        "seconds an update": {f"staleness {way}": spread(each) for way, each in enumerate(seconds)},
+        "updates/s of staleness 1 / 0": spread([a / b for a, b in zip(*seconds, strict=True)]),
+        "processor": platform.processor() or platform.machine(),
+    }
+    record |= {"versions": versions(sys.executable, ("jax", "numpy")), "python": platform.python_version()}
+    print(record["updates/s of staleness 1 / 0"], f"{pause:.3f} s")
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def measure_drawing(stage, state) -> float:
+    """Seconds that the completions of an update take, the median of several."""
+    import jax
+
+    host, times = stage.advance.__self__, []
+    for update in range(7):
+        began = time.perf_counter()
+        jax.block_until_ready(host._draw(state, WARM + update, 0))
+        times.append(time.perf_counter() - began)
+    return sorted(times)[len(times) // 2]
+
+
+if __name__ == "__main__":
+    main()
