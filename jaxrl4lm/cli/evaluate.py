@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from jaxrl4lm.cli import distill, head, preference, reward, run_folder, sft, train
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
+from jaxrl4lm.cli.evaluation_sets import name_files
 from jaxrl4lm.cli.options import name_option, parse
 from jaxrl4lm.cli.report import format_spread, make_cell
 from jaxrl4lm.cli.session import Session
@@ -44,6 +46,8 @@ class EvaluateArguments:
     ended, each reward."""
     success: float = number(1.0)
     """The least score that counts as right in pass@k and maj@k."""
+    eval_dataset: tuple[str, ...] = ()
+    """Score these files of prompts, too, as NAME=FILE (runs of `train` on prompts); those of the run are scored in any case."""
     json: bool = False
     """Print one JSON object instead of tables."""
 
@@ -58,14 +62,15 @@ def main(words: list[str]) -> int:
         from jaxrl4lm.cli import agent
 
         return agent.evaluate_run(parsed.run, parsed.json)
-    session = _rebuild(parsed.run)
+    session = _rebuild(parsed.run, parsed.eval_dataset)
     draw = session.evaluation.draw
     if parsed.draws and draw is None:
         raise InputError(f"--draws {parsed.draws}: {parsed.run} is a run that samples nothing: leave it out")
     params, name, done, total = _restore_newest(session, parsed.run)
     score = {name: np.asarray(value).tolist() for name, value in session.evaluation.score(params).items()}
     samples = session.evaluation.samples(params) if session.evaluation.samples else []
-    drawn = summarize(draw(params, parsed.draws), parsed.success) if draw and parsed.draws else {}
+    drawn = _draw(session, params, parsed)
+    sets = session.evaluation.sets
     if parsed.json:
         record = {"stage": name, "step": done, **score}
         record |= {"draws": drawn} if drawn else {}
@@ -77,18 +82,47 @@ def main(words: list[str]) -> int:
     for s in samples:
         table.add_row(make_cell(s.prompt), make_cell(s.completion), "" if s.score is None else f"{s.score:g}")
     console.print(table)
+    if sets:
+        plain = {"reward": score["held_out"], **{k.removeprefix("held_out/"): v for k, v in score.items()}}
+        plain.pop("held_out")
+        console.print(_tabulate(plain, session.evaluation.label, tuple(sets)))
     if drawn:
-        numbers = Table("of held-out prompts", f"{parsed.draws} draws each", title_justify="left")
-        for figure, value in drawn.items():
-            numbers.add_row(escape(figure), f"{value:.3f}")
-        console.print(numbers)
+        console.print(_tabulate(drawn, f"{parsed.draws} draws each", tuple(sets)))
     said = format_spread(score["held_out"])
     console.print(f"{session.evaluation.label}: [bold]{said}[/], {name} {done}/{total}", highlight=False)
     return 0
 
 
-def _rebuild(path: Path) -> Session:
-    """The session of a run; where its base model has gone or changed, around the model that it saved."""
+def _draw(session: Session, params: Params, parsed: EvaluateArguments) -> dict[str, float]:
+    """The figures of draws; those of a named set by NAME/FIGURE."""
+    drawn: dict[str, float] = {}
+    for name, each in {"": session.evaluation, **session.evaluation.sets}.items():
+        if parsed.draws and each.draw is not None:
+            figures = summarize(each.draw(params, parsed.draws), parsed.success)
+            drawn |= {f"{name}/{figure}" if name else figure: value for figure, value in figures.items()}
+    return drawn
+
+
+def _tabulate(numbers: Mapping[str, float], title: str, sets: Sequence[str]) -> Table:
+    """Figures by row: of what is held out, and of each set."""
+    columns: dict[str, dict[str, float]] = {"held out": {}, **{name: {} for name in sets}}
+    for key, value in numbers.items():
+        name, _, figure = key.partition("/")
+        known = name in sets
+        columns[name if known else "held out"][figure if known else key] = value
+    table = Table("", *map(escape, columns), title=escape(title), title_justify="left")
+    for figure in dict.fromkeys(figure for each in columns.values() for figure in each):
+        said = (f"{each[figure]:.3f}" if figure in each else "" for each in columns.values())
+        table.add_row(escape(figure), *said)
+    return table
+
+
+def _rebuild(path: Path, more_sets: Sequence[str]) -> Session:
+    """The session of a run; where its base model has gone or changed, around the model that it saved.
+
+    Args:
+      more_sets: what is evaluated on as well, NAME=FILE.
+    """
     kind, command = COMMANDS[run_folder.read_command(path)]
     arguments, changed = run_folder.read_arguments(path, kind)
     base, saved = arguments.model.model, path / folder.MODEL
@@ -101,7 +135,12 @@ def _rebuild(path: Path) -> Session:
             )
     run_folder.refuse_changes(path, changed)
     command.check(arguments)
-    return command.build(arguments)
+    if not more_sets:
+        return command.build(arguments)
+    if command is not train or arguments.on_task:
+        raise InputError(f"--eval-dataset: {path} is no run of train on prompts: leave it out")
+    name_files([*arguments.world.eval_dataset, *more_sets])
+    return train.build(arguments, more_sets)
 
 
 def _restore_newest(session: Session, path: Path) -> tuple[Params, str, int, int]:

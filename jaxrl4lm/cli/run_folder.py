@@ -138,10 +138,15 @@ def _find_files(arguments: Any) -> Iterator[pathlib.Path]:
         for each in dataclasses.fields(record):
             value = getattr(record, each.name)
             if each.name not in ("out", "resume"):
-                paths = value if isinstance(value, tuple) else (value,)
-                yield from (
-                    file for path in paths if isinstance(path, pathlib.Path) for file in _list_files(path)
-                )
+                paths = map(_find_path, value if isinstance(value, tuple) else (value,))
+                yield from (file for path in paths if path is not None for file in _list_files(path))
+
+
+def _find_path(value: Any) -> pathlib.Path | None:
+    """A path, or that of NAME=FILE where it is a whole one."""
+    if isinstance(value, str) and (whole := pathlib.Path(value.partition("=")[2])).is_absolute():
+        return whole
+    return value if isinstance(value, pathlib.Path) else None
 
 
 def _list_files(path: pathlib.Path) -> list[pathlib.Path]:

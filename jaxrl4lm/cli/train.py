@@ -1,12 +1,13 @@
 """`jaxrl4lm train`: a little teacher forcing, then reinforcement learning on a task, or on your prompts and your reward."""
 
 import atexit
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxrl4lm import tasks
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import enable_compilation_cache
+from jaxrl4lm.cli.evaluation_sets import load_sets, rename_prompt
 from jaxrl4lm.cli.language_data import (
     StartingModel,
     build_model,
@@ -63,13 +64,15 @@ def main(words: list[str]) -> int:
     return drive("train", build(arguments), arguments, name)
 
 
-def build(arguments: TrainArguments) -> Session:
+def build(arguments: TrainArguments, more_sets: Sequence[str] = ()) -> Session:
     """The session that the options describe.
 
+    Args:
+      more_sets: NAME=FILE of prompts that are evaluated on as well, and decide nothing else.
     Raises:
       InputError: where a file, the reward or a size cannot be used.
     """
-    return _build_task(arguments) if arguments.on_task else _build_prompts(arguments)
+    return _build_task(arguments) if arguments.on_task else _build_prompts(arguments, more_sets)
 
 
 def _build_task(arguments: TrainArguments) -> Session:
@@ -153,17 +156,19 @@ def _keep_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     return tuple(kept)
 
 
-def _build_prompts(arguments: TrainArguments) -> Session:
+def _build_prompts(arguments: TrainArguments, more_sets: Sequence[str]) -> Session:
     """Your prompts and your reward: a Python function is called between two compiled halves of each update."""
     world, run = arguments.world, arguments.run
     rows, documents = _read(arguments)
     judges = _make_rewards(world, [c for c in rows[0].columns if c != "prompt"])
     room = arguments.sampling.max_new_tokens or LONGEST_COMPLETION
     source = str(world.prompts or "--prompts")
+    sets = load_sets(world.eval_dataset, world.prompt_column, judges)
+    everything = [*rows, *(row for each in sets.values() for row in each)]
     model = build_model(
         arguments.model,
-        [*list_texts(documents), *list_texts(rows)],
-        lambda tokenizer: _measure(rows, documents, tokenizer, source, room),
+        [*list_texts(documents), *list_texts(everything)],
+        lambda tokenizer: _measure(everything, documents, tokenizer, source, room),
         run.seed,
     )
     policy, tokenizer, embeddings = model.policy, model.tokenizer, model.policy.config.vocab_size
@@ -178,7 +183,8 @@ def _build_prompts(arguments: TrainArguments) -> Session:
         *describe_too_long(prompts.too_long),
     ]
     config = arguments.reinforcement.replace(sampling=arguments.sampling.make(tokenizer, room))
-    evaluation = _evaluate(arguments, model, held_out, judges)
+    sets |= load_sets(more_sets, world.prompt_column, judges)
+    evaluation = _evaluate(arguments, model, held_out, sets, judges)
     stages: list[Stage] = []
     if documents and arguments.pretrain.steps:
         texts = prepare_texts(
@@ -277,17 +283,33 @@ def _split(prompts: PromptSet, held_out: int | None) -> tuple[PromptSet, PromptS
 
 
 def _evaluate(
-    arguments: TrainArguments, model: StartingModel, held_out: PromptSet, named: rewards.RewardSet
+    arguments: TrainArguments,
+    model: StartingModel,
+    held_out: PromptSet,
+    sets: Mapping[str, list[Row]],
+    named: rewards.RewardSet,
 ) -> Evaluation:
-    """Greedy completions of held-out prompts; where all prompts are the same, many samples of it."""
-    distinct = len(set(held_out.texts))
-    by = arguments.world.evaluate_by
-    greedy = by == "greedy" or (by is None and distinct > 1)
+    """Greedy completions of held-out prompts, and of those of the sets; where all held out are the same, many samples of it."""
+    world, distinct = arguments.world, len(set(held_out.texts))
+    greedy = world.evaluate_by == "greedy" or (world.evaluate_by is None and distinct > 1)
     if distinct == 1:
         held_out = held_out.select([0] * EVALUATED_SAMPLES)
     room = arguments.sampling.max_new_tokens or LONGEST_COMPLETION
-    sampling = arguments.sampling.make(model.tokenizer, room)
-    return evaluate_prompts(model.policy, model.tokenizer, held_out, named, sampling, greedy=greedy)
+    sizes = {"embeddings": model.policy.config.vocab_size, "strict": world.strict}
+    encoded = {
+        name: encode_prompts(rows, "prompt", model.tokenizer, name, room, model.context, **sizes)
+        for name, rows in sets.items()
+    }
+    return evaluate_prompts(
+        model.policy,
+        model.tokenizer,
+        held_out,
+        named,
+        arguments.sampling.make(model.tokenizer, room),
+        greedy=greedy,
+        sets={name: hide_column(prompts, "prompt") for name, prompts in encoded.items()},
+        best_by=world.best_by,
+    )
 
 
 def _read(arguments: TrainArguments) -> tuple[list[Row], list[Row]]:
@@ -297,19 +319,13 @@ def _read(arguments: TrainArguments) -> tuple[list[Row], list[Row]]:
     if world.prompts:
         rows = load(world.prompts)
         require_texts(rows, [world.prompt_column], chats=True)
-        rows = [_rename(row, world.prompt_column) for row in rows]
+        rows = [rename_prompt(row, world.prompt_column) for row in rows]
     documents: list[Row] = []
     if text.text:
         columns = {"prompt": world.prompt_column, "completion": text.completion_column}
         renamed = {ours: theirs for ours, theirs in columns.items() if ours != theirs}
         _, documents = recognize(load(text.text, columns=renamed, unit=text.text_unit))
     return fill_columns(rows), documents
-
-
-def _rename(row: Row, column: str) -> Row:
-    """The row with its prompt in the column `prompt`."""
-    columns = dict(row.columns)
-    return row._replace(columns={"prompt": columns.pop(column), **columns})
 
 
 def _measure(rows: list[Row], documents: list[Row], tokenizer: Tokenizer, source: str, room: int) -> int:

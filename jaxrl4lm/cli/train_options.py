@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+from jaxrl4lm.cli.evaluation_sets import check_sets, make_absolute
 from jaxrl4lm.cli.options import (
     AdaptationOptions,
     Group,
@@ -66,6 +67,10 @@ class WorldOptions:
     """Prompts kept back for evaluation: a tenth of them, at most 256, if not given; 0: evaluate on training prompts."""
     evaluate_by: Literal["greedy", "sampling"] | None = None
     """How held-out prompts are completed: greedy, unless all prompts are the same."""
+    eval_dataset: tuple[str, ...] = ()
+    """Further sets of prompts to evaluate on, as NAME=FILE: their metrics are NAME/reward, NAME/length, ..."""
+    best_by: str | None = None
+    """Keep the best model by the reward of the set of that name. If not given: by what is held out."""
     log_completions: int = size(4, least=0)
     """Completions of an update that are written to completions.jsonl with their rewards, and shown at the next evaluation."""
     log_completions_every: int | None = size(None)
@@ -324,6 +329,7 @@ def make_paths_absolute(arguments: TrainArguments) -> TrainArguments:
         world=dataclasses.replace(
             world,
             prompts=absolute(world.prompts),
+            eval_dataset=make_absolute(world.eval_dataset),
             reward=tuple(name_from_anywhere(reward) for reward in world.reward),
         ),
         model=dataclasses.replace(
@@ -368,6 +374,7 @@ def _check_sources(arguments: TrainArguments) -> None:
     if arguments.on_task:
         _refuse_options_of_prompts(arguments)
         return
+    check_sets(world.eval_dataset, world.best_by)
     if world.prompts is None and text is None:
         raise InputError("--reward needs --prompts (or --text, to complete empty prompts): name a JSONL file")
     if arguments.pretrain.steps and text is None:
@@ -390,6 +397,8 @@ OF_PROMPTS: dict[str, tuple[str, ...]] = {
         "reward_timeout",
         "prompt_column",
         "evaluate_by",
+        "eval_dataset",
+        "best_by",
         "log_completions",
         "log_completions_every",
     ),

@@ -4,10 +4,12 @@ Shapes: `N` rows, `L` tokens, `B` rows of a batch.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +53,8 @@ class Evaluation(NamedTuple):
     """How good the parameters are: higher is better."""
     draw: Callable[[Params, int], Draws] | None = None
     """So many sampled completions of each held-out prompt; None where nothing is sampled."""
+    sets: Mapping[str, Any] = {}
+    """The evaluations of further sets, by their names; `score` has their figures as well."""
 
 
 def _say_held_out(metrics: Numbers) -> str:
@@ -115,6 +119,8 @@ def evaluate_prompts(
     sampling: Sampling,
     *,
     greedy: bool = True,
+    sets: Mapping[str, PromptSet] = MappingProxyType({}),
+    best_by: str | None = None,
 ) -> Evaluation:
     """One completion of each held-out prompt: the mean of the weighted sum of the rewards, and of each where they are several;
     mean length, and share that ended by itself.
@@ -122,10 +128,31 @@ def evaluate_prompts(
     Args:
       sampling: whole: with its length and end tokens.
       greedy: take the most likely tokens, and leave penalties and truncations aside.
+      sets: further prompts by names; their figures are NAME/reward, NAME/length, NAME/ended, and NAME/REWARD of each of several.
+      best_by: the set by which evaluations are ranked; None: what is held out.
     """
+    judged = gather_rewards(rewards)
     complete = complete_prompts(policy, tokenizer, make_greedy(sampling) if greedy else sampling)
-    rewards = gather_rewards(rewards)
 
+    @functools.cache
+    def draw_each(n: int) -> Complete:
+        return complete_prompts(policy, tokenizer, dataclasses.replace(sampling, copies=n))
+
+    def evaluate(prompts: PromptSet, name: str) -> Evaluation:
+        label = f"{name} mean reward ({'greedy' if greedy else 'sampled'})"
+        return _evaluate_set(prompts, judged, complete, draw_each, label)
+
+    each = {name: evaluate(those, name) for name, those in sets.items()}
+    return _add_sets(evaluate(prompts, "held-out"), each, best_by)
+
+
+def _evaluate_set(
+    prompts: PromptSet,
+    rewards: RewardSet,
+    complete: "Complete",
+    draw_each: "Callable[[int], Complete]",
+    label: str,
+) -> Evaluation:
     def evaluate(params: Params, judged: PromptSet) -> tuple[list[Completion], np.ndarray]:
         completions = complete(params, judged)
         return completions, judge_completions(rewards, judged, range(len(completions)), completions)
@@ -148,20 +175,36 @@ def evaluate_prompts(
         return [Sample(*each) for each in zip(few.texts, texts, totals, strict=True)]
 
     def draw(params: Params, n: int) -> Draws:
-        drawn = dataclasses.replace(sampling, copies=n)
-        completions = complete_prompts(policy, tokenizer, drawn)(params, prompts)
+        completions = draw_each(n)(params, prompts)
         scores = judge_completions(rewards, prompts, range(len(prompts.rows)), completions, n)
         each = dict(zip(rewards.functions, scores, strict=True)) if len(scores) > 1 else {}
         return _arrange_draws(prompts.texts, completions, rewards.add(scores), each)
 
     few = prompts.select(range(min(SHOWN, len(prompts.rows))))
-    return Evaluation(
-        score=score,
-        label=f"held-out mean reward ({'greedy' if greedy else 'sampled'})",
-        headline=_say_held_out,
-        samples=samples,
-        draw=draw,
-    )
+    return Evaluation(score=score, label=label, headline=_say_held_out, samples=samples, draw=draw)
+
+
+def _add_sets(evaluation: Evaluation, sets: Mapping[str, Evaluation], best_by: str | None) -> Evaluation:
+    """The evaluation of prompts with those of further sets, under their names."""
+    if not sets:
+        return evaluation
+
+    def score(params: Params) -> Numbers:
+        numbers = dict(evaluation.score(params))
+        for name, each in sets.items():
+            for key, value in each.score(params).items():
+                numbers[f"{name}/{'reward' if key == 'held_out' else key.removeprefix('held_out/')}"] = value
+        return numbers
+
+    def say(metrics: Numbers) -> str:
+        said = [f"{name} {float(metrics[f'{name}/reward']):.3f}" for name in sets]
+        return "  ".join([evaluation.headline(metrics), *said])
+
+    panels = {f"{name}/reward": each.label for name, each in sets.items()}
+    changed = evaluation._replace(score=score, headline=say, panels=panels, sets=sets)
+    if best_by is None:
+        return changed
+    return changed._replace(rank=lambda metrics: float(metrics[f"{best_by}/reward"]))
 
 
 def _arrange_draws(
@@ -222,9 +265,10 @@ class Completion(NamedTuple):
     """By itself, not at the length limit."""
 
 
-def complete_prompts(
-    policy: LanguagePolicy, tokenizer: Tokenizer, sampling: Sampling
-) -> Callable[[Params, PromptSet], list[Completion]]:
+Complete = Callable[[Params, PromptSet], list[Completion]]
+
+
+def complete_prompts(policy: LanguagePolicy, tokenizer: Tokenizer, sampling: Sampling) -> Complete:
     """A function that completes each of a set of prompts, in batches of one size; with the copies that `sampling` asks for, one
     after another."""
 

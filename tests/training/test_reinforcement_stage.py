@@ -443,3 +443,31 @@ def test_what_does_not_fit_an_algorithm_is_refused():
     ]:
         with pytest.raises(InputError, match=message):
             reinforce(**options)
+
+
+def test_named_sets_have_their_own_figures_and_one_decides():
+    """As if each were evaluated alone; the best is by the one that is named."""
+
+    def half(prompts, completions, **columns):
+        return [0.5 * score for score in count_ones(prompts, completions)]
+
+    rewards = {"ones": count_ones, "half": half}
+    sampling = SAMPLING.complete(3, TOKENIZER.eos_ids, TOKENIZER.pad_id)
+    main, first, second = (
+        encode_prompts([Row(i, {"prompt": f"{i}{j}="}) for i in range(4)], "prompt", TOKENIZER, "rows", 3, 16)
+        for j in range(3)
+    )
+    both = training.evaluate_prompts(
+        POLICY, TOKENIZER, main, rewards, sampling, sets={"a": first, "b": second}, best_by="b"
+    )
+    numbers = both.score(PARAMS)
+    for name, prompts in {"a": first, "b": second}.items():
+        alone = training.evaluate_prompts(POLICY, TOKENIZER, prompts, rewards, sampling)
+        scores = alone.score(PARAMS)
+        assert numbers[f"{name}/reward"] == scores.pop("held_out")
+        for key, value in scores.items():
+            assert numbers[f"{name}/{key.removeprefix('held_out/')}"] == value
+        assert f"{name} {float(numbers[f'{name}/reward']):.3f}" in both.headline(numbers)
+    assert {"a/half", "b/ones", "b/length", "b/ended", "held_out/ones"} < set(numbers)
+    assert both.rank({**numbers, "b/reward": 7.0}) == 7
+    assert set(both.panels) == {"a/reward", "b/reward"}
