@@ -2,8 +2,8 @@
 
     python benchmarks/staleness.py [--tokens 192] [--updates 20] [--rounds 3]
 
-The reward sleeps for as long as the completions of an update take to be drawn, which is measured first. Both ways are timed in
-turn; the first updates of each, which compile, are left out.
+The reward sleeps for as long as the completions of an update take to be drawn, which is measured before each round. Both ways are
+timed in turn; the first updates of each, which compile, are left out.
 """
 
 import argparse
@@ -63,34 +63,34 @@ def main() -> None:
     stages = [make(0), make(1)]
     states = [jax.jit(stage.init)(params) for stage in stages]
     states = [stage.advance(state, 0, WARM)[0] for stage, state in zip(stages, states, strict=True)]
-    pause = measure_drawing(stages[0], states[0])
+    pauses: list[float] = []
     seconds: list[list[float]] = [[], []]
     for number in range(args.rounds):
+        pause = measure_drawing(stages[0], states[0], args.updates)
+        pauses.append(pause)
         for way, stage in enumerate(stages):
             began = time.perf_counter()
             states[way], _ = stage.advance(states[way], WARM + number * args.updates, args.updates)
             seconds[way].append((time.perf_counter() - began) / args.updates)
     record = vars(args) | {
-        "seconds of drawing, and of the reward": pause,
+        "seconds of drawing, and of the reward": spread(pauses),
         "seconds an update": {f"staleness {way}": spread(each) for way, each in enumerate(seconds)},
         "updates/s of staleness 1 / 0": spread([a / b for a, b in zip(*seconds, strict=True)]),
         "processor": platform.processor() or platform.machine(),
     }
     record |= {"versions": versions(sys.executable, ("jax", "numpy")), "python": platform.python_version()}
-    print(record["updates/s of staleness 1 / 0"], f"{pause:.3f} s")
+    print(record["updates/s of staleness 1 / 0"], record["seconds of drawing, and of the reward"])
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def measure_drawing(stage, state) -> float:
-    """Seconds that the completions of an update take, the median of several."""
+def measure_drawing(stage, state, times: int) -> float:
+    """Seconds that the completions of an update take, the mean of so many."""
     import jax
 
-    host, times = stage.advance.__self__, []
-    for update in range(7):
-        began = time.perf_counter()
+    host, began = stage.advance.__self__, time.perf_counter()
+    for update in range(times):
         jax.block_until_ready(host._draw(state, WARM + update, 0))
-        times.append(time.perf_counter() - began)
-    return sorted(times)[len(times) // 2]
+    return (time.perf_counter() - began) / times
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def test_completions_are_shown_as_a_table():
     out = io.StringIO()
     chat = [{"role": "user", "content": "[bold]why?"}]
     row = {"stage": "reinforcement", "step": 7, "prompt": chat, "completion": "a\nb" + "c" * 99}
-    row |= {"reward": 0.123456, "reward/own": None, "note": "[red]"}
+    row |= {"reward": 0.123456, "reward/mine.py:own": None, "note": "[red]"}
     with ProgressLine(Console(file=out, width=140)) as progress:
         progress.begin("reinforcement", 0, 10)
         progress.show(7, "fine", False, [row])

@@ -83,11 +83,11 @@ def _compare_samples(before: Sequence[Sample], after: Sequence[Sample], first_se
 
 
 def tabulate_completions(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Completions of one step with what rewards say of them, as a table; each reward by its own name."""
+    """Completions of one step with what rewards say of them, as a table; each reward by the name of its function."""
     names = [name for name in rows[0] if name not in ("stage", "step")]
     table = Table(title=f"completions of step {rows[0]['step']}", title_justify="left")
     for name in names:
-        table.add_column(make_cell(name.removeprefix("reward/")))
+        table.add_column(make_cell(name.removeprefix("reward/").rpartition(".py:")[2]))
     for row in rows:
         table.add_row(*(make_cell(_say(row.get(name))) for name in names))
     return table
