@@ -1,9 +1,10 @@
 """How many more updates a second does `--staleness 1` make, where a reward is as slow as drawing the completions?
 
-    python benchmarks/staleness.py [--tokens 192] [--updates 20] [--rounds 3]
+    python benchmarks/staleness.py [--tokens 192] [--updates 10] [--rounds 3]
 
 The reward sleeps for as long as the completions of an update take to be drawn, which is measured before each round. Both ways are
-timed in turn; the first updates of each, which compile, are left out.
+timed in turn; the first updates of each, which compile, are left out. Where drawing takes G and learning L seconds, the most that
+can be won is (2G + L) / (G + L).
 """
 
 import argparse
@@ -29,9 +30,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokens", type=int, default=192)
-    parser.add_argument("--updates", type=int, default=20)
+    parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=2)
     parser.add_argument("--completions", type=int, default=2)
     args = parser.parse_args()
     tokenizer = ByteTokenizer()  # of so many tokens that completions rarely end early
