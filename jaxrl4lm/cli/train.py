@@ -21,12 +21,13 @@ from jaxrl4lm.cli.language_data import (
 )
 from jaxrl4lm.cli.options import name_options
 from jaxrl4lm.cli.session import Session, drive
-from jaxrl4lm.cli.train_options import TrainArguments, WorldOptions, check, parse_train
+from jaxrl4lm.cli.train_options import COPY, PromptOptions, TrainArguments, check, parse_train
 from jaxrl4lm.data import Tokenizer, load, recognize, rewards
 from jaxrl4lm.data.corpus import PromptSet, encode_prompts, encode_row
 from jaxrl4lm.data.files import Row, require_texts
 from jaxrl4lm.data.reward_pool import RewardPool
 from jaxrl4lm.lm import TextConfig
+from jaxrl4lm.lm.critic import Critic, copy_policy
 from jaxrl4lm.lm.curriculum import CURRICULA
 from jaxrl4lm.lm.trainable import Trainable
 from jaxrl4lm.models import LanguagePolicy
@@ -37,6 +38,7 @@ from jaxrl4lm.training import (
     Stage,
     evaluate_prompts,
     evaluate_task,
+    load_critic,
     prepare_texts,
     reinforcement,
     supervised,
@@ -78,7 +80,7 @@ def build(arguments: TrainArguments, more_sets: Sequence[str] = ()) -> Session:
 def _build_task(arguments: TrainArguments) -> Session:
     """A built-in task: its reward is part of the compiled program."""
     world, run, seeds = arguments.world, arguments.run, arguments.algorithm.seeds
-    task = _make_task(arguments)
+    task = make_task(world, arguments.sampling.max_new_tokens)
     needed = task.prompt_length + task.completion_length
     if (arguments.model.context or needed) < needed:
         raise InputError(f"--context {arguments.model.context}: {task.name} needs {needed} tokens, raise it")
@@ -115,6 +117,7 @@ def _build_task(arguments: TrainArguments) -> Session:
             seed=run.seed,
             seeds=seeds,
             evaluate_every=run.evaluate_every or 10,
+            critic=_choose_critic(arguments, policy, task.tokenizer),
         ),
     ]
     return Session(
@@ -129,8 +132,8 @@ def _build_task(arguments: TrainArguments) -> Session:
     )
 
 
-def _make_task(arguments: TrainArguments) -> tasks.Task:
-    world, length = arguments.world, arguments.sampling.max_new_tokens
+def make_task(world: PromptOptions, length: int | None) -> tasks.Task:
+    """The built-in task that the options name, and the length of its answers."""
     try:
         task = TASKS[world.task](world.digits or 2)
     except ValueError as error:
@@ -160,7 +163,7 @@ def _build_prompts(arguments: TrainArguments, more_sets: Sequence[str]) -> Sessi
     """Your prompts and your reward: a Python function is called between two compiled halves of each update."""
     world, run = arguments.world, arguments.run
     rows, documents = _read(arguments)
-    judges = _make_rewards(world, [c for c in rows[0].columns if c != "prompt"])
+    judges = make_rewards(world, [c for c in rows[0].columns if c != "prompt"])
     room = arguments.sampling.max_new_tokens or LONGEST_COMPLETION
     source = str(world.prompts or "--prompts")
     sets = load_sets(world.eval_dataset, world.prompt_column, judges)
@@ -206,6 +209,7 @@ def _build_prompts(arguments: TrainArguments, more_sets: Sequence[str]) -> Sessi
             evaluate_every=run.evaluate_every or 10,
             curriculum=CURRICULA[arguments.algorithm.curriculum] if arguments.algorithm.curriculum else None,
             log=CompletionLog(world.log_completions, world.log_completions_every),
+            critic=_choose_critic(arguments, policy, tokenizer),
         )
     )
     return Session(
@@ -219,6 +223,14 @@ def _build_prompts(arguments: TrainArguments, more_sets: Sequence[str]) -> Sessi
         data=tuple(str(path) for path in (world.prompts, arguments.text.text) if path),
         notes=tuple(notes),
     )
+
+
+def _choose_critic(arguments: TrainArguments, policy: LanguagePolicy, tokenizer: Tokenizer) -> Critic | None:
+    """The critic of its own that the options name; None: a head on the policy's trunk."""
+    named = arguments.algorithm.critic
+    if named is None:
+        return None
+    return copy_policy(policy) if str(named) == COPY else load_critic(named, tokenizer)
 
 
 def _teach_first(
@@ -250,7 +262,7 @@ def _name_run(arguments: TrainArguments) -> str:
     return f"{source.name}, {named}, {arguments.algorithm.algorithm.upper()}"
 
 
-def _make_rewards(world: WorldOptions, columns: list[str]) -> rewards.RewardSet:
+def make_rewards(world: PromptOptions, columns: list[str]) -> rewards.RewardSet:
     """The rewards that the options name, in processes of their own where they say so."""
     named: dict[str, rewards.Reward] = {}
     short = ["/".join(name.split("/")[-2 if Path(name).is_dir() else -1 :]) for name in world.reward]
@@ -315,17 +327,20 @@ def _evaluate(
 def _read(arguments: TrainArguments) -> tuple[list[Row], list[Row]]:
     """Prompts, one empty one where there is no file of them, and what is to be imitated."""
     world, text = arguments.world, arguments.text
-    rows = [Row(0, {"prompt": ""})]
-    if world.prompts:
-        rows = load(world.prompts)
-        require_texts(rows, [world.prompt_column], chats=True)
-        rows = [rename_prompt(row, world.prompt_column) for row in rows]
+    rows = read_prompts(world.prompts, world.prompt_column) if world.prompts else [Row(0, {"prompt": ""})]
     documents: list[Row] = []
     if text.text:
         columns = {"prompt": world.prompt_column, "completion": text.completion_column}
         renamed = {ours: theirs for ours, theirs in columns.items() if ours != theirs}
         _, documents = recognize(load(text.text, columns=renamed, unit=text.text_unit))
     return fill_columns(rows), documents
+
+
+def read_prompts(file: Path, column: str) -> list[Row]:
+    """The rows of a file, their prompts in the column `prompt`."""
+    rows = load(file)
+    require_texts(rows, [column], chats=True)
+    return [rename_prompt(row, column) for row in rows]
 
 
 def _measure(rows: list[Row], documents: list[Row], tokenizer: Tokenizer, source: str, room: int) -> int:

@@ -38,8 +38,8 @@ from jaxrl4lm.types import InputError
 
 
 @dataclass(frozen=True)
-class WorldOptions:
-    """What the model is to learn: a built-in task, or your prompts and your reward."""
+class PromptOptions:
+    """A built-in task, or your prompts and your reward."""
 
     task: Literal["addition", "sort", "reverse", "copy"] = "addition"
     """Built-in task with a verifiable reward, used where no --reward is given."""
@@ -63,6 +63,12 @@ class WorldOptions:
     """Seconds that a completion's reward may take in such a process."""
     prompt_column: str = "prompt"
     """Column of --prompts and of a JSONL --text that holds the prompt."""
+
+
+@dataclass(frozen=True)
+class WorldOptions(PromptOptions):
+    """What the model is to learn: a built-in task, or your prompts and your reward."""
+
     held_out: int | None = size(None, least=0)
     """Prompts kept back for evaluation: a tenth of them, at most 256, if not given; 0: evaluate on training prompts."""
     evaluate_by: Literal["greedy", "sampling"] | None = None
@@ -165,6 +171,9 @@ class AlgorithmOptions:
     kl_controller: Literal["fixed", "adaptive", "doubling"] | None = None
     """Keep the price --kl-coef, or adapt it, slowly or by doubling, so that a completion diverges by --kl-target nats. If not
     given: the algorithm's own, which is fixed but for ppo_penalty."""
+    critic: Path | None = None
+    """A critic of its own, a second transformer (ppo, a2c, nlpo): the folder of a reward model to begin as, or the word policy,
+    to begin as a copy of it. If not given: a value head on the policy's trunk."""
     entropy_price: Literal["fixed", "adaptive"] = "fixed"
     """Keep the price --entropy-coef, or move it by --entropy-step towards --entropy-target nats a token."""
     correction: tuple[Literal["truncated", "masked", "rejected"], ...] = ()
@@ -257,6 +266,8 @@ class TrainArguments:
 
 
 PREFIXES = {"pretrain": "pretrain."}
+COPY = "policy"
+"""The critic that begins as a copy of the policy."""
 
 
 def parse_train(words: list[str]) -> TrainArguments:
@@ -314,12 +325,7 @@ def choose_defaults(given: TrainArguments) -> TrainArguments:
 def make_paths_absolute(arguments: TrainArguments) -> TrainArguments:
     """The same files, named so that the run can go on from another folder."""
     world, model, text = arguments.world, arguments.model, arguments.text
-
-    def name_from_anywhere(reward: str) -> str:
-        path, _, function = reward.rpartition(":")
-        if Path(reward).is_dir():
-            return str(Path(reward).absolute())
-        return f"{Path(path).absolute()}:{function}" if ".py:" in reward else reward
+    critic = arguments.algorithm.critic
 
     def absolute(path: Path | None) -> Path | None:
         return path.absolute() if path else None
@@ -330,13 +336,24 @@ def make_paths_absolute(arguments: TrainArguments) -> TrainArguments:
             world,
             prompts=absolute(world.prompts),
             eval_dataset=make_absolute(world.eval_dataset),
-            reward=tuple(name_from_anywhere(reward) for reward in world.reward),
+            reward=tuple(map(name_from_anywhere, world.reward)),
         ),
         model=dataclasses.replace(
             model, model=absolute(model.model), chat_template=absolute(model.chat_template)
         ),
         text=dataclasses.replace(text, text=absolute(text.text)),
+        algorithm=dataclasses.replace(
+            arguments.algorithm, critic=critic if str(critic) == COPY else absolute(critic)
+        ),
     )
+
+
+def name_from_anywhere(reward: str) -> str:
+    """The same reward, its file or folder named so that the run can go on from another folder."""
+    path, _, function = reward.rpartition(":")
+    if Path(reward).is_dir():
+        return str(Path(reward).absolute())
+    return f"{Path(path).absolute()}:{function}" if ".py:" in reward else reward
 
 
 def check(arguments: TrainArguments) -> None:
@@ -359,12 +376,23 @@ def check(arguments: TrainArguments) -> None:
             f"--staleness {config.staleness} needs a --reward (that of a task is part of the compiled update, nothing waits "
             "for it): leave it out"
         )
+    if algorithm.critic is not None:
+        _check_critic(algorithm.critic, algorithm)
     if algorithm.curriculum and arguments.world.prompts is None:
         raise InputError(f"--curriculum {algorithm.curriculum} chooses among prompts: give --prompts FILE")
     if config.prompts_per_update % (config.minibatches * config.micro_batches):
         raise InputError(
             f"--prompts-per-update {config.prompts_per_update} must be a multiple of --minibatches x --micro-batches "
             f"({config.minibatches} x {config.micro_batches}): every part takes as many whole prompts"
+        )
+
+
+def _check_critic(critic: Path, algorithm: AlgorithmOptions) -> None:
+    if str(critic) != COPY and not critic.is_dir():
+        raise InputError(f"--critic {critic} is no folder: name that of a reward model, or say {COPY}")
+    if ALGORITHMS[algorithm.advantage or algorithm.algorithm].value_loss is None:
+        raise InputError(
+            f"--critic {critic}: {algorithm.algorithm} learns no values: take --algorithm ppo, or drop --critic"
         )
 
 

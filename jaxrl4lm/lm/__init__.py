@@ -2,6 +2,7 @@
 
 from jaxrl4lm.lm import (
     algorithms,
+    critic,
     distillation,
     heads,
     preference,
@@ -33,6 +34,7 @@ __all__ = [
     "SupervisedConfig",
     "TextConfig",
     "algorithms",
+    "critic",
     "distillation",
     "heads",
     "preference",

@@ -31,7 +31,7 @@ def keep_price(config: ReinforcementConfig) -> losses.kl.Controller:
 
 def adapt_price(config: ReinforcementConfig) -> losses.kl.Controller:
     """β starts at `kl_coef` and holds the divergence of a sequence at `kl_target`."""
-    return losses.kl.adaptive_controller(config.kl_coef, target=config.kl_target)
+    return losses.kl.adaptive_controller(config.kl_coef, target=config.kl_target, horizon=config.kl_horizon)
 
 
 def double_price(config: ReinforcementConfig) -> losses.kl.Controller:

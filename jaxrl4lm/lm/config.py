@@ -109,6 +109,8 @@ class ReinforcementConfig(_Config):
     """β: price of a nat of divergence from the reference, which is the model before reinforcement learning."""
     kl_target: ScalarLike = number(6.0, above=0)
     """Nats that an adaptive price aims at: a completion, or, where it doubles and halves, a token."""
+    kl_horizon: ScalarLike = number(10_000.0, above=0)
+    """Completions over which a divergence that is a fifth too large raises an adaptive price by a fifth."""
     discount: ScalarLike = number(1.0, least=0, most=1)
     """Of later rewards, a token (PPO, REINFORCE)."""
     gae_lambda: ScalarLike = number(0.95, least=0, most=1)
@@ -127,6 +129,12 @@ class ReinforcementConfig(_Config):
     """Smallest ratio of a token that a correction by masks keeps."""
     rejection_divergence: ScalarLike = number(0.5, least=0)
     """Nats a token by which a bad completion may have become unlikelier before it is rejected."""
+    score_clip: ScalarLike | None = number(None, above=0)
+    """Scores are cut to this distance from 0 before anything else is done with them."""
+    missing_end_score: ScalarLike | None = number(None)
+    """Score of a completion without an end token, whatever the reward says of it; -1 is usual where scores are normalised."""
+    missing_end_penalty: ScalarLike = number(0.0, least=0)
+    """What is taken from the score of a completion without an end token."""
     overlong_buffer: ScalarLike = number(0.0, least=0)
     """Tokens before the longest completion over which DAPO's penalty of length grows to 1; a fifth of it is usual."""
     trust_region: ScalarLike = number(0.01, above=0)
@@ -175,6 +183,10 @@ class ReinforcementConfig(_Config):
     """Optimizer steps of a pass; each takes prompts_per_update / minibatches whole groups."""
     micro_batches: int = size(1)
     """Parts in which the gradient of a minibatch is computed, to save memory; the gradient is the same."""
+    whiten_rewards: bool = field(default=False, metadata={"static": True})
+    """Divide rewards, the price of the KL in them, by their deviation over the tokens of the update; their mean stays (PPO)."""
+    whiten_advantages: bool = field(default=True, metadata={"static": True})
+    """Give advantages mean 0 and deviation 1 over the tokens of the update (PPO)."""
     truncation: Literal["bootstrap", "terminal", "mask"] = field(
         default="bootstrap", metadata={"static": True}
     )

@@ -42,10 +42,24 @@ def whiten_informative(
     Args:
       raw: advantages `[B, T]` of rewards and KL together.
     """
-    go = partial(returns.discounted_returns, discount=config.discount, mask=mask, axis=1)
-    costs = go(kl_costs)
+    costs = _go(kl_costs, mask, config)
     alone = jnp.where(mask, reduce.masked_mean(costs, mask) - costs, 0.0)
-    return jnp.where(reduce.differ(go(rewards), mask), reduce.whiten(raw, mask), alone)
+    return jnp.where(reduce.differ(_go(rewards, mask, config), mask), reduce.whiten(raw, mask), alone)
+
+
+def _go(values: Array, mask: Array, config: ReinforcementConfig) -> Array:
+    """Returns-to-go."""
+    return returns.discounted_returns(values, discount=config.discount, mask=mask, axis=1)
+
+
+def shape_rewards(rewards: Array, rollout: Rollout, config: ReinforcementConfig) -> Array:
+    """Rewards of tokens `[B, T]` as RLHF learns from them: clipped; without an end token another score, or a lower one."""
+    last, cut = last_token(rollout.mask), rollout.truncated[:, None]
+    if config.score_clip is not None:
+        rewards = jnp.clip(rewards, -config.score_clip, config.score_clip)
+    if config.missing_end_score is not None:
+        rewards = jnp.where(cut, jnp.where(last, config.missing_end_score, 0.0), rewards)
+    return rewards - jnp.where(cut & last, config.missing_end_penalty, 0.0)
 
 
 def actor_critic_credit(
@@ -61,13 +75,17 @@ def actor_critic_credit(
 
     Args:
       gae_lambda: λ in place of the configuration's: 1 for Monte-Carlo returns less the value, 0 for one step.
-      whiten: over all tokens of the update.
+      whiten: advantages, over all tokens of the update, where the configuration does not say otherwise.
     """
     mask, last = rollout.mask, last_token(rollout.mask)
     terminated = last & ~rollout.truncated[:, None] if config.truncation == "bootstrap" else last
     following = jnp.pad(rollout.values[:, 1:], ((0, 0), (0, 1)))
+    net = rewards - kl_costs
+    if config.whiten_rewards:
+        told_apart = reduce.differ(_go(rewards, mask, config), mask)
+        net = jnp.where(told_apart, reduce.whiten(net, mask, shift_mean=False), net)
     raw, targets = returns.generalized_advantage_estimation(
-        rewards - kl_costs,
+        net,
         rollout.values,
         jnp.where(last, rollout.final_values[:, None], following),
         terminated,
@@ -77,7 +95,7 @@ def actor_critic_credit(
         mask=mask,
         axis=1,
     )
-    if not whiten:
+    if not (whiten and config.whiten_advantages):
         return Credit(raw, targets)
     return Credit(whiten_informative(raw, rewards, kl_costs, mask, config), targets)
 
@@ -86,8 +104,7 @@ def return_to_go_credit(
     rewards: Array, kl_costs: Array, rollout: Rollout, config: ReinforcementConfig
 ) -> Credit:
     """Returns-to-go, whitened over all tokens of the update: their mean is the baseline."""
-    net = rewards - kl_costs
-    going = returns.discounted_returns(net, discount=config.discount, mask=rollout.mask, axis=1)
+    going = _go(rewards - kl_costs, rollout.mask, config)
     return Credit(whiten_informative(going, rewards, kl_costs, rollout.mask, config), jnp.zeros_like(rewards))
 
 

@@ -20,7 +20,10 @@ from jaxrl4lm.decoding import Sampling
 from jaxrl4lm.diagnostics import Diagnostics
 from jaxrl4lm.lm.algorithms import Algorithm, measure_old_kl
 from jaxrl4lm.lm.config import ReinforcementConfig
+from jaxrl4lm.lm.credit import shape_rewards
+from jaxrl4lm.lm.critic import Critic
 from jaxrl4lm.lm.curriculum import Record
+from jaxrl4lm.lm.experience import Experience, shuffle
 from jaxrl4lm.lm.optimizer import Optimizer, adam, step_if_finite
 from jaxrl4lm.lm.pool import Pool, begin_pool, keep_informative
 from jaxrl4lm.lm.rollouts import Drawn, Rollout, diagnose, rollout, score
@@ -37,6 +40,8 @@ class Learner(NamedTuple):
     algorithm: Algorithm
     optimizer: Optimizer = adam
     trainable: Trainable = everything()
+    critic: Critic | None = None
+    """A transformer of its own; `trainable` is then `lm.critic.beside_critic`. None: a head on the policy's trunk."""
 
 
 class ReinforcementState(NamedTuple):
@@ -66,16 +71,6 @@ class ReinforcementState(NamedTuple):
     """Completions of the next update, drawn ahead; None where nothing may be stale."""
 
 
-class Experience(NamedTuple):
-    """What a minibatch learns from; leading axes [G, ...] or [B, ...]."""
-
-    rollout: Rollout
-    ref_log_probs: Array | None
-    """None where no divergence is priced."""
-    advantages: Array
-    targets: Array
-
-
 def init(key: Key, config: ReinforcementConfig, learner: Learner, params: Params) -> ReinforcementState:
     """The state before the first update, from copies of `params`."""
     copy = partial(jax.tree.map, jnp.copy)
@@ -85,13 +80,15 @@ def init(key: Key, config: ReinforcementConfig, learner: Learner, params: Params
     return ReinforcementState(
         params=copy(learning),
         frozen=copy(frozen),
-        ref_params=copy(learning) if referred else None,
+        ref_params=copy(learner.trainable.refer(learning)) if referred else None,
         opt_state=_make_optimizer(config, jnp.int32(0), learner).init(learning),
         key=jnp.copy(key),
         update=jnp.int32(0),
         kl_coef=jnp.array(learner.algorithm.kl.controller(config).init(), jnp.float32),
         skipped=jnp.int32(0),
-        mask_params=copy(learning) if learner.algorithm.vocabulary is not None else None,
+        mask_params=copy(learner.trainable.refer(learning))
+        if learner.algorithm.vocabulary is not None
+        else None,
         entropy_coef=None if entropy_price is None else jnp.array(entropy_price(config).init(), jnp.float32),
     )
 
@@ -139,7 +136,9 @@ def sample(
         prompt_mask,
         key if drawn is None else jax.random.fold_in(key, drawn),
         replace(config.sampling, copies=config.completions),
-        final_values=learner.algorithm.value_loss is not None and config.truncation == "bootstrap",
+        final_values=learner.algorithm.value_loss is not None
+        and learner.critic is None
+        and config.truncation == "bootstrap",
     )
 
 
@@ -200,6 +199,8 @@ def learn(
     whole, kl = trajectories, learner.algorithm.kl
     if whole.scored is not None:
         trajectories = whole._replace(mask=whole.mask & whole.scored[:, None], scored=None)
+    if learner.critic is not None:
+        trajectories = learner.critic.judge(state.params["critic"], trajectories)
     mask = trajectories.mask
     config = _choose_vocabulary(state, config, learner)
     ref = _score_reference(state, trajectories, config.sampling, learner)
@@ -207,7 +208,8 @@ def learn(
     kl_costs = jnp.zeros_like(rewards)
     if kl.reward is not None:
         kl_costs = state.kl_coef * kl.reward(trajectories.log_probs, ref, mask=mask)
-    credit = learner.algorithm.credit(rewards, kl_costs, trajectories, config)
+    shaped = shape_rewards(rewards, trajectories, config)
+    credit = learner.algorithm.credit(shaped, kl_costs, trajectories, config)
     learned = trajectories._replace(mask=_select_learned(trajectories, config), learned=None, baselines=None)
     experience = Experience(learned, ref, credit.advantages, credit.targets)
     advance = _descend if learner.algorithm.step is None else _step_once
@@ -223,7 +225,8 @@ def learn(
     metrics |= {"policy/grad_norm": norms.mean(), "skipped_updates": state.skipped}
     if state.mask_params is not None:
         due = state.update % config.mask_interval == 0
-        mask_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, state.mask_params)
+        now = learner.trainable.refer(params)
+        mask_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), now, state.mask_params)
         state = state._replace(mask_params=mask_params)
     return _set_prices(state, learned, metrics, config, learner)
 
@@ -280,7 +283,7 @@ def _descend(
     tx = _make_optimizer(config, state.update, learner)
 
     def epoch(carry, key):
-        return jax.lax.scan(minibatch, carry, _shuffle(key, experience, config.minibatches))
+        return jax.lax.scan(minibatch, carry, shuffle(key, experience, config.minibatches))
 
     def minibatch(carry, part: Experience):
         params, opt_state = carry
@@ -322,19 +325,6 @@ def _pool(seen: Diagnostics) -> Diagnostics:
         name: jax.tree.map(jnp.sum if isinstance(entry, reduce.Fraction) else jnp.max, entry)
         for name, entry in seen.items()
     }
-
-
-def _shuffle(key: Key, batch: Experience, minibatches: int) -> Experience:
-    """The batch with its prompts in random order, whole groups kept together, and a leading axis of minibatches."""
-    G = batch.rollout.prompts.shape[0]
-    order = jax.random.permutation(key, G) if minibatches > 1 else jnp.arange(G)
-
-    def arrange(x: Array) -> Array:
-        grouped = x.reshape(G, -1, *x.shape[1:])[order]
-        return grouped.reshape(minibatches, x.shape[0] // minibatches, *x.shape[1:])
-
-    # One minibatch is the whole update: its order does not matter to the gradient, so spare the copy.
-    return jax.tree.map(arrange if minibatches > 1 else lambda x: x[None], batch)
 
 
 def _count(batch: Experience, learner: Learner) -> tuple[Array, Array]:
@@ -384,6 +374,8 @@ def _compute_loss(
     # No dropout: the ratio to the policy that drew the tokens would be noise.
     whole = learner.trainable.join(params, state.frozen, None)
     now = score(learner.policy, whole, batch.rollout, config.sampling)
+    if learner.critic is not None:
+        now = now._replace(values=learner.critic.read(params["critic"], batch.rollout)[0])
     levelled = now.log_probs
     if algorithm.level is not None:
         levelled = algorithm.level(now.log_probs, old.log_probs, mask=mask)

@@ -25,6 +25,8 @@ class Trainable(NamedTuple):
     """(what learns, what is frozen, key of a step's dropout or None) → parameters to differentiate through."""
     merge: Callable[[Params, Params], Params]
     """The same as parameters of the plain form: to complete texts with, to evaluate and to save."""
+    refer: Callable[[Params], Params] = lambda learning: learning
+    """The part of what learns that an older policy consists of; `merge` takes it, too."""
     frozen_is_reference: bool = False
     """Whether the frozen part is the whole model from which training began, as it is under adapters."""
     save: Callable[[pathlib.Path, LanguagePolicy, Params], None] | None = None

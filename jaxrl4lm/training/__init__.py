@@ -28,6 +28,7 @@ _CONSTRUCTORS = {
     "freeze": "head_stage",
     "head": "head_stage",
     "init_parameters": "head_stage",
+    "load_critic": "model_reward",
     "prepare_judgements": "judgements",
     "prepare_labelled": "labelled",
     "prepare_prompted": "prompted",

@@ -1,4 +1,4 @@
-"""A reward model's folder as a reward.
+"""A reward model's folder as a reward, and as the beginning of a critic.
 
 Shapes: `B` texts, `T` tokens.
 """
@@ -12,12 +12,53 @@ import jax
 import numpy as np
 
 from jaxrl4lm import models
+from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.data.corpus import bucket, pad
 from jaxrl4lm.data.files import Row, find_last_text
+from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.data.pairs import encode_prompted
+from jaxrl4lm.lm.critic import Critic, begin_with_rewards
+from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.training.evaluation import AT_ONCE
 from jaxrl4lm.training.reward_stage import SCALE
-from jaxrl4lm.types import InputError
+from jaxrl4lm.types import InputError, Params
+
+
+def load_critic(folder: pathlib.Path | str, tokenizer: Tokenizer) -> Critic:
+    """A critic that begins as the reward model of a folder, whose scores are normalised where it has reward.json.
+
+    Args:
+      tokenizer: of the policy, whose ids the critic reads.
+    Raises:
+      InputError: if the folder holds no reward model, or one that reads other ids.
+    """
+    folder = pathlib.Path(folder)
+    policy, _, _, theirs = _load(folder)
+    known, mine = (HuggingFaceTokenizer.of(each).backend.get_vocab() for each in (theirs, tokenizer))
+    if other := sorted(token for token, number in mine.items() if known.get(token) != number):
+        raise InputError(
+            f"the critic {folder} reads other ids than the policy writes ({other[0]!r} is {known.get(other[0])} there and "
+            f"{mine[other[0]]} here): take a reward model with the policy's tokenizer"
+        )
+    mean, deviation = _read_scale(folder)
+    return begin_with_rewards(policy, lambda: _load(folder)[1:3], mean=mean, deviation=deviation)
+
+
+def _load(folder: pathlib.Path) -> tuple[LanguagePolicy, Params, models.Head, HuggingFaceTokenizer]:
+    policy, params, head, tokenizer = models.load_with_head(folder)
+    if head.kernel.shape[1] != 1:
+        raise InputError(
+            f"{folder} has {head.kernel.shape[1]} outputs: a reward model has one (jaxrl4lm reward trains one)"
+        )
+    if tokenizer is None:
+        raise InputError(f"{folder} has no tokenizer.json: save the tokenizer beside the model")
+    return policy, params, head, tokenizer
+
+
+def _read_scale(folder: pathlib.Path) -> tuple[float, float]:
+    """Mean and deviation of the rewards, 0 and 1 where they are not known."""
+    known = json.loads((folder / SCALE).read_text()) if (folder / SCALE).exists() else {}
+    return known.get("mean", 0.0), max(known.get("deviation", 1.0), 1e-6)
 
 
 class ModelReward:
@@ -36,17 +77,8 @@ class ModelReward:
         """
         folder = pathlib.Path(folder)
         self.__name__ = folder.name
-        self._policy, params, head, tokenizer = models.load_with_head(folder)
-        if head.kernel.shape[1] != 1:
-            raise InputError(
-                f"{folder} has {head.kernel.shape[1]} outputs: a reward model has one (jaxrl4lm reward trains one)"
-            )
-        if tokenizer is None:
-            raise InputError(f"{folder} has no tokenizer.json: save the tokenizer beside the model")
-        self._tokenizer = tokenizer
-        scale = folder / SCALE
-        known = json.loads(scale.read_text()) if normalized and scale.exists() else {}
-        self._mean, self._deviation = known.get("mean", 0.0), max(known.get("deviation", 1.0), 1e-6)
+        self._policy, params, head, self._tokenizer = _load(folder)
+        self._mean, self._deviation = _read_scale(folder) if normalized else (0.0, 1.0)
 
         @jax.jit
         def score(params: Any, head: models.Head, tokens: jax.Array, mask: jax.Array) -> jax.Array:

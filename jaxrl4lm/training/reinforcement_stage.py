@@ -12,6 +12,7 @@ from jaxrl4lm.data.rewards import Reward, RewardSet, gather_rewards
 from jaxrl4lm.lm import ReinforcementConfig, algorithms
 from jaxrl4lm.lm import reinforcement as update_rule
 from jaxrl4lm.lm.credit import best_of_credit
+from jaxrl4lm.lm.critic import Critic, beside_critic
 from jaxrl4lm.lm.curriculum import Curriculum
 from jaxrl4lm.lm.optimizer import Optimizer, adam
 from jaxrl4lm.lm.surrogates import score_function, truncate_weights
@@ -53,6 +54,7 @@ def reinforcement(
     evaluate_every: int = 10,
     curriculum: Curriculum | None = None,
     log: CompletionLog = CompletionLog(),  # noqa: B008 (immutable)
+    critic: Critic | None = None,
 ) -> Stage:
     """Completes prompts, scores the completions, learns from them.
 
@@ -72,6 +74,8 @@ def reinforcement(
       evaluate_every: updates between evaluations.
       curriculum: which prompts come next, from what was seen of them (`lm.curriculum`); None: all in turn. Not with a task.
       log: which completions are kept to be read, in completions.jsonl; none on a task.
+      critic: a transformer of its own that learns values (`lm.critic`, `training.load_critic`), where the algorithm has values;
+        None: a head on the policy's trunk. It is part of the state, not of what the run exports.
     Raises:
       InputError: where sizes do not fit, or a prompt cannot be used.
     """
@@ -81,8 +85,11 @@ def reinforcement(
     _check(config, algorithm, prompts, seeds)
     if curriculum is not None and isinstance(prompts, Task):
         raise InputError("a task makes its problems anew: a curriculum is for prompts")
+    if critic is not None:
+        _check_critic(critic, algorithm, config)
+        trainable = beside_critic(trainable or everything(), critic)
     learner = update_rule.Learner(
-        policy, _drop_free_kl(algorithm, config), optimizer, trainable or everything()
+        policy, _drop_free_kl(algorithm, config), optimizer, trainable or everything(), critic
     )
     keys = choose_keys(seed, seeds, "reinforcement")
 
@@ -122,6 +129,7 @@ def reinforcement(
         "optimizer": optimizer,
         "trainable": trainable,
         "curriculum": curriculum,
+        **({} if critic is None else {"critic": critic}),
     }
     return complete_stage(stage, policy, tokenizer, trainable, evaluation, seeds, settings)
 
@@ -173,6 +181,20 @@ def _check_staleness(algorithm: algorithms.Algorithm, prompts: Any) -> None:
         raise InputError(
             "staleness 1 needs a ratio of new to old probability, which the algorithm does not take: give it the weights "
             "surrogates.truncate_weights (--correction truncated)"
+        )
+
+
+def _check_critic(critic: Critic, algorithm: algorithms.Algorithm, config: ReinforcementConfig) -> None:
+    if algorithm.value_loss is None:
+        raise InputError("a critic is for an algorithm that learns values, such as PPO: leave it out")
+    if not critic.policy.config.causal:
+        raise InputError(
+            "the critic is an encoder, which reads tokens that are still to come: take a decoder"
+        )
+    if config.sampling.length >= critic.policy.config.context:
+        raise InputError(
+            f"max_new_tokens {config.sampling.length} fills the critic's context of {critic.policy.config.context} tokens: "
+            "lower it"
         )
 
 
