@@ -18,6 +18,7 @@ COMMANDS = {
     "reward": "train a reward model on preferences",
     "head": "train a task head: spans, classes or tags",
     "agent": "train control agents on an environment",
+    "best-of-n": "sample completions, keep the best, and learn from them in rounds",
     "evaluate": "score a run on what it held out",
     "generate": "complete prompts with a run's model or a Hugging Face folder",
     "solve": "solve a grid world exactly and draw it",
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"jaxrl4lm: no command {command!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        return importlib.import_module(f"jaxrl4lm.cli.{command}").main(rest)
+        return importlib.import_module(f"jaxrl4lm.cli.{command.replace('-', '_')}").main(rest)
     except (BrokenPipeError, SystemExit) as stopped:
         if isinstance(stopped, SystemExit) and not isinstance(stopped.__context__, BrokenPipeError):
             raise

@@ -123,7 +123,12 @@ def _rebuild(path: Path, more_sets: Sequence[str]) -> Session:
     Args:
       more_sets: what is evaluated on as well, NAME=FILE.
     """
-    kind, command = COMMANDS[run_folder.read_command(path)]
+    made = run_folder.read_command(path)
+    if made not in COMMANDS:
+        raise InputError(
+            f"{path} is of {made}, whose report.json says how good it is: name one of its sft runs"
+        )
+    kind, command = COMMANDS[made]
     arguments, changed = run_folder.read_arguments(path, kind)
     base, saved = arguments.model.model, path / folder.MODEL
     if base and saved.is_dir():

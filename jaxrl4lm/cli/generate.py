@@ -182,7 +182,7 @@ def _sampling(parsed: GenerateArguments, tokenizer: HuggingFaceTokenizer, length
 
 
 def _model_folder(parsed: GenerateArguments) -> Path:
-    """The exported model of a run, or the folder itself if it holds one."""
+    """The folder of the model that the options name."""
     if parsed.folder and parsed.model:
         raise InputError(f"two models are named, {parsed.folder} and {parsed.model}: name one")
     path = parsed.folder or parsed.model
@@ -190,6 +190,11 @@ def _model_folder(parsed: GenerateArguments) -> Path:
         raise InputError(
             "no model is named: jaxrl4lm generate MODEL, the folder of a run or of a Hugging Face model"
         )
+    return find_model(path)
+
+
+def find_model(path: Path) -> Path:
+    """The exported model of a run, or the folder itself if it holds one."""
     exported = path / run_folder.MODEL
     if exported.is_dir():
         return exported

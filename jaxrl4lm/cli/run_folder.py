@@ -16,8 +16,8 @@ from jaxrl4lm.cli.options import RunOptions, from_json, to_json
 from jaxrl4lm.training import Progress, Stage, folder
 from jaxrl4lm.types import InputError, Params
 
-COMMANDS = ("train", "sft", "preference", "distill", "reward", "head", "agent")
-"""Those that train, and leave a run that can be gone on with and evaluated."""
+COMMANDS = ("train", "sft", "preference", "distill", "reward", "head", "agent", "best-of-n")
+"""Those that leave a run that can be gone on with."""
 RUNS = pathlib.Path("runs")
 """Where runs go that name no folder."""
 WHOLE = 2**26

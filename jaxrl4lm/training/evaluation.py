@@ -26,7 +26,7 @@ from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.tasks import Prompts, Task, exact_match
 from jaxrl4lm.training.draws import Draws
 from jaxrl4lm.training.stage import Numbers, Sample
-from jaxrl4lm.types import Array, Params
+from jaxrl4lm.types import Array, Key, Params
 
 AT_ONCE = 64
 """Rows of a batch of evaluation."""
@@ -265,26 +265,27 @@ class Completion(NamedTuple):
     """By itself, not at the length limit."""
 
 
-Complete = Callable[[Params, PromptSet], list[Completion]]
+Complete = Callable[..., list[Completion]]
+"""(params, prompts[, key]) -> completions."""
 
 
 def complete_prompts(policy: LanguagePolicy, tokenizer: Tokenizer, sampling: Sampling) -> Complete:
     """A function that completes each of a set of prompts, in batches of one size; with the copies that `sampling` asks for, one
-    after another."""
+    after another. It takes the parameters, the prompts, and maybe a key; one that is always the same if not."""
 
     @jax.jit
-    def complete_batch(params: Params, tokens: Array, mask: Array, offset: int):
-        key = jax.random.key(0)
+    def complete_batch(params: Params, tokens: Array, mask: Array, key: Key, offset: int):
         return generate(policy, params, tokens, mask, key, sampling, row_offset=offset, final_values=False)
 
-    def complete(params: Params, prompts: PromptSet) -> list[Completion]:
+    def complete(params: Params, prompts: PromptSet, key: Key | None = None) -> list[Completion]:
+        key = jax.random.key(0) if key is None else key
         total, copies = len(prompts.rows), sampling.copies
         count = min(max(1, AT_ONCE // copies), total)
         completions: list[Completion] = []
         for first in range(0, total, count):
             # The last batch is filled up with its own last prompt, to keep the shape.
             indices = [min(i, total - 1) for i in range(first, first + count)]
-            done = complete_batch(params, *prompts.batch(indices, tokenizer.pad_id), first * copies)
+            done = complete_batch(params, *prompts.batch(indices, tokenizer.pad_id), key, first * copies)
             completions += decode_completions(tokenizer, done.tokens, done.mask, done.truncated)
         return completions[: total * copies]
 
