@@ -8,6 +8,7 @@ Shapes: `G` prompts, `P` prompt tokens, `B` completions, `T` completion tokens, 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.lm.rollouts import Rollout
@@ -65,7 +66,8 @@ def begin_with_rewards(
 
     def start(params: Params) -> Params:
         del params
-        backbone, head = load()
+        with jax.ensure_compile_time_eval():  # files are read also where only shapes are asked for
+            backbone, head = load()
         bias = jnp.zeros(1) if head.bias is None else head.bias
         normal = head._replace(kernel=head.kernel / deviation, bias=(bias - mean) / deviation)
         return {"backbone": backbone, "head": normal}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxrl4lm import decoding, losses, tasks, training
+from jaxrl4lm import decoding, losses, models, tasks, training
 from jaxrl4lm.cli.options import from_json, name_option, to_json
 from jaxrl4lm.cli.train_options import NEW_MODEL, PREFIXES, TrainArguments, parse_train
 from jaxrl4lm.lm import ReinforcementConfig, algorithms, credit, reinforcement, surrogates
@@ -204,6 +204,8 @@ def test_options_compose_an_algorithm():
         ("--scale group", "does not compare"),
         ("--algorithm grpo --correction truncated", "the ratio, which this surrogate has"),
         ("--curriculum hard", "give --prompts"),
+        ("--critic nowhere", "--critic nowhere is no folder"),
+        ("--critic policy --algorithm grpo", "grpo learns no values"),
     ]:
         with pytest.raises(InputError, match=message):
             make(*wrong.split())
@@ -267,6 +269,29 @@ def test_options_of_prompt_runs(cli, prompt_options, tmp_path, options):
     result = cli("train", *prompt_options, *data, *options, "--updates", "2", "--out", tmp_path / "run")
     assert result.code == 0, result.err
     assert [r["step"] for r in records(tmp_path / "run") if r["stage"] == "reinforcement"] == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_rlhf_with_the_folder_of_a_reward_model(cli, text_run, tmp_path):
+    """As reward and as critic, every detail on; the exported model is the policy alone, and the run can be evaluated."""
+    policy, params, tokenizer = models.load(text_run / "model")
+    head = models.init_head(jax.random.key(0), policy.config.width, 1)._replace(bias=None)
+    models.save_with_head(tmp_path / "judge", policy, params, head, "sequence", tokenizer)
+    (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "{w}"}}\n' for w in ("ab", "ba", "b", "a")))
+    options = ["--model", text_run / "model", "--prompts", tmp_path / "prompts.jsonl", "--held-out", "1"]
+    options += ["--reward", tmp_path / "judge", "--critic", tmp_path / "judge", "--max-new-tokens", "4"]
+    details = (
+        "--kl-controller adaptive --kl-horizon 64 --missing-end-score -1 --truncation terminal --score-clip 5"
+    )
+    details += " --whiten-rewards --no-whiten-advantages --epochs 2 --lora-rank 2 --learning-rate 1e-3"
+    details += " --updates 2 --prompts-per-update 2 --completions 2 --evaluate-every 1 --save-interval 0"
+    result = cli("train", *options, *details.split(), "--out", tmp_path / "run")
+    assert result.code == 0, result.err
+    seen = records(tmp_path / "run")[-1]
+    assert np.isfinite([seen["value/loss"], seen["kl/coef"], seen["reward/mean"]]).all()
+    _, trained, _ = models.load(tmp_path / "run" / "model")
+    assert jax.tree.structure(trained) == jax.tree.structure(params)
+    assert cli("evaluate", tmp_path / "run", "--json").code == 0
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import os
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -118,6 +119,13 @@ def test_an_encoder(folder, tmp_path, family):
     )
 
 
+def critic_at_the_end(critic, ids):
+    """The value that a critic begins with, of the state after a text."""
+    begun = critic.start({})
+    hidden = jax.jit(critic.policy.hidden)(begun["backbone"], jnp.array([ids]))
+    return models.token_outputs(begun["head"], hidden)[0, -1, 0]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_folder_is_a_reward(folder, tmp_path):
     """Of texts and of chats, as transformers scores them; normalised by reward.json; cut where it is too long."""
@@ -141,6 +149,11 @@ def test_a_folder_is_a_reward(folder, tmp_path):
     np.testing.assert_allclose(scaled(["2+1="], ["3"]), (expected[:1] - 2) / 0.5, atol=1e-4)
     assert np.isfinite(scaled(["2+1="] * 70, ["3" * (2 * i) for i in range(70)])).all()
     assert tokenizer is not None
+    critic = training.load_critic(tmp_path / "reward", tokenizer)
+    ends = [scaled(["2+1="], ["3"])[0], critic_at_the_end(critic, ids[0])]
+    np.testing.assert_allclose(ends[1], ends[0], atol=1e-4)
+    with pytest.raises(InputError, match="reads other ids than the policy writes"):
+        training.load_critic(tmp_path / "reward", TOKENIZER)
     judged = rewards.judge({"model": scaled}, rewards.Batch(["2+1="], ["3"], [[7]], {"answer": ["3"]}))
     np.testing.assert_allclose(judged[0], scaled(["2+1="], ["3"]))
 
