@@ -98,6 +98,7 @@ HOLDS = {
     "docs/models.md": models_trained,
     "docs/populations.md": population_ranked,
     "docs/preference.md": preferences_learned,
+    "docs/rlhf.md": lambda scope: scope["means"][-1] > scope["means"][0] + 0.5,
     "docs/sft.md": lambda scope: scope["run"].history["loss"].shape == (20,),
     "docs/train.md": reward_judges,
     "docs/worlds.md": worlds_solved,
