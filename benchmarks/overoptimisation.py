@@ -39,7 +39,7 @@ TOKENIZER = CharacterTokenizer(LETTERS + "=", bos_id=None)
 EQUALS = TOKENIZER.encode("=")[0]
 LIKED, FALLING, DISLIKED = 2.0, 0.5, 0.5
 """Gold: 2 c - ½ ½ c² for c letters that are liked, best at 4, and - ½ for each of the letter after it."""
-PAIRS, STEPS, BATCH = 4096, 600, 128
+PAIRS, STEPS, BATCH = 2048, 400, 64
 EVERY = 5
 """Updates between two looks."""
 TARGET = 3.0

@@ -87,7 +87,9 @@ def test_rounds_learn_and_go_on(cli, options, tmp_path):
     before, after = (json.loads((out / f"round-{i}" / "report.json").read_text()) for i in (0, 1))
     assert after["best"][0] > before["best"][0]
     shutil.rmtree(out / "round-1")
-    shutil.rmtree(out / "round-0" / "sft" / "model")  # as if it had been killed before the last file of the round
+    shutil.rmtree(
+        out / "round-0" / "sft" / "model"
+    )  # as if it had been killed before the last file of the round
     assert cli("best-of-n", "--resume", out).code == 0
     assert json.loads((out / "round-1" / "report.json").read_text()) == after
 
