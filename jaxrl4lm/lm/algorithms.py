@@ -190,7 +190,8 @@ PPO = Algorithm(
     reduction=reduce.token_fraction,
 )
 """Schulman et al. 2017, arXiv:1707.06347, on tokens as in Ziegler et al. 2019, arXiv:1909.08593. The critic is a head on the
-policy's trunk. `dual_clip` bounds the ratio where an advantage is negative (Ye et al. 2020, arXiv:1912.09729)."""
+policy's trunk, or a transformer of its own (`lm.critic`). `dual_clip` bounds the ratio where an advantage is negative (Ye et
+al. 2020, arXiv:1912.09729)."""
 
 PPO_PENALTY = PPO._replace(
     surrogate=surrogates.free_ratio,
