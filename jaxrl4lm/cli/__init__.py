@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": "complete prompts with a run's model or a Hugging Face folder",
     "solve": "solve a grid world exactly and draw it",
     "bandit": "run the bandit testbed and draw it",
+    "gap": "measure how far algorithms end from a known optimum",
 }
 
 

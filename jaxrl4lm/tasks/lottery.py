@@ -1,0 +1,49 @@
+"""A task whose completions can all be written down: each pays a number of its own."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm.data.tokenizer import SPECIAL, CharacterTokenizer
+from jaxrl4lm.tasks.task import Prompts, Task
+from jaxrl4lm.types import Array, InputError, Key
+
+
+def lottery(vocabulary: int = 3, length: int = 3, seed: int = 0) -> Task:
+    """One prompt, after which each completion of at most `length` tokens pays what was drawn for it between 0 and 1.
+
+    Nothing is to be understood: it is for measuring how far a policy is from the best one (`lm.exact`). Training and held-out
+    problems are the same.
+
+    Args:
+      vocabulary: how many ids there are; one of them ends a completion, and a policy may say all others.
+      length: the most tokens.
+      seed: decides what completions pay.
+    Raises:
+      InputError: if a size is too small.
+    """
+    if vocabulary < SPECIAL or length < 1:
+        raise InputError(
+            f"vocabulary is {vocabulary} and length {length}: give at least {SPECIAL} ids (pad, end, begin) and 1 token"
+        )
+    tokenizer = CharacterTokenizer("".join(chr(ord("a") + i) for i in range(vocabulary - SPECIAL)))
+    numbers = jax.random.uniform(jax.random.key(seed), (vocabulary,) * length)
+
+    def sample(key: Key, n: int) -> Prompts:
+        del key
+        prompt = jnp.full((n, 1), tokenizer.bos_id, jnp.int32)
+        nothing = jnp.zeros((n, length), jnp.int32)
+        return Prompts(prompt, jnp.ones((n, 1), bool), nothing, nothing.astype(bool))
+
+    def reward(prompts: Prompts, completions: Array, mask: Array) -> Array:
+        del prompts
+        return numbers[tuple(jnp.where(mask, completions, tokenizer.pad_id).T)]
+
+    return Task(
+        name=f"lottery of {length} tokens",
+        tokenizer=tokenizer,
+        prompt_length=1,
+        completion_length=length,
+        sample=sample,
+        held_out=sample,
+        reward=reward,
+    )
