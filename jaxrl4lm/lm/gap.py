@@ -36,6 +36,8 @@ class Contest(NamedTuple):
     policy: LanguagePolicy
     params: Params
     """Where each begins, and the reference."""
+    ref_logits: Array
+    """`[1, S, V]`, of `params`."""
     updates: int = 400
     points: int = 40
     """How often the gap is measured; `updates` is a multiple."""
@@ -70,26 +72,26 @@ def open_contest(task: Task, *, width: int = 16, spread: float = 2.5, seed: int 
     shape = {"layers": 1, "width": width, "heads": 2, "context": context}
     # Learned positions: rotary ones cannot tell one token from the same token twice.
     policy = LanguagePolicy(TransformerConfig.gpt2(task.tokenizer.vocab_size, **shape))
-    params = jax.tree.map(lambda x: spread * x, policy.init(jax.random.key(seed)))
-    return Contest(task, tree, policy, params, **sizes)
+    params = jax.tree.map(lambda x: spread * x, jax.jit(policy.init)(jax.random.key(seed)))
+    ref_logits = jax.jit(lambda params: exact.read_logits(policy, params, tree))(params)
+    return Contest(task, tree, policy, params, ref_logits, **sizes)
 
 
 def _measure(contest: Contest, params: Params, beta: ScalarLike) -> Array:
-    logits, ref_logits = (
-        exact.read_logits(contest.policy, p, contest.tree) for p in (params, contest.params)
-    )
-    return exact.evaluate(contest.tree, logits, ref_logits, beta).gap
+    logits = exact.read_logits(contest.policy, params, contest.tree)
+    return exact.evaluate(contest.tree, logits, contest.ref_logits, beta).gap
 
 
-def _watch(contest: Contest, state: Any, advance: Callable[[Any], Any], beta: ScalarLike) -> Array:
-    """Gaps at the start and after each of `points` calls of `advance`."""
+def _watch(contest: Contest, state: Any, update: Callable[[Any, None], Any], beta: ScalarLike) -> Array:
+    """Gaps at the start and after each part of the updates."""
 
-    def one(state: Any, _: None) -> tuple[Any, Array]:
-        state = advance(state)
+    def advance(state: Any, _: None) -> tuple[Any, Array]:
+        state = jax.lax.scan(update, state, length=contest.updates // contest.points)[0]
         return state, _measure(contest, state.params, beta)
 
-    gaps = jax.lax.scan(one, state, length=contest.points)[1]
-    return jnp.concatenate([_measure(contest, contest.params, beta)[None], gaps])
+    gaps = jax.lax.scan(advance, state, length=contest.points)[1]
+    start = exact.evaluate(contest.tree, contest.ref_logits, contest.ref_logits, beta).gap
+    return jnp.concatenate([start[None], gaps])
 
 
 def _configure(contest: Contest, algorithm: Algorithm, beta: ScalarLike, **changes: Any):
@@ -114,17 +116,16 @@ def learn_online(
     config = _configure(contest, algorithm, beta, **changes)
     learner = reinforcement.Learner(contest.policy, algorithm)
     start = reinforcement.init(key, config, learner, contest.params)
-    updates = contest.updates // contest.points
 
-    def advance(state: reinforcement.ReinforcementState) -> reinforcement.ReinforcementState:
-        return reinforcement.run(state, config, learner, contest.task, updates)[0]
+    def update(state: reinforcement.ReinforcementState, _: None):
+        return reinforcement.iterate(state, config, learner, contest.task)[0], None
 
-    return _watch(contest, start, advance, beta)
+    return _watch(contest, start, update, beta)
 
 
 def _draw_from_reference(contest: Contest, key: Key, groups: int, n: int) -> tuple[Array, Array]:
     """Numbers `[groups, n]` of completions drawn from the reference, and what they earn."""
-    log_probs = exact.log_probs(contest.tree, exact.read_logits(contest.policy, contest.params, contest.tree))
+    log_probs = exact.log_probs(contest.tree, contest.ref_logits)
     members = jax.random.categorical(key, log_probs[0], shape=(groups, n))
     return members, contest.tree.token_rewards().sum(-1)[0][members]
 
@@ -161,7 +162,7 @@ def learn_preferences(contest: Contest, key: Key, beta: ScalarLike) -> Array:
         judged = preference.Judgements(_write_texts(contest, members))
         return preference.update(state, judged, config, learner, contest.params)[0], None
 
-    return _imitate(contest, key, config, learner, update, beta)
+    return _watch(contest, preference.init(key, config, learner, contest.params), update, beta)
 
 
 def learn_best(contest: Contest, key: Key, beta: ScalarLike) -> Array:
@@ -181,16 +182,7 @@ def learn_best(contest: Contest, key: Key, beta: ScalarLike) -> Array:
         best = jnp.take_along_axis(members, scores.argmax(-1)[:, None], -1)[:, 0]
         return supervised.update(state, _write_texts(contest, best), config, teacher)[0], None
 
-    return _imitate(contest, key, config, teacher, update, beta)
-
-
-def _imitate(
-    contest: Contest, key: Key, config: Any, learner: Any, update: Callable, beta: ScalarLike
-) -> Array:
-    """The gaps of steps on data."""
-    start = supervised.init(key, config, learner, contest.params)
-    steps = contest.updates // contest.points
-    return _watch(contest, start, lambda state: jax.lax.scan(update, state, length=steps)[0], beta)
+    return _watch(contest, supervised.init(key, config, teacher, contest.params), update, beta)
 
 
 def take_best(rewards: Array, mask: Array) -> Array:
@@ -210,7 +202,7 @@ def settle(contest: Contest, beta: ScalarLike, *, algorithm: Algorithm, steps: i
     tree = contest.tree
     learner = reinforcement.Learner(cast(LanguagePolicy, TablePolicy(tree)), algorithm)
     config = _configure(contest, algorithm, beta).replace(prompts_per_update=1)
-    logits = exact.read_logits(contest.policy, contest.params, tree)[0]
+    logits = contest.ref_logits[0]
     reference = {"logits": logits, "values": jnp.zeros(tree.texts.shape[0])}
     tx = optax.adam(optax.linear_schedule(0.1, 1e-3, steps))
 
@@ -227,14 +219,14 @@ def settle(contest: Contest, beta: ScalarLike, *, algorithm: Algorithm, steps: i
 
 def find_best_of(contest: Contest, beta: ScalarLike) -> Array:
     """The gap of the best of n completions of the reference."""
-    ref = exact.log_probs(contest.tree, exact.read_logits(contest.policy, contest.params, contest.tree))
+    ref = exact.log_probs(contest.tree, contest.ref_logits)
     found = exact.best_of(contest.tree, ref, contest.completions)
     return exact.compare(contest.tree, found, ref, beta).gap
 
 
 def find_collapse(contest: Contest, beta: ScalarLike) -> Array:
     """The gap of a policy that always says what earns most: −log π* of it."""
-    ref = exact.log_probs(contest.tree, exact.read_logits(contest.policy, contest.params, contest.tree))
+    ref = exact.log_probs(contest.tree, contest.ref_logits)
     optimum, _ = exact.tilt(contest.tree, ref, beta)
     return -optimum[0, contest.tree.token_rewards().sum(-1)[0].argmax()]
 
