@@ -15,22 +15,22 @@ class GapArguments:
     """Trains algorithms on a task so small that the best policy, π_ref exp(R/β) / Z, is known, and says how many nats each
     ends from it: a table, a picture (gap.png) and all numbers (gap.json).
 
-    Every completion pays a number that was drawn for it. All seeds and all β of an algorithm are one program. Where an
+    Every completion pays a number between 0 and 4 that was drawn for it. All seeds and all β of an algorithm are one program. Where an
     algorithm cannot reach the optimum, the point where it must end is computed by enumeration, and drawn as a dashed line.
     """
 
     only: tuple[str, ...] = ()
     """Algorithms to train: ppo reinforce rloo trpo dpo rloo_k3 dr_grpo grpo_k1 grpo best_of_n expert_iteration. All, if not
     given."""
-    betas: tuple[float, ...] = (0.25, 0.5)
+    betas: tuple[float, ...] = (1.0, 2.0)
     """Prices of a nat of KL(π‖π_ref), a panel of the picture each."""
     seeds: int = size(3)
     """Runs of each algorithm and β."""
     seed: int = size(0, least=0)
     """The first of them; it also decides the reference and what completions pay."""
-    updates: int = size(400)
+    updates: int = size(300)
     """Optimizer steps."""
-    points: int = size(40)
+    points: int = size(30)
     """How often the distance is measured; --updates is a multiple."""
     groups: int = size(128)
     """Groups of completions of an update."""
@@ -80,7 +80,7 @@ def _compare(arguments: GapArguments) -> int:
     console, started = Console(), time.perf_counter()
     sizes = ("updates", "points", "groups", "completions", "learning_rate")
     contest = gap.open_contest(
-        tasks.lottery(arguments.vocabulary, arguments.length, arguments.seed),
+        tasks.lottery(arguments.vocabulary, arguments.length, arguments.seed, highest=4.0),
         seed=arguments.seed,
         **{name: getattr(arguments, name) for name in sizes},
     )

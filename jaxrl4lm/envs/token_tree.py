@@ -50,7 +50,7 @@ class TokenTree(NamedTuple):
 
     def token_rewards(self) -> Array:
         """Rewards of the tokens of all completions `[G, N, T]`."""
-        return jnp.where(self.mask, self.rewards[:, self.states, self.completions], 0.0)
+        return jnp.where(self.mask[None], self.rewards[:, self.states, self.completions], 0.0)
 
 
 def grow(task: Task, prompts: Prompts) -> TokenTree:
@@ -125,7 +125,7 @@ def _pay(task: Task, prompts: Prompts, longer: np.ndarray, reach: np.ndarray, fi
         else jnp.take_along_axis(paid, mask.sum(-1, keepdims=True) - 1, axis=1)[:, 0]
     )
     last = last.reshape(G, S, V)
-    return jnp.where(finished, last, 0.0) if paid.ndim == 1 else last
+    return jnp.where(finished[None], last, 0.0) if paid.ndim == 1 else last
 
 
 def as_finite_mdp(tree: TokenTree, discount: float = 1.0) -> FiniteMDP:

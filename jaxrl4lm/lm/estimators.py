@@ -164,8 +164,8 @@ def _read_behaviour(
             " temperature sampling, leave them out"
         )
     logits = exact.read_logits(learner.policy, point.behaviour, tree, config.sampling.temperature or 1.0)
-    likeliest = logits.argmax(-1)[:, tree.states] == tree.completions
-    greedy = jnp.argmax((likeliest | ~tree.mask).all(-1), axis=-1)
+    likeliest = logits.argmax(-1)[:, tree.states] == tree.completions[None]
+    greedy = jnp.argmax((likeliest | ~tree.mask[None]).all(-1), axis=-1)
     scores = tree.token_rewards().sum(-1)
     return exact.token_log_probs(tree, logits), jnp.take_along_axis(scores, greedy[:, None], -1)[:, 0]
 

@@ -65,7 +65,7 @@ def _read_hidden(policy: LanguagePolicy, params: Params, tree: TokenTree, depth:
 def token_log_probs(tree: TokenTree, logits: Array) -> Array:
     """Log-probabilities `[G, N, T]` of the tokens of all completions, from logits `[G, S, V]`; 0 where masked."""
     log_probs = jax.nn.log_softmax(logits, axis=-1)
-    return jnp.where(tree.mask, log_probs[:, tree.states, tree.completions], 0.0)
+    return jnp.where(tree.mask[None], log_probs[:, tree.states, tree.completions], 0.0)
 
 
 def log_probs(tree: TokenTree, logits: Array) -> Array:

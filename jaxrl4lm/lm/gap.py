@@ -38,8 +38,8 @@ class Contest(NamedTuple):
     """Where each begins, and the reference."""
     ref_logits: Array
     """`[1, S, V]`, of `params`."""
-    updates: int = 400
-    points: int = 40
+    updates: int = 300
+    points: int = 30
     """How often the gap is measured; `updates` is a multiple."""
     groups: int = 128
     """Of an update."""

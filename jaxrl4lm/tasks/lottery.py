@@ -8,8 +8,8 @@ from jaxrl4lm.tasks.task import Prompts, Task
 from jaxrl4lm.types import Array, InputError, Key
 
 
-def lottery(vocabulary: int = 3, length: int = 3, seed: int = 0) -> Task:
-    """One prompt, after which each completion of at most `length` tokens pays what was drawn for it between 0 and 1.
+def lottery(vocabulary: int = 3, length: int = 3, seed: int = 0, *, highest: float = 1.0) -> Task:
+    """One prompt, after which each completion of at most `length` tokens pays what was drawn for it between 0 and `highest`.
 
     Nothing is to be understood: it is for measuring how far a policy is from the best one (`lm.exact`). Training and held-out
     problems are the same.
@@ -18,6 +18,7 @@ def lottery(vocabulary: int = 3, length: int = 3, seed: int = 0) -> Task:
       vocabulary: how many ids there are; one of them ends a completion, and a policy may say all others.
       length: the most tokens.
       seed: decides what completions pay.
+      highest: the most that one can pay.
     Raises:
       InputError: if a size is too small.
     """
@@ -26,7 +27,7 @@ def lottery(vocabulary: int = 3, length: int = 3, seed: int = 0) -> Task:
             f"vocabulary is {vocabulary} and length {length}: give at least {SPECIAL} ids (pad, end, begin) and 1 token"
         )
     tokenizer = CharacterTokenizer("".join(chr(ord("a") + i) for i in range(vocabulary - SPECIAL)))
-    numbers = jax.random.uniform(jax.random.key(seed), (vocabulary,) * length)
+    numbers = jax.random.uniform(jax.random.key(seed), (vocabulary,) * length, maxval=highest)
 
     def sample(key: Key, n: int) -> Prompts:
         del key
