@@ -15,8 +15,9 @@ class GapArguments:
     """Trains algorithms on a task so small that the best policy, π_ref exp(R/β) / Z, is known, and says how many nats each
     ends from it: a table, a picture (gap.png) and all numbers (gap.json).
 
-    Every completion pays a number between 0 and 4 that was drawn for it. All seeds and all β of an algorithm are one program. Where an
-    algorithm cannot reach the optimum, the point where it must end is computed by enumeration, and drawn as a dashed line.
+    Every completion pays a number between 0 and 4 that was drawn for it. All seeds and all β of an algorithm are one program.
+    Where an algorithm cannot reach the optimum, the point where it must end is computed by enumeration, and drawn as a dashed
+    line.
     """
 
     only: tuple[str, ...] = ()

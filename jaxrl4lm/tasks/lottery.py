@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrl4lm.data.tokenizer import SPECIAL, CharacterTokenizer
+from jaxrl4lm.data.tokenizer import BOS, SPECIAL, CharacterTokenizer
 from jaxrl4lm.tasks.task import Prompts, Task
 from jaxrl4lm.types import Array, InputError, Key
 
@@ -31,7 +31,7 @@ def lottery(vocabulary: int = 3, length: int = 3, seed: int = 0, *, highest: flo
 
     def sample(key: Key, n: int) -> Prompts:
         del key
-        prompt = jnp.full((n, 1), tokenizer.bos_id, jnp.int32)
+        prompt = jnp.full((n, 1), BOS, jnp.int32)
         nothing = jnp.zeros((n, length), jnp.int32)
         return Prompts(prompt, jnp.ones((n, 1), bool), nothing, nothing.astype(bool))
 
