@@ -90,7 +90,7 @@ def measure(row: Row) -> dict[str, float]:
         "scale": round(float(bias.scale), 4),
         "angle": round(float(bias.angle), 2),
         # At the size that the mean has along the gradient: what a learning rate cannot change.
-        "deviation": round(float(deviation / bias.scale), 2) if abs(bias.scale) > 1e-3 else None,
+        "deviation": round(float(deviation / abs(bias.scale)), 2) if abs(bias.scale) > 1e-3 else None,
     }
 
 

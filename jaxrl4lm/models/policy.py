@@ -263,6 +263,8 @@ class LanguagePolicy:
         self._check_length(prompts.shape[1] + T)
         hidden, prefix = self.encode(params, prompts, positions_of(prompt_mask), room=T)
         first = jnp.repeat(hidden[:, -1:], copies, axis=0)
+        if T == 1:
+            return first
         start = jnp.repeat(prompt_mask.sum(-1, dtype=jnp.int32), copies)
         positions = start[:, None] + jnp.arange(T - 1, dtype=jnp.int32)[None]
         rest, _ = self.encode(params, completions[:, :-1], positions, prefix, room=1)

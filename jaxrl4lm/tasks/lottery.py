@@ -7,6 +7,9 @@ from jaxrl4lm.data.tokenizer import BOS, SPECIAL, CharacterTokenizer
 from jaxrl4lm.tasks.task import Prompts, Task
 from jaxrl4lm.types import Array, InputError, Key
 
+LARGEST = 10**6
+"""Texts that have a number."""
+
 
 def lottery(vocabulary: int = 3, length: int = 3, seed: int = 0, *, highest: float = 1.0) -> Task:
     """One prompt, after which each completion of at most `length` tokens pays what was drawn for it between 0 and `highest`.
@@ -20,11 +23,16 @@ def lottery(vocabulary: int = 3, length: int = 3, seed: int = 0, *, highest: flo
       seed: decides what completions pay.
       highest: the most that one can pay.
     Raises:
-      InputError: if a size is too small.
+      InputError: if a size is too small, or there would be more than `LARGEST` texts.
     """
     if vocabulary < SPECIAL or length < 1:
         raise InputError(
             f"vocabulary is {vocabulary} and length {length}: give at least {SPECIAL} ids (pad, end, begin) and 1 token"
+        )
+    if vocabulary**length > LARGEST:
+        raise InputError(
+            f"vocabulary is {vocabulary} and length {length}, which make {vocabulary**length:,} texts: give at most"
+            f" {LARGEST:,}"
         )
     tokenizer = CharacterTokenizer("".join(chr(ord("a") + i) for i in range(vocabulary - SPECIAL)))
     numbers = jax.random.uniform(jax.random.key(seed), (vocabulary,) * length, maxval=highest)

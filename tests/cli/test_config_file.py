@@ -10,6 +10,7 @@ from jaxrl4lm.cli.bandit import BanditArguments
 from jaxrl4lm.cli.config_file import Loader, fill, list_options
 from jaxrl4lm.cli.distill import DistillArguments
 from jaxrl4lm.cli.evaluate import EvaluateArguments
+from jaxrl4lm.cli.gap import GapArguments
 from jaxrl4lm.cli.generate import GenerateArguments
 from jaxrl4lm.cli.options import parse
 from jaxrl4lm.cli.preference import PreferenceArguments
@@ -29,6 +30,7 @@ KINDS = {
     "evaluate": EvaluateArguments,
     "solve": SolveArguments,
     "bandit": BanditArguments,
+    "gap": GapArguments,
 }
 
 
