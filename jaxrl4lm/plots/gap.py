@@ -43,7 +43,7 @@ def draw_gaps(
         ax.axhline(0.01, color="0.5", linestyle=":", linewidth=1.2)
         ax.text(samples[-1], 0.0105, "0.01 nats", ha="right", va="bottom", color="0.4", fontsize=8)
         ax.set_yscale("log")
-        ax.set_ylim(bottom=max(low / 2, 1e-5))
+        ax.set_ylim(bottom=min(max(low / 2, 1e-5), 5e-3))
         ax.set_xlim(0, samples[-1])
         ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
         ax.set_title(f"β = {beta:g}", fontsize=11)
