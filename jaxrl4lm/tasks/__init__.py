@@ -1,7 +1,7 @@
 """Prompts with verifiable rewards, as pure JAX functions."""
 
 from jaxrl4lm.tasks.arithmetic import addition
-from jaxrl4lm.tasks.lottery import lottery
+from jaxrl4lm.tasks.random_scores import lottery
 from jaxrl4lm.tasks.sequences import copy, reverse, sort
 from jaxrl4lm.tasks.task import Prompts, Task, exact_match, token_rewards
 
