@@ -29,11 +29,11 @@ class GapArguments:
     """Runs of each algorithm and β."""
     seed: int = size(0, least=0)
     """The first of them; it also decides the reference and what completions pay."""
-    updates: int = size(300)
+    updates: int = size(200)
     """Optimizer steps."""
-    points: int = size(30)
+    points: int = size(20)
     """How often the distance is measured; --updates is a multiple."""
-    groups: int = size(128)
+    groups: int = size(64)
     """Groups of completions of an update."""
     completions: int = size(4, least=2)
     """Completions of a group."""

@@ -38,10 +38,10 @@ class Contest(NamedTuple):
     """Where each begins, and the reference."""
     ref_logits: Array
     """`[1, S, V]`, of `params`."""
-    updates: int = 300
-    points: int = 30
+    updates: int = 200
+    points: int = 20
     """How often the gap is measured; `updates` is a multiple."""
-    groups: int = 128
+    groups: int = 64
     """Of an update."""
     completions: int = 4
     """n, of a group."""
