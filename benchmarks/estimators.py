@@ -1,9 +1,10 @@
 """What does each algorithm's gradient estimate? Its expectation and variance beside the true gradient, by enumeration.
 
-    python benchmarks/estimators.py [--only algorithms kl group credit truncation temperature off_policy]
+    python benchmarks/estimators.py [--only algorithms kl group credit large truncation temperature off_policy]
 
 A table of logits, 3 ids and at most 3 tokens (15 completions, each with a reward of its own), groups of 4 completions of one
-prompt. Every group that can be drawn is weighed by its probability, so there is no sampling error. Prints Markdown.
+prompt. Every group that can be drawn is weighed by its probability, so there is no sampling error; updates of 64 groups are
+drawn. Prints Markdown.
 """
 
 import argparse
@@ -28,6 +29,8 @@ TREE = grow(TASK, TASK.sample(jax.random.key(0), 1))
 SHORT_TASK = tasks.lottery(3, 2)
 SHORT = grow(SHORT_TASK, SHORT_TASK.sample(jax.random.key(0), 1))
 """With 7 completions, of which even groups of 16 can be enumerated."""
+DRAWN = 1000
+"""Updates, where they cannot be enumerated."""
 
 
 class Row(NamedTuple):
@@ -72,15 +75,17 @@ def measure(row: Row) -> dict[str, float]:
         "sampling_rounds": 1,
         "sampling": Sampling(length, 1, 0),
     }
-    config = row.algorithm.configure(**changes | row.changes).replace(
-        prompts_per_update=1, epochs=1, minibatches=1
-    )
+    sizes = {"prompts_per_update": 1, "epochs": 1, "minibatches": 1}
+    config = row.algorithm.configure(**changes | sizes | row.changes)
     learner = reinforcement.Learner(TablePolicy(tree), row.algorithm)  # pyright: ignore[reportArgumentType]
     point = make_point(row)
 
     @jax.jit
     def find():
-        estimate = estimators.enumerate_updates(tree, learner, config, point)
+        if config.prompts_per_update == 1:
+            estimate = estimators.enumerate_updates(tree, learner, config, point)
+        else:
+            estimate = estimators.sample_updates(jax.random.key(2), tree, learner, config, point, DRAWN)
         gradient = estimators.find_gradient(tree, learner, config, point)
         length = jnp.linalg.norm(gradient["logits"])
         return estimators.measure_bias(estimate, gradient), jnp.sqrt(estimate.variance) / length
@@ -133,6 +138,16 @@ def list_rows() -> dict[str, list[Row]]:
             Row("PPO (λ = .95, whitened), the exact critic", a.PPO._replace(kl=free), **a2c_exact),
             Row("REINFORCE, whitened by the group", a.REINFORCE._replace(kl=free)),
             Row("the same, not whitened, no baseline", a.REINFORCE._replace(kl=free, credit=keep_returns)),
+        ],
+        "large": [
+            Row(name, algorithm._replace(kl=free), {"prompts_per_update": 64}, critic="exact")
+            for name, algorithm in (
+                ("RLOO", rloo),
+                ("REINFORCE, whitened", a.REINFORCE),
+                ("PPO, the exact critic, whitened", a.PPO),
+                ("GRPO", grpo),
+                ("DAPO", a.DAPO),
+            )
         ],
         "truncation": [
             Row(f"A2C, {how}", a.A2C._replace(kl=free, reduction=sum_sequences), {"truncation": how})

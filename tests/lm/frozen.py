@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl4lm import losses
 from jaxrl4lm.decoding import Sampling
 from jaxrl4lm.lm import reinforcement
+from jaxrl4lm.lm.estimators import keep_gradient
 from jaxrl4lm.lm.rollouts import Rollout
 
 G, N, T = 2, 4, 6
@@ -48,15 +48,9 @@ class Table:
         return SimpleNamespace(log_probs=hidden["log_probs"], entropies=hidden["entropies"])
 
 
-def tell(loss, kl, params, config):
-    """A step that leaves the gradient where parameters are, and the loss where the length of the step is."""
-    value, gradient = jax.value_and_grad(loss)(params)
-    return gradient, losses.trpo.StepInfo(jnp.bool_(True), value, jnp.float32(0), jnp.float32(0))
-
-
 def learn(algorithm, config, rewards=REWARDS, rollout=ROLLOUT):
     """(loss, its gradient by the log-probabilities, state, metrics) of one update."""
-    learner = reinforcement.Learner(Table(), algorithm._replace(step=tell))  # pyright: ignore[reportArgumentType]
+    learner = reinforcement.Learner(Table(), algorithm._replace(step=keep_gradient))  # pyright: ignore[reportArgumentType]
     params = {
         name: jnp.asarray(x) for name, x in (("log_probs", NEW), ("entropies", ENTROPY), ("values", VALUES))
     }

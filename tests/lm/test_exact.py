@@ -14,7 +14,7 @@ from jaxrl4lm.arguments import last_token
 from jaxrl4lm.decoding import Sampling
 from jaxrl4lm.envs.token import TokenEnvironment, TokenState
 from jaxrl4lm.envs.token_tree import as_finite_mdp, grow
-from jaxrl4lm.lm import algorithms, estimators, exact, reinforcement
+from jaxrl4lm.lm import algorithms, estimators, exact, gap, reinforcement
 from jaxrl4lm.lm.rollouts import Rollout, score
 from jaxrl4lm.lm.table import TablePolicy
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
@@ -309,3 +309,20 @@ def test_what_cannot_be_enumerated_is_refused():
     ):
         with pytest.raises(InputError, match=words):
             estimators.enumerate_updates(TREE, learner, configure(algorithms.RLOO, **changes), make_point())
+
+
+@pytest.mark.slow
+def test_where_an_algorithm_must_end():
+    """RLOO at the optimum; GRPO, whose rewards are scaled and whose KL is another, elsewhere; experts at certainty."""
+    contest = gap.open_contest(tasks.lottery(3, 2, highest=4.0), completions=2)
+    rloo, grpo = (
+        jax.jit(partial(gap.settle, contest, algorithm=algorithms.ALGORITHMS[name]))(1.0)
+        for name in ("rloo", "grpo")
+    )
+    assert 0 <= rloo < 1e-5
+    assert grpo > 0.05
+    ref = exact.log_probs(contest.tree, contest.ref_logits)
+    certain = jnp.full_like(ref, -jnp.inf).at[0, contest.tree.token_rewards().sum(-1)[0].argmax()].set(0.0)
+    collapsed = exact.compare(contest.tree, certain, ref, 1.0)
+    np.testing.assert_allclose(gap.find_collapse(contest, 1.0), collapsed.gap, rtol=1e-5)
+    np.testing.assert_allclose(collapsed.best - collapsed.value, collapsed.gap, rtol=1e-5)
