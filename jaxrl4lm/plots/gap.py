@@ -32,20 +32,22 @@ def draw_gaps(
     figure = matplotlib.figure.Figure(figsize=(5 + 4.2 * len(betas), 5.6), layout="constrained")
     panels = figure.subplots(1, len(betas), sharey=True, squeeze=False)[0]
     low = min(float(np.median(curve.gaps, axis=1).min()) for curve in curves.values())
+    highest = [x for curve in curves.values() for x in (curve.gaps, curve.limits) if x is not None]
+    high = 1.5 * max(float(np.max(x)) for x in highest)
     for b, (ax, beta) in enumerate(zip(panels, betas, strict=True)):
         for place, (name, curve) in enumerate(curves.items()):
             style = {"color": f"C{place % 10}" if place < 10 else "0.25"}
             gaps = np.maximum(curve.gaps[b], 1e-6)
             ax.plot(samples, np.median(gaps, axis=0), label=name if b == 0 else None, linewidth=1.5, **style)
-            ax.fill_between(samples, gaps.min(0), gaps.max(0), alpha=0.15, linewidth=0, **style)
+            ax.fill_between(samples, gaps.min(0), gaps.max(0), alpha=0.12, linewidth=0, **style)
             if curve.limits is not None:
                 ax.axhline(curve.limits[b], linestyle="--", linewidth=1, alpha=0.9, **style)
         ax.axhline(0.01, color="0.5", linestyle=":", linewidth=1.2)
-        ax.text(samples[-1], 0.0105, "0.01 nats", ha="right", va="bottom", color="0.4", fontsize=8)
+        ax.text(1.01, 0.01, "0.01", transform=ax.get_yaxis_transform(), va="center", color="0.4", fontsize=8)
         ax.set_yscale("log")
-        ax.set_ylim(bottom=min(max(low / 2, 1e-5), 5e-3))
+        ax.set_ylim(min(max(low / 2, 1e-4), 5e-3), max(high, 0.02))
         ax.set_xlim(0, samples[-1])
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
         ax.set_title(f"β = {beta:g}", fontsize=11)
         ax.set_xlabel("completions drawn")
         ax.grid(alpha=0.25)
