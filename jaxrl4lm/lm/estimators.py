@@ -21,7 +21,7 @@ from jaxrl4lm.lm import exact, reinforcement
 from jaxrl4lm.lm.config import ReinforcementConfig
 from jaxrl4lm.lm.rollouts import Rollout
 from jaxrl4lm.losses.trpo import StepInfo
-from jaxrl4lm.types import Array, InputError, Key, Params
+from jaxrl4lm.types import Array, InputError, Key, Params, ScalarLike
 
 BLOCK = 512
 """Updates that are differentiated together."""
@@ -56,7 +56,7 @@ class Bias(NamedTuple):
     angle: Array
     """Degrees between the two: 0 where the difference is a matter of the learning rate alone."""
     distance: Array
-    """|E[g] − ∇| / |∇|."""
+    """Length of the difference, in units of that of the true one."""
 
 
 class Draws(NamedTuple):
@@ -99,9 +99,11 @@ def enumerate_updates(
             f"completions is {n}, and {N} completions make {count:,} groups: give fewer, or use sample_updates"
         )
     members = np.array(list(itertools.combinations_with_replacement(range(N), n)))
-    counts = (members[:, None] == np.arange(N)[None, :, None]).sum(-1)
-    factorials = np.array([math.lgamma(k + 1) for k in range(n + 1)])
-    orders = jnp.asarray(factorials[n] - factorials[counts].sum(-1))
+    # How often a member has stood there so far: over a group, their product is that of the factorials of its counts.
+    runs = np.ones(members.shape)
+    for i in range(1, n):
+        runs[:, i] += runs[:, i - 1] * (members[:, i] == members[:, i - 1])
+    orders = jnp.asarray(math.lgamma(n + 1) - np.log(runs).sum(-1), float)
     drawn_from = _read_behaviour(tree, learner, config, point)[0]
     weights = jnp.exp(orders + drawn_from.sum(-1)[0][members].sum(-1))
     prompts = jnp.zeros((count, 1), jnp.int32)
@@ -146,12 +148,16 @@ def find_gradient(
 
     def loss(params: Params) -> Array:
         logits, ref = (
-            exact.read_logits(learner.policy, p, tree, config.sampling.temperature or 1.0)
+            exact.read_logits(learner.policy, p, tree, _find_temperature(config))
             for p in (params, point.reference)
         )
         return -exact.evaluate(tree, logits, ref, config.kl_coef).value
 
     return jax.grad(loss)(point.params)
+
+
+def _find_temperature(config: ReinforcementConfig) -> ScalarLike:
+    return 1.0 if config.sampling.temperature is None else config.sampling.temperature
 
 
 def _read_behaviour(
@@ -163,7 +169,7 @@ def _read_behaviour(
             "sampling has penalties, truncations, stop sequences or a masked vocabulary: exact answers are of plain"
             " temperature sampling, leave them out"
         )
-    logits = exact.read_logits(learner.policy, point.behaviour, tree, config.sampling.temperature or 1.0)
+    logits = exact.read_logits(learner.policy, point.behaviour, tree, _find_temperature(config))
     likeliest = logits.argmax(-1)[:, tree.states] == tree.completions[None]
     greedy = jnp.argmax((likeliest | ~tree.mask[None]).all(-1), axis=-1)
     scores = tree.token_rewards().sum(-1)

@@ -119,9 +119,14 @@ def best_of(tree: TokenTree, log_p: Array, n: int) -> Array:
 
     Reference: Beirami et al. 2024, arXiv:2401.01879, lemma 1.
     """
-    scores = tree.token_rewards().sum(-1)
-    probs = jnp.exp(log_p)
-    at_most = (probs[:, None] * (scores[:, None] <= scores[..., None])).sum(-1)
-    same = (probs[:, None] * (scores[:, None] == scores[..., None])).sum(-1)
-    # Of a level's mass, each completion gets its share.
-    return log_p + jnp.log(at_most**n - jnp.maximum(at_most - same, 0.0) ** n) - jnp.log(same)
+
+    def of_prompt(log_p: Array, scores: Array) -> Array:
+        order = jnp.argsort(scores)
+        below = jnp.pad(jnp.cumsum(jnp.exp(log_p)[order]), (1, 0))  # the mass of the first so many
+        less, at_most = (
+            below[jnp.searchsorted(scores[order], scores, side=side)] for side in ("left", "right")
+        )
+        # Of what its level gets, each completion has its share.
+        return log_p + jnp.log(at_most**n - less**n) - jnp.log(at_most - less)
+
+    return jax.vmap(of_prompt)(log_p, tree.token_rewards().sum(-1))
