@@ -23,6 +23,8 @@ COLUMNS: dict[Kind, tuple[tuple[str, ...], ...]] = {
 """Columns of a row of each kind: any of these."""
 NO_LABEL = -1
 """In place of a label: the token has none."""
+UNMARKED = (NO_LABEL, -100)
+"""What rows write where there is no label: GLUE's test rows, and tokens that PyTorch's losses leave out."""
 
 
 class Labelled(NamedTuple):
@@ -76,8 +78,7 @@ def list_labels(rows: Sequence[Row], kind: Kind) -> list[Any]:
         raise InputError(
             f"{rows[0].source or 'the data'}: some labels are numbers, some names: write all alike"
         )
-    seen.discard(NO_LABEL)  # so test rows are marked
-    return sorted(seen)
+    return sorted(seen - {*UNMARKED})
 
 
 def encode_labelled(
@@ -161,7 +162,7 @@ def _encode_span(row: Row, backend: tokenizers.Tokenizer, labels: list, most: in
 
 def _encode_sequence(row: Row, backend: tokenizers.Tokenizer, labels: list, most: int | None) -> _Made:
     *names, column = _find_columns(row, "sequence")
-    if row.columns[column] == NO_LABEL:
+    if row.columns[column] in UNMARKED:
         return "no label", False
     texts = [_read_text(row, name) for name in names]
     encoding = _encode_within(backend, texts, most)
@@ -191,7 +192,7 @@ def _encode_tags(row: Row, backend: tokenizers.Tokenizer, labels: list, most: in
     targets = [NO_LABEL] * len(encoding.ids)
     for word, tag in zip(words, tags, strict=True):  # the first token of a word carries its tag
         if found := _find_tokens(places, begin, begin + len(word)):
-            targets[found[0]] = NO_LABEL if tag == NO_LABEL else labels.index(tag)
+            targets[found[0]] = NO_LABEL if tag in UNMARKED else labels.index(tag)
         begin += len(word) + 1
     return Labelled(encoding.ids, encoding.type_ids, targets, [], text), max(e for _, e in places) < len(text)
 

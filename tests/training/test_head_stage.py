@@ -154,6 +154,11 @@ def test_rows_become_ids_and_targets():
     assert encoded.examples[0].parts == [0] * 5 + [1] * 3
     assert encoded.dropped == {"no label": [3]}
 
+    unmarked = rows_of([{"tokens": ["Ada", "lost", "one"], "tags": [1, -100, 0]}])
+    assert list_labels(unmarked, "token") == [0, 1]
+    [made] = encode_labelled(unmarked, TOKENIZER, "token", [0, 1]).examples
+    assert made.targets == [NO_LABEL, 1, NO_LABEL, 0, NO_LABEL]
+
     hyphened = {"tokens": ["Ada", "lost,found", "one"], "tags": ["B-PER", "O", "I-PER"]}
     rows = rows_of([hyphened])
     labels = list_labels(rows, "token")
