@@ -32,6 +32,7 @@ LARGEST_CACHE = 2 * 1024**3
 def pytest_configure(config):
     """Choose the folder of compiled programs: what one test has compiled, no other compiles again, in no process and
     in no later run."""
+    gc.set_threshold(200_000, 100, 100)  # traces make many objects and few cycles
     folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("programs")))
     jax.config.update("jax_compilation_cache_dir", folder)
     if not hasattr(config, "workerinput"):  # before the workers begin
