@@ -1,5 +1,8 @@
 """Teacher forcing against the plain formula, and what must not change it."""
 
+import functools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,16 +18,27 @@ TASK = tasks.reverse(2)
 POLICY = LanguagePolicy(
     TransformerConfig.gpt2(TASK.tokenizer.vocab_size, layers=1, width=16, heads=2, context=16)
 )
-INIT = jax.jit(POLICY.init)
+INIT, APPLY = jax.jit(POLICY.init), jax.jit(POLICY.apply)
+START = INIT(jax.random.key(1))
 TEACHER = supervised.Teacher(POLICY)
 CONFIG = SupervisedConfig(learning_rate=1e-2, steps=60, batch=64)
+
+
+@functools.cache
+def draw(count):
+    return jax.jit(lambda key: supervised.task_source(TASK, count)(key, None))(jax.random.key(2))
 
 
 @pytest.fixture(scope="module")
 def trained():
     source = supervised.task_source(TASK, CONFIG.batch)
-    state = supervised.init(jax.random.key(0), CONFIG, TEACHER, INIT(jax.random.key(1)))
-    return jax.jit(lambda s: supervised.run(s, CONFIG, TEACHER, source, CONFIG.steps))(state)
+
+    @jax.jit
+    def run(params):
+        state = supervised.init(jax.random.key(0), CONFIG, TEACHER, params)
+        return supervised.run(state, CONFIG, TEACHER, source, CONFIG.steps)
+
+    return run(START)
 
 
 def test_it_learns(trained):
@@ -34,10 +48,9 @@ def test_it_learns(trained):
 
 
 def test_loss_is_the_cross_entropy_of_the_completion_alone():
-    state = supervised.init(jax.random.key(0), CONFIG, TEACHER, INIT(jax.random.key(1)))
-    batch = supervised.task_source(TASK, 4)(jax.random.key(2), None)
-    step = jax.jit(lambda b: supervised.update(state, b, CONFIG, TEACHER)[1]["loss"])
-    logits, _ = jax.jit(POLICY.apply)(state.params, batch.tokens)
+    batch = draw(4)
+    step = lambda b: measure_step(b)[1]["loss"]  # noqa: E731
+    logits, _ = APPLY(START, batch.tokens)
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     tokens, target = np.asarray(batch.tokens), np.asarray(batch.target_mask)
     total, count = 0.0, 0
@@ -53,15 +66,20 @@ def test_loss_is_the_cross_entropy_of_the_completion_alone():
     np.testing.assert_allclose(step(padded), step(batch), rtol=1e-5)
 
 
+@partial(jax.jit, static_argnames="teacher")
+def take_step(params, batch, config, teacher):
+    state = supervised.init(jax.random.key(0), config, teacher, params)
+    return supervised.update(state, batch, config, teacher)
+
+
 def measure_step(batch, config=CONFIG, teacher=TEACHER):
-    state = supervised.init(jax.random.key(0), config, teacher, INIT(jax.random.key(1)))
-    return jax.jit(lambda b: supervised.update(state, b, config, teacher))(batch)
+    return take_step(START, batch, config, teacher)
 
 
 def test_losses():
     """A loss of one's own; smoothing, z-loss and dynamic fine-tuning against formulas over all logits."""
-    batch = supervised.task_source(TASK, 4)(jax.random.key(2), None)
-    logits, _ = jax.jit(POLICY.apply)(INIT(jax.random.key(1)), batch.tokens)
+    batch = draw(4)
+    logits, _ = APPLY(START, batch.tokens)
     log_probs = np.asarray(jax.nn.log_softmax(logits))[:, :-1]
     targets = np.asarray(batch.target_mask)[:, 1:]
     own = np.take_along_axis(log_probs, np.asarray(batch.tokens)[:, 1:, None], -1)[..., 0][targets]
@@ -84,7 +102,7 @@ def test_losses():
 
 def test_micro_batches_change_nothing():
     """Though their parts have different numbers of targets."""
-    batch = supervised.task_source(TASK, 8)(jax.random.key(2), None)
+    batch = draw(8)
     ragged = jnp.arange(batch.tokens.shape[1])[None] < 2 + jnp.arange(8)[:, None] // 2
     batch = batch._replace(mask=jnp.ones_like(batch.mask), target_mask=ragged)
     whole, metrics = measure_step(batch)
@@ -112,10 +130,10 @@ def test_the_first_token_of_a_document_is_predicted_by_nothing():
 @pytest.mark.parametrize("name", slow_but(OPTIMIZERS, 1))
 def test_optimizers(name):
     """Each step is of the size that its learning rate says, descends, and decays matrices alone."""
-    batch = supervised.task_source(TASK, 16)(jax.random.key(2), None)
+    batch = draw(16)
     config = SupervisedConfig(learning_rate=1e-3 if name != "lion" else 1e-4, warmup=0, schedule="constant")
     teacher = TEACHER._replace(optimizer=OPTIMIZERS[name])
-    state = supervised.init(jax.random.key(0), config, teacher, INIT(jax.random.key(1)))
+    state = jax.jit(lambda params: supervised.init(jax.random.key(0), config, teacher, params))(START)
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(state.opt_state))
     step = jax.jit(lambda s, rate: supervised.update(s, batch, config.replace(learning_rate=rate), teacher))
     losses, start = [], state.params
@@ -123,11 +141,11 @@ def test_optimizers(name):
         state, metrics = step(state, config.learning_rate)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0] - 1e-3
-    moved = jax.tree.map(lambda a, b: jnp.sqrt(jnp.square(a - b).mean()), state.params, start)
+    moved = jax.tree.map(lambda a, b: np.sqrt(np.square(np.asarray(a) - b).mean()), state.params, start)
     assert 0 < moved["layer_0"]["mlp"]["up"]["kernel"] < 10 * config.learning_rate
-    still = jax.tree.map(jnp.zeros_like, start)
+    still = jax.tree.map(np.zeros_like, start)
     tx = OPTIMIZERS[name](1.0, config.replace(weight_decay=0.5))
-    updates, _ = jax.jit(tx.update)(still, tx.init(start), start)
+    updates, _ = jax.jit(lambda still, start: tx.update(still, tx.init(start), start))(still, start)
     np.testing.assert_allclose(updates["embedding"], -0.5 * start["embedding"], rtol=1e-4, atol=1e-6)
     assert not np.asarray(updates["final_norm"]["scale"]).any()
 
@@ -155,9 +173,8 @@ def test_schedules():
 
 
 def test_accuracy_is_the_share_of_most_likely_tokens():
-    batch = supervised.task_source(TASK, 16)(jax.random.key(2), None)
-    params = INIT(jax.random.key(1))
-    logits, _ = jax.jit(POLICY.apply)(params, batch.tokens)
+    batch, params = draw(4), START
+    logits, _ = APPLY(params, batch.tokens)
     right = (np.asarray(logits).argmax(-1)[:, :-1] == batch.tokens[:, 1:])[
         np.asarray(batch.target_mask)[:, 1:]
     ]
@@ -167,9 +184,9 @@ def test_accuracy_is_the_share_of_most_likely_tokens():
 
 def test_a_non_finite_step_is_skipped():
     config = CONFIG.replace(learning_rate=jnp.nan, warmup=0)
-    params = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), INIT(jax.random.key(1)))
-    state = supervised.init(jax.random.key(0), config, TEACHER, params)
-    batch = supervised.task_source(TASK, 4)(jax.random.key(2), None)
-    after, metrics = jax.jit(lambda s: supervised.update(s, batch, config, TEACHER))(state)
+    params = jax.tree.map(lambda x: np.full_like(x, np.nan), START)
+    begin = jax.jit(lambda params, config: supervised.init(jax.random.key(0), config, TEACHER, params))
+    state = begin(params, config)
+    after, metrics = take_step(params, draw(4), config, TEACHER)
     assert after.skipped == metrics["skipped_updates"] == 1
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)
