@@ -67,7 +67,7 @@ def train_with_trl(folder, rows, options):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", slow_but(CASES, ["completions", "conversations, packed"]))
+@pytest.mark.parametrize("case", slow_but(CASES, ["conversations, packed"]))
 def test_first_losses(folder, case):
     rows, texts, options = CASES[case]
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -61,7 +61,7 @@ CASES = {
     "kto, pairs taken apart": ("kto", {}, {}),
     "apo_zero_unpaired": ("apo_zero_unpaired", {}, {"loss_type": "apo_zero_unpaired"}),
 }
-FAST = ("dpo, LD and WPO", "orpo", "kto")
+FAST = ("dpo, LD and WPO", "kto")
 
 
 @pytest.fixture(scope="module")
