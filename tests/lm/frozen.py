@@ -54,7 +54,7 @@ def learn(algorithm, config, rewards=REWARDS, rollout=ROLLOUT):
     params = {
         name: jnp.asarray(x) for name, x in (("log_probs", NEW), ("entropies", ENTROPY), ("values", VALUES))
     }
-    state = reinforcement.init(jax.random.key(0), config, learner, params)
+    state = jax.jit(lambda params: reinforcement.init(jax.random.key(0), config, learner, params))(params)
     if state.ref_params is not None:
         state = state._replace(ref_params={**params, "log_probs": jnp.asarray(REF)})
     update = jax.jit(lambda s: reinforcement.learn(s, rollout, jnp.asarray(rewards), config, learner))

@@ -45,8 +45,8 @@ def learner_of(algorithm):
 
 
 def start(config=CONFIG, algorithm=algorithms.PPO, seed=0):
-    params = INIT(jax.random.key(7))
-    return reinforcement.init(jax.random.key(seed), config, learner_of(algorithm), params)
+    begin = jax.jit(lambda key, params: reinforcement.init(key, config, learner_of(algorithm), params))
+    return begin(jax.random.key(seed), INIT(jax.random.key(7)))
 
 
 def assert_trees_close(a, b, atol):
@@ -72,10 +72,10 @@ def halves():
     """A rollout, and the two jitted halves that a host driver calls."""
     learner = learner_of(algorithms.PPO)
     state = start()
-    prompts = TASK.sample(jax.random.key(3), CONFIG.prompts_per_update)
-    sample = jax.jit(lambda s: reinforcement.sample(s, prompts.tokens, prompts.mask, CONFIG, learner))
+    prompts = jax.jit(lambda key: TASK.sample(key, CONFIG.prompts_per_update))(jax.random.key(3))
+    sample = jax.jit(lambda s, p: reinforcement.sample(s, p.tokens, p.mask, CONFIG, learner))
     learn = jax.jit(lambda s, t, r: reinforcement.learn(s, t, r, CONFIG, learner))
-    return state, sample(state), learn
+    return state, sample(state, prompts), learn, sample
 
 
 def test_any_end_token_ends_and_padding_of_the_vocabulary_is_no_token():
@@ -86,9 +86,14 @@ def test_any_end_token_ends_and_padding_of_the_vocabulary_is_no_token():
     params = jax.jit(policy.init)(jax.random.key(7))
     # Rows that would be chosen before all others: opposite ones, so that one of them always is.
     params["embedding"] = params["embedding"].at[known:].set(9 * jnp.array([[1.0], [-1.0]]))
-    state = reinforcement.init(jax.random.key(0), config, learner, params)
-    prompts = TASK.sample(jax.random.key(3), config.prompts_per_update)
-    rollout = jax.jit(lambda s: reinforcement.sample(s, prompts.tokens, prompts.mask, config, learner))(state)
+
+    @jax.jit
+    def draw(params):
+        state = reinforcement.init(jax.random.key(0), config, learner, params)
+        prompts = TASK.sample(jax.random.key(3), config.prompts_per_update)
+        return reinforcement.sample(state, prompts.tokens, prompts.mask, config, learner)
+
+    rollout = draw(params)
     tokens, mask = np.asarray(rollout.completions), np.asarray(rollout.mask)
     assert tokens.max() < known
     ended = np.isin(tokens, ends)
@@ -101,16 +106,18 @@ def test_any_end_token_ends_and_padding_of_the_vocabulary_is_no_token():
     assert scores.entropy.max() <= np.log(known) + 1e-5
 
 
-def test_compiled_and_host_drivers_agree():
+def test_compiled_and_host_drivers_agree(halves):
     learner = learner_of(algorithms.PPO)
     compiled, together = jax.jit(lambda s: reinforcement.run(s, CONFIG, learner, TASK, 2))(start())
     state = start()
-    sample = jax.jit(lambda s, p: reinforcement.sample(s, p.tokens, p.mask, CONFIG, learner))
-    learn = jax.jit(lambda s, t, r: reinforcement.learn(s, t, r, CONFIG, learner))
-    for i in range(2):
-        prompts = TASK.sample(
+    _, _, learn, sample = halves
+    choose = jax.jit(
+        lambda state: TASK.sample(
             jax.random.split(jax.random.fold_in(state.key, state.update), 3)[0], CONFIG.prompts_per_update
         )
+    )
+    for i in range(2):
+        prompts = choose(state)
         trajectories = sample(state, prompts)
         problems = jax.tree.map(lambda x: np.repeat(x, CONFIG.completions, axis=0), prompts)
         rewards = np.asarray(TASK.reward(problems, trajectories.completions, trajectories.mask))
@@ -155,7 +162,7 @@ def test_a_population_is_its_members_and_compiles_once():
 
 @pytest.mark.slow
 def test_micro_batches_change_nothing(halves):
-    state, trajectories, learn = halves
+    state, trajectories, learn, _ = halves
     rewards = jnp.arange(32.0) % 5
     whole, _ = learn(state, trajectories, rewards)
     config = CONFIG.replace(micro_batches=2)
@@ -167,12 +174,12 @@ def test_micro_batches_change_nothing(halves):
 
 
 def test_what_is_masked_changes_nothing(halves):
-    state, trajectories, learn = halves
-    rewards = jnp.arange(32.0) % 3
+    state, trajectories, learn, _ = halves
+    rewards = np.arange(32, dtype=np.float32) % 3
     noise = trajectories._replace(
-        completions=jnp.where(trajectories.mask, trajectories.completions, 5),
-        log_probs=jnp.where(trajectories.mask, trajectories.log_probs, jnp.nan),
-        values=jnp.where(trajectories.mask, trajectories.values, jnp.inf),
+        completions=np.where(trajectories.mask, trajectories.completions, 5),
+        log_probs=np.where(trajectories.mask, trajectories.log_probs, np.float32(np.nan)),
+        values=np.where(trajectories.mask, trajectories.values, np.float32(np.inf)),
     )
     assert (~trajectories.mask).any()
     for a, b in zip(learn(state, trajectories, rewards), learn(state, noise, rewards), strict=True):
@@ -181,8 +188,8 @@ def test_what_is_masked_changes_nothing(halves):
 
 
 def test_a_non_finite_update_is_skipped_and_counted(halves):
-    state, trajectories, learn = halves
-    after, metrics = learn(state, trajectories, jnp.full(32, jnp.nan))
+    state, trajectories, learn, _ = halves
+    after, metrics = learn(state, trajectories, np.full(32, np.nan, np.float32))
     jax.tree.map(np.testing.assert_array_equal, after.params, state.params)
     jax.tree.map(np.testing.assert_array_equal, after.opt_state, state.opt_state)
     assert after.skipped == metrics["skipped_updates"] == CONFIG.epochs * CONFIG.minibatches
@@ -232,8 +239,15 @@ SHAPED = {
 }
 
 
+@pytest.fixture(scope="module")
+def run_plainly():
+    """Metrics of one step without shapes."""
+    plain, learner = CONFIG.replace(epochs=1, minibatches=1, learning_rate=3e-2), learner_of(algorithms.PPO)
+    return jax.jit(lambda s: reinforcement.run(s, plain, learner, TASK, 1))(start(plain))[1]
+
+
 @pytest.mark.parametrize("shape", slow_but(SHAPED, ["repetition"]))
-def test_what_is_learned_from_is_the_distribution_that_was_drawn_from(shape):
+def test_what_is_learned_from_is_the_distribution_that_was_drawn_from(shape, run_plainly):
     """The ratio is 1 before the first step, and the parameters stay finite after many."""
     sampling = dataclasses.replace(SAMPLING, **SHAPED[shape])
     config = CONFIG.replace(sampling=sampling, updates=4, learning_rate=3e-2)
@@ -242,9 +256,7 @@ def test_what_is_learned_from_is_the_distribution_that_was_drawn_from(shape):
     _, metrics = jax.jit(lambda s: reinforcement.run(s, once, learner, TASK, 1))(start(once))
     np.testing.assert_allclose(metrics["policy/ratio_max"], 1, atol=1e-5)
     assert metrics["mismatch/logprob_diff_max"].max() < 1e-5
-    plain = config.replace(sampling=SAMPLING, epochs=1, minibatches=1)
-    _, without = jax.jit(lambda s: reinforcement.run(s, plain, learner, TASK, 1))(start(plain))
-    assert metrics["policy/entropy"][0] != without["policy/entropy"][0]
+    assert metrics["policy/entropy"][0] != run_plainly["policy/entropy"][0]
     state, metrics = jax.jit(lambda s: reinforcement.run(s, config, learner, TASK, 4))(start(config))
     assert metrics["skipped_updates"][-1] == 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
@@ -276,22 +288,19 @@ PARTS = {
 def test_what_is_frozen_has_no_gradient_no_moments_and_no_copy(part):
     learner = reinforcement.Learner(POLICY, algorithms.PPO, trainable=PARTS[part])
     params = INIT(jax.random.key(7))
-    state = reinforcement.init(jax.random.key(0), CONFIG, learner, params)
+    state = jax.jit(lambda p: reinforcement.init(jax.random.key(0), CONFIG, learner, p))(params)
     count = sum(x.size for x in jax.tree.leaves(params))
     learning = sum(x.size for x in jax.tree.leaves(state.params))
     moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
     assert moments == 2 * sum(x.size for x in jax.tree.leaves(state.params) if x.ndim)
     assert (learning == count) == (part == "everything")
     assert (state.ref_params is None) == (part == "adapters")
-    assert_trees_close(
-        reinforcement.merge_params(state, learner), params, atol=0
-    )  # ranks of 0 steps change nothing
+    merge = jax.jit(lambda s: reinforcement.merge_params(s, learner))
+    assert_trees_close(merge(state), params, atol=0)  # ranks of 0 steps change nothing
     after, metrics = jax.jit(lambda s: reinforcement.run(s, CONFIG, learner, TASK, 2))(state)
     assert abs(metrics["kl/ref_sequence"][0]) < 1e-5
     assert np.isfinite(metrics["policy/grad_norm"]).all()
-    moved = jax.tree.map(
-        lambda a, b: bool((a != b).any()), params, reinforcement.merge_params(after, learner)
-    )
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), params, merge(after))
     moved = {
         jax.tree_util.keystr(k, simple=True, separator="/"): m for k, m in jax.tree.leaves_with_path(moved)
     }
@@ -348,8 +357,9 @@ def test_truncation_continues_with_the_value_or_ends():
     config = CONFIG.replace(gae_lambda=1.0)
     free = jnp.zeros((2, 2))
     terminal = config.replace(truncation="terminal")
-    bootstrap = credit.actor_critic_credit(rewards, free, trajectories, config)
-    terminal = credit.actor_critic_credit(rewards, free, trajectories, terminal)
+    give_credit = jax.jit(credit.actor_critic_credit)
+    bootstrap = give_credit(rewards, free, trajectories, config)
+    terminal = give_credit(rewards, free, trajectories, terminal)
     np.testing.assert_allclose(bootstrap.targets, [[4, 4], [1, 1]])
     np.testing.assert_allclose(terminal.targets, [[1, 1], [1, 1]])
 
@@ -361,7 +371,8 @@ KLS = {
 }
 
 
-@pytest.mark.parametrize("kl", slow_but(KLS, 1))
+@pytest.mark.slow  # three hundred updates each
+@pytest.mark.parametrize("kl", KLS)
 def test_training_finds_the_known_optimum(kl):
     """On an enumerable model: π* ∝ π_ref·e^{R/β}, the optimum under KL regularisation."""
     contest = gap.open_contest(tasks.lottery(4, 2), updates=150, points=1, groups=64)
