@@ -106,9 +106,7 @@ HOLDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "page", slow_but(filter(python_blocks, PAGES), ["README.md", "docs/getting-started.md"])
-)
+@pytest.mark.parametrize("page", slow_but(filter(python_blocks, PAGES), ["README.md"]))
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     """All blocks in order, in an empty folder, with nothing given."""
     monkeypatch.chdir(tmp_path)

@@ -32,7 +32,7 @@ def test_evaluate_gives_what_training_saw(cli, request, name):
     assert sorted((p, p.stat().st_mtime_ns) for p in run.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", slow_but(["prompt_run", "task_run"], 1))
+@pytest.mark.parametrize("name", slow_but(["task_run", "prompt_run"], 1))
 def test_evaluate_draws_several_completions(cli, request, name):
     run = request.getfixturevalue(name)
     words = ["evaluate", run, "--draws", "3", "--success", "0.2"]

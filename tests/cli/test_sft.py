@@ -224,6 +224,7 @@ CHAT = (
 )
 
 
+@pytest.mark.slow
 def test_an_adapter_of_conversations(cli, tmp_path):
     """Several files of columns of their own, packed, a template, a part of the model, micro-batches, another optimizer."""
     base = make_folder(

@@ -352,6 +352,7 @@ def test_help_says_what_every_option_does(cli):
             assert (re.search(rf"{option}[ ,]", text) is not None) == (field.name != "sampling"), option
 
 
+@pytest.mark.slow  # tests/data/test_reward_pool.py shows the processes
 def test_several_rewards_in_processes_of_their_own(cli, prompt_options, files, tmp_path):
     """One async, one that says nothing of some completions; each has its column; a prompt that is too long is dropped."""
     (tmp_path / "more.py").write_text(

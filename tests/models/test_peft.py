@@ -6,6 +6,7 @@ import pytest
 
 from jaxrl4lm import models
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig, lora
+from tests.selection import slow_but
 
 peft = pytest.importorskip("peft")
 torch = pytest.importorskip("torch")
@@ -31,7 +32,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(CASES, ["some layers", "three kernels in one tensor", "one layer"]))
 def test_peft_computes_the_same_logits_and_merges_to_the_same_model(case, tmp_path):
     config, words, targets = CASES[case]
     policy, rng = LanguagePolicy(config), np.random.default_rng(0)
