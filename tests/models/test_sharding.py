@@ -27,7 +27,8 @@ import numpy as np
 import optax
 from jaxrl4lm import decoding, models
 
-CONFIG = models.TransformerConfig(24, layers=2, width=16, heads=4, kv_heads=2, mlp_width=32, tied=False)
+meshes, layers = json.loads(sys.argv[1])
+CONFIG = models.TransformerConfig(24, layers=layers, width=16, heads=4, kv_heads=2, mlp_width=32, tied=False)
 policy, tx = models.LanguagePolicy(CONFIG), optax.adam(1e-2)
 
 
@@ -52,7 +53,7 @@ rng = np.random.default_rng(0)
 tokens = rng.integers(0, 24, (8, 12)).astype(np.int32)
 mask = np.arange(12) >= rng.integers(0, 4, (8, 1))
 results = []
-for sizes in json.loads(sys.argv[1]):
+for sizes in meshes:
     mesh = models.make_mesh(*sizes)
     with jax.set_mesh(mesh):
         layout = models.shardings(jax.eval_shape(init, jax.random.key(0)), mesh)
@@ -78,9 +79,12 @@ print(json.dumps(results))
 """
 
 
-@pytest.fixture(scope="module", params=slow_but([MESHES[::3], MESHES], 1), ids=["two meshes", "all meshes"])
+@pytest.fixture(
+    scope="module", params=slow_but([[MESHES[::3], 1], [MESHES, 2]], 1), ids=["two meshes", "all meshes"]
+)
 def runs(request):
-    """Losses and logits of the same training steps on meshes of eight devices, in a process of its own."""
+    """Layers, and by mesh losses and logits of the same training steps on eight devices, in a process of its own."""
+    meshes, layers = request.param
     command = [sys.executable, "-c", PROGRAM, json.dumps(request.param)]
     compiled = os.environ | {
         "JAX_ENABLE_COMPILATION_CACHE": "0"
@@ -88,11 +92,11 @@ def runs(request):
     process = subprocess.run(command, capture_output=True, text=True, env=compiled)
     assert process.returncode == 0, process.stderr
     assert "Involuntary full rematerialization" not in process.stderr
-    return dict(zip(request.param, json.loads(process.stdout), strict=True))
+    return layers, dict(zip(meshes, json.loads(process.stdout), strict=True))
 
 
 def test_losses_and_logits_are_the_same_on_any_mesh(runs):
-    one, *others = runs.values()
+    one, *others = runs[1].values()
     assert one["losses"][-1] < one["losses"][0] - 0.05
     real = np.array(one["logits"])
     for several in others:
@@ -102,16 +106,16 @@ def test_losses_and_logits_are_the_same_on_any_mesh(runs):
 
 
 def test_parameters_and_moments_are_split(runs):
-    for (_, fsdp, tensor), run in runs.items():
+    layers, by_mesh = runs
+    for (_, fsdp, tensor), run in by_mesh.items():
         split = fsdp * tensor
-        assert run["held"] == runs[1, 1, 1]["held"] / split
-        assert (
-            run["split"] >= 2 * 7 + 2 if split > 1 else run["split"] == 0
-        )  # kernels of two layers, both tables
+        assert run["held"] == by_mesh[1, 1, 1]["held"] / split
+        # Kernels of the layers, both tables.
+        assert run["split"] >= layers * 7 + 2 if split > 1 else run["split"] == 0
 
 
 def test_the_residual_stream_is_not_moved(runs):
-    for (_, fsdp, tensor), run in runs.items():
+    for (_, fsdp, tensor), run in runs[1].items():
         assert run["all-to-all"] == 0
         assert fsdp * tensor > 1 or run["all-gather"] == 0
 

@@ -34,7 +34,7 @@ def prepare(kind, config, count=40, **pairs):
 
 @pytest.mark.parametrize(
     "backbone, kind",
-    slow_but([(b, k) for b in BACKBONES for k in TASKS], [("bert", "span"), ("llama", "sequence")]),
+    slow_but([(b, k) for b in BACKBONES for k in TASKS], [("bert", "span")]),
 )
 def test_a_head_learns_over_a_frozen_backbone_and_transformers_says_the_same(backbone, kind, tmp_path):
     torch = pytest.importorskip("torch")
@@ -81,11 +81,13 @@ def test_a_head_learns_over_a_frozen_backbone_and_transformers_says_the_same(bac
     assert example.tokens == inputs["input_ids"][0].tolist()
     texts = pad_labelled([example], kind, 0, len(example.tokens), parts=policy.config.token_types)
     learner = heads.Learner(policy, heads.OUTPUTS[kind])
-    np.testing.assert_allclose(heads.read(params, texts, learner), logits, atol=2e-5)
+    read = jax.jit(lambda params: heads.read(params, texts, learner))
+    np.testing.assert_allclose(read(params), logits, atol=2e-5)
     if kind != "span":
         assert [theirs.config.id2label[i] for i in range(len(labels))] == labels
 
 
+@pytest.mark.slow
 def test_what_is_frozen_is_what_was_asked_for():
     policy = models.LanguagePolicy(bert(2, 16))
     dataset = prepare("span", policy.config)

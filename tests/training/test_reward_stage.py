@@ -89,14 +89,16 @@ def test_the_first_losses_and_the_folder_are_theirs(folder, tmp_path):
     ]
     theirs = [[float(saved(torch.tensor([each])).logits.detach()) for each in pair] for pair in ids]
     texts = pad_judgements([[Example(i, [True] * len(i)) for i in pair] for pair in ids], 0, 16)
-    np.testing.assert_allclose(reward.score(run.params, texts, policy), theirs, atol=1e-5)
+    ours = jax.jit(lambda params: reward.score(params, texts, policy))(run.params)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
     scale = json.loads((tmp_path / "run" / "model" / SCALE).read_text())
     np.testing.assert_allclose(scale["mean"], np.mean(theirs), atol=1e-5)
     np.testing.assert_allclose(scale["deviation"], np.std(theirs), rtol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", slow_but(["Bert", "ModernBert"], 1))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["Bert", "ModernBert"])
 def test_an_encoder(folder, tmp_path, family):
     """Its head has a pooler, which learns, too; transformers scores alike."""
     import torch
@@ -170,7 +172,7 @@ def start():
     return reward.add_head(jax.random.key(1), POLICY, params)
 
 
-@pytest.mark.parametrize("trainable", [None, adapters(rank=2)], ids=["everything", "adapters"])
+@pytest.mark.parametrize("trainable", slow_but([None, adapters(rank=2)], 1), ids=["everything", "adapters"])
 def test_it_learns_and_resumes(start, tmp_path, trainable):
     config = CONFIG.replace(learning_rate=1e-2, steps=12, batch=4, micro_batches=2)
     stage = training.reward_model(
@@ -215,7 +217,7 @@ def test_the_deviation_of_rewards_far_from_zero():
     tokenizer = data.ByteTokenizer()
     sizes = models.TransformerConfig(tokenizer.vocab_size, layers=1, width=16, heads=2, context=32)
     policy = models.LanguagePolicy(sizes)
-    params = reward.add_head(jax.random.key(1), policy, policy.init(jax.random.key(0)))
+    params = reward.add_head(jax.random.key(1), policy, jax.jit(policy.init)(jax.random.key(0)))
     dataset = prepare_judgements(
         PAIRS, tokenizer, lm.PairConfig(held_out=0), context=32, embeddings=sizes.vocab_size, whole=True
     )
