@@ -95,7 +95,7 @@ def test_logits_and_hidden_states_are_those_of_transformers_and_survive_the_way_
         hidden = jax.jit(policy.hidden)(params, tokens, mask, None, types)
         theirs = reference(case, model, tokens, mask)
         name = "last_hidden_state" if auto == "AutoModel" else "logits"
-        ours = hidden if auto == "AutoModel" else policy.apply(params, tokens, mask, types)[0]
+        ours = hidden if auto == "AutoModel" else jax.jit(policy.apply)(params, tokens, mask, types)[0]
         assert relative_error(ours, getattr(theirs, name).numpy(), mask) < 1e-5
         models.save(tmp_path / "ours", policy, params)
         back, missing = load_back(auto, tmp_path / "ours")
@@ -237,6 +237,9 @@ def encoder():
     return policy, jax.jit(policy.init)(jax.random.key(0))
 
 
+HIDDEN = jax.jit(lambda policy, *inputs: policy.hidden(*inputs), static_argnums=0)
+
+
 def test_tokens_read_both_sides_but_no_padding(encoder):
     policy, params = encoder
     tokens, mask = batch(length=12)
@@ -247,11 +250,11 @@ def test_tokens_read_both_sides_but_no_padding(encoder):
         )
         return jnp.square(scaled[0, 0]).sum()
 
-    read = np.abs(np.asarray(jax.grad(first)(jnp.ones(89)))) > 0
+    read = np.abs(np.asarray(jax.jit(jax.grad(first))(jnp.ones(89)))) > 0
     assert read[tokens[2, : mask[2].sum()]].all()
     assert not read[list({*tokens[2, mask[2].sum() :]} - {*tokens[2, : mask[2].sum()]})].any()
-    alone = policy.hidden(params, tokens[2:3, :7])
-    np.testing.assert_allclose(policy.hidden(params, tokens, mask)[2, :7], alone[0], atol=2e-6)
+    alone = HIDDEN(policy, params, tokens[2:3, :7])
+    np.testing.assert_allclose(HIDDEN(policy, params, tokens, mask)[2, :7], alone[0], atol=2e-6)
 
 
 def test_a_window_reaches_to_both_sides():
@@ -276,7 +279,7 @@ def test_an_encoder_is_no_decoder(encoder, tmp_path):
         InputError, match=r"is an encoder \(modernbert\).*cannot continue a text: use a decoder"
     ):
         generate(policy, params, tokens, mask, jax.random.key(0), sampling)
-    hidden = policy.hidden(params, tokens)
+    hidden = HIDDEN(policy, params, tokens)
     with pytest.raises(InputError, match="is an encoder"):
         policy.token_log_probs(params, hidden, tokens)
     with pytest.raises(InputError, match="is an encoder"):
@@ -303,7 +306,7 @@ def test_layers_as_one_loop_and_computed_again_are_the_same(tmp_path):
     policy = models.LanguagePolicy(read_config({"model_type": model_type, **options}))
     params = jax.jit(policy.init)(jax.random.key(0))
     tokens, mask = batch(length=8)
-    plain = policy.hidden(params, tokens, mask)
+    plain = HIDDEN(policy, params, tokens, mask)
     for change in ({"scan": True}, {"remat": "full"}):
         other = models.LanguagePolicy(dataclasses.replace(policy.config, **change))
         np.testing.assert_allclose(jax.jit(other.hidden)(params, tokens, mask), plain, atol=1e-5)
