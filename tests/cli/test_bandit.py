@@ -12,7 +12,7 @@ from tests.selection import slow_but
 
 @pytest.mark.parametrize(
     "rewards, names",
-    slow_but([("gaussian", ["UCB", "Thompson, Gaussian"]), ("bernoulli", ["KL-UCB", "EXP3"])], 1),
+    slow_but([("bernoulli", ["KL-UCB", "EXP3"]), ("gaussian", ["UCB", "Thompson, Gaussian"])], 1),
 )
 def test_table_and_pictures(tmp_path, capsys, monkeypatch, rewards, names):
     monkeypatch.setenv("COLUMNS", "200")

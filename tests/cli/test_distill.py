@@ -57,6 +57,7 @@ def test_the_run_folder(cli, distilled, text_run, tmp_path):
     assert cli("distill", "--resume", copied).code == 0
 
 
+@pytest.mark.slow
 def test_a_folder_as_student_and_prompts_alone(cli, files, text_run, distilled, tmp_path):
     (tmp_path / "prompts.jsonl").write_text(
         "".join(json.dumps({"prompt": "ab" * i}) + "\n" for i in range(1, 9))
@@ -70,7 +71,12 @@ def test_a_folder_as_student_and_prompts_alone(cli, files, text_run, distilled, 
         json.loads((tmp_path / "run" / "config.json").read_text())["distillation"]["objective"] == "advantage"
     )
     assert (tmp_path / "run" / "adapter").is_dir()
-    result = cli("distill", *options, "--on-policy-share", "0", "--objective", "divergence")
+
+
+def test_prompts_alone_are_no_completions(cli, text_run, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "ab"}\n' * 8)
+    options = ["--dataset", tmp_path / "prompts.jsonl", "--teacher", text_run / "best", *SHORT]
+    result = cli("distill", *options, "--on-policy-share", "0")
     assert "--on-policy-share 0.0 needs completions, and the rows have prompts alone" in result.err.replace(
         "\n", " "
     )

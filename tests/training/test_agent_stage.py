@@ -41,7 +41,7 @@ def fit(path, stage, params, **settings):
     return training.fit(stage, params, out=path, save_interval=0, **settings)
 
 
-@pytest.mark.parametrize("name", slow_but(ALGORITHMS, ["ppo"]))
+@pytest.mark.parametrize("name", slow_but(ALGORITHMS, ["a2c"]))
 def test_stopped_and_resumed_it_ends_with_the_same_bits(name, tmp_path):
     """A swept learning rate as well."""
     stage, params = begin(name)

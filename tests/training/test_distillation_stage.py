@@ -43,8 +43,9 @@ def distil(start, teachers, dataset=ROWS, **options) -> training.Stage:
     return training.distillation(start[0], TOKENIZER, dataset, teachers, **options)
 
 
+@pytest.mark.slow  # the divergence itself is compared with TRL's in tests/lm
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("beta", slow_but([0.0, 0.5, 1.0], [0.5]))
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_first_losses(tmp_path, beta):
     """TRL's GKD on given completions: the same tiny Llamas, conversations and optimizer."""
     pytest.importorskip("trl", reason="needs the extra 'peers'")
@@ -112,7 +113,7 @@ def test_first_losses(tmp_path, beta):
             ({"on_policy_share": 0.0, "teacher_top_k": 3}, None),
             ({"objective": "advantage", "discount": 1.0}, None),
         ],
-        1,
+        [({}, None)],
     ),
     ids=["a mixture, adapters", "on-policy", "off-policy, top-k", "advantage"],
 )
@@ -127,7 +128,7 @@ def test_resume(start, teacher, tmp_path, changes, trainable):
         assert run.history["held_out/loss"][-1] < run.history["held_out/loss"][0]
     assert list(stage.panels) == ["loss", "held_out/loss", "held_out/reverse_kl", "held_out"]
     training.fit([interrupt_at(stage, 2)], start[1], out=tmp_path / "run")
-    resumed = training.fit([distil(start, [teacher], **options)], start[1], out=tmp_path / "run", resume=True)
+    resumed = training.fit([stage], start[1], out=tmp_path / "run", resume=True)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, run.params)
     _, params, _ = models.load(tmp_path / "run" / "best")
     assert models.parameter_count(params) == models.parameter_count(start[1])

@@ -50,7 +50,8 @@ def test_texts(start, tmp_path, texts):
     tokens, segments, targets = map(
         jnp.asarray, pad_examples(encode(make_rows(ROWS, "texts", "text"), TOKENIZER).examples, 0)
     )
-    nats, right = update_rule.measure(run.params, update_rule.Texts(tokens, segments > 0, targets), READER)
+    texts_of_rows = update_rule.Texts(tokens, segments > 0, targets)
+    nats, right = jax.jit(lambda p: update_rule.measure(p, texts_of_rows, READER))(run.params)
     np.testing.assert_allclose(run.history["held_out/loss"][-1], nats.total / nats.denominator, rtol=1e-5)
     np.testing.assert_allclose(run.history["held_out"][-1], right.total / right.denominator, rtol=1e-5)
     training.fit([interrupt_at(stage, 2)], start, out=tmp_path / "run")
