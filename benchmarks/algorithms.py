@@ -42,14 +42,16 @@ def measure(name: str, options: argparse.Namespace, start) -> dict:
     stage = make_session(name, options).stages[-1]
     begun = time.perf_counter()
     run = training.fit([stage], start)
-    seconds = np.array(run.history["seconds"], float)  # since the beginning; the first chunk compiles
+    # Of each evaluation, since the beginning; the first chunk compiles.
+    seconds = np.array(run.history["seconds"], float)
     half = len(seconds) // 2
+    updates = options.updates * (len(seconds) - half) / (len(seconds) - 1)
     held_out = np.array(run.history["held_out"])
     row = {
         "before": float(held_out[0].mean()),
         "after": [round(float(x), 4) for x in held_out[-1]],
         "reward": float(run.history["reward/mean"][-5:].mean()),
-        "updates_per_second": round(float((len(seconds) - half) / (seconds[-1] - seconds[half - 1])), 2),
+        "updates_per_second": round(float(updates / (seconds[-1] - seconds[half - 1])), 2),
         "whole_seconds": round(time.perf_counter() - begun, 1),
     }
     if "group/rounds" in run.history:
