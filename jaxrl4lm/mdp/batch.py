@@ -94,18 +94,19 @@ def _solve_block(mdps: FiniteMDP, tolerance: Array, max_iterations: ScalarLike) 
 
 
 def _solve_discounted(mdps: FiniteMDP, tolerance: Array, max_iterations: ScalarLike) -> Solution:
-    # The range of T v − v at which the error bound will hold, computed beforehand: testing the bound itself in every
-    # sweep would cost as much as the sweep.
     ends = mdps.terminal.any(axis=-1)
-    largest = jnp.abs(mdps.rewards).max(axis=(1, 2)) / (1 - mdps.discount)
-    noise = 4 * jnp.finfo(largest.dtype).eps * largest
-    wanted = jnp.where(ends, 0.9, 1.8) * (1 - mdps.discount) * tolerance
-    target = jnp.maximum(wanted, noise).astype(largest.dtype)
+    horizon = mdps.discount / (1 - mdps.discount)  # V* lies between T v + horizon·low and T v + horizon·high
+    share = jnp.where(ends, 1, 2) / jnp.maximum(horizon, 1)
+    rounding = jax.vmap(bounds.bound_rounding)(mdps)
+    relative = 4 * jnp.finfo(mdps.rewards.dtype).eps
 
     def is_unfinished(point: _Point) -> Array:
-        return (_extent(point.swept - point.values, ends) > target).any() & (
-            point.iterations < max_iterations
-        )
+        low, high = _range(point.swept - point.values, ends)
+        common = jnp.where(ends, 0, horizon * (low + high) / 2)
+        noise = jax.vmap(bounds.Rounding.at)(rounding, point.swept, common)
+        wanted = (share * (tolerance - (horizon + 1) * noise)).astype(noise.dtype)
+        stalled = relative * jnp.abs(point.swept).max(axis=-1)
+        return (high - low > jnp.maximum(wanted, stalled)).any() & (point.iterations < max_iterations)
 
     sweep, evaluate = (
         _make_separate_sweeps(mdps) if isinstance(mdps.transitions, Dense) else _make_joined_sweeps(mdps)
@@ -123,9 +124,13 @@ def _solve_discounted(mdps: FiniteMDP, tolerance: Array, max_iterations: ScalarL
         jnp.int32(0),
     )
     point = jax.lax.while_loop(is_unfinished, improve, first)
-    shift, error = _certify(mdps, point, ends)
+    shift, error = jax.vmap(functools.partial(certify, within=bounds.span))(
+        mdps, rounding, point.swept, *_range(point.swept - point.values, ends), horizon
+    )
+    # Where episodes end the shift would move the terminal states, too.
+    shift, error = jnp.where(ends, 0, shift), error + jnp.where(ends, jnp.abs(shift), 0)
     values = jax.vmap(lambda mdp, v: fixed_point(lambda x: operators.backup(mdp, x), v))(
-        mdps, point.values + shift[:, None]
+        mdps, point.swept + shift[:, None]
     )
     q = jax.vmap(operators.action_values)(mdps, values)
     policy = jnp.argmax(q, axis=-1).astype(jnp.int32)
@@ -187,29 +192,7 @@ def _join_kernels(kernels: Kernel) -> Kernel:
     return Sparse(join(kernels.successors + first[:, None, None, None]), join(kernels.probabilities))
 
 
-def _extent(change: Array, ends: Array) -> Array:
-    """The span of each MDP's change, `[N]`."""
-    low, high = _range(change, ends)
-    return high - low
-
-
 def _range(change: Array, ends: Array) -> tuple[Array, Array]:
     """Least and greatest element, `[N]` each; 0 lies between them where episodes end."""
     low, high = change.min(axis=-1), change.max(axis=-1)
     return jnp.where(ends, jnp.minimum(low, 0), low), jnp.where(ends, jnp.maximum(high, 0), high)
-
-
-def _certify(mdps: FiniteMDP, point: _Point, ends: Array) -> tuple[Array, Array]:
-    """(shift, error), `[N]` each, such that |v + shift − V*| ≤ error.
-
-    Where episodes end the shift is 0, because it would move the terminal states too.
-    """
-    horizon = 1 / (1 - mdps.discount)  # V* lies between v + horizon·low and v + horizon·high
-    shift, error = jax.vmap(functools.partial(certify, within=bounds.span))(
-        mdps,
-        jax.vmap(bounds.bound_rounding)(mdps),
-        point.values,
-        *_range(point.swept - point.values, ends),
-        horizon,
-    )
-    return jnp.where(ends, 0, shift), error + jnp.where(ends, jnp.abs(shift), 0)

@@ -29,25 +29,43 @@ def supremum(low: Array, high: Array) -> tuple[Array, Array]:
 
 
 class Rounding(NamedTuple):
-    """Bound on the rounding error of one sweep: u (K + 3) (max |r| + γ max |v|), u the unit roundoff, K successors.
+    """Bound on the rounding error of one sweep: u (K + 3) (|r| + γ max |v|), u the unit roundoff, K successors.
 
-    K counts as 64 at most: compiled code sums longer rows in blocks.
+    - K counts as 64 at most: compiled code sums longer rows in blocks.
+    - |r| is that of actions that can be best. One whose reward lies more than γ (max v − min v) below the state's
+      largest is not, so that a penalty nobody pays has no part in the bound, however large.
     """
 
-    constant: Array
-    """The part that max |r| makes."""
-    slope: Array
-    """What max |v| is multiplied by."""
+    unit: Array
+    """u (K + 3)."""
+    largest: Array
+    """max |r| of the feasible actions."""
+    best: Array
+    """max_s |max_a r|."""
+    discount: Array
+    """γ."""
+    mixing: Array
+    """How far a policy's value may lie below that of its best action; 0 where only the best counts."""
 
-    def at(self, size: Array) -> Array:
-        """The bound where max |v| is `size`."""
-        return self.constant + self.slope * size
+    def at(self, values: Array, shift: ScalarLike = 0.0) -> Array:
+        """The bound where v is `values`, to which `shift` is still to be added."""
+        low, high = values.min(), values.max()
+        met = jnp.minimum(self.largest, self.best + self.discount * (high - low) + self.mixing)
+        return self.unit * (met + self.discount * (jnp.maximum(-low, high) + jnp.abs(shift)))
 
 
-def bound_rounding(mdp: FiniteMDP) -> Rounding:
-    """The rounding bound of an MDP. Compute it once a solve: max |r| takes longer than an evaluation sweep."""
-    unit = jnp.finfo(mdp.rewards.dtype).eps / 2 * (min(mdp.transitions.shape[2], 64) + 3)
-    return Rounding(unit * jnp.abs(mdp.rewards).max(), unit * mdp.discount)
+def bound_rounding(mdp: FiniteMDP, mixing: ScalarLike = 0.0) -> Rounding:
+    """The rounding bound of an MDP. Compute it once a solve: max |r| takes longer than an evaluation sweep.
+
+    Args:
+      mdp: any kernel.
+      mixing: as in `Rounding`.
+    """
+    dtype = mdp.rewards.dtype
+    unit = jnp.finfo(dtype).eps / 2 * (min(mdp.transitions.shape[2], 64) + 3)
+    largest = jnp.abs(jnp.where(mdp.feasible, mdp.rewards, 0)).max()
+    best = jnp.abs(mdp.rewards.max(axis=-1)).max()
+    return Rounding(jnp.asarray(unit, dtype), largest, best, mdp.discount, jnp.asarray(mixing, dtype))
 
 
 class Ending(NamedTuple):
@@ -88,7 +106,7 @@ def find_ending(
     def end_episodic() -> Ending:
         q = action_values(mdp, values)
         gap = q.max(axis=-1, keepdims=True) - q
-        noise = 4 * bound_rounding(mdp).at(jnp.abs(values).max())
+        noise = 4 * bound_rounding(mdp).at(values)
         fast, steps, count = _bound_time_to_end(mdp, gap <= noise, jnp.min, max_iterations)
         # If some are far slower, they nearly always never terminate: give up on them early.
         patience = jnp.minimum(max_iterations, 4 * count + 100)
@@ -106,8 +124,9 @@ def find_soonest_policy(mdp: FiniteMDP) -> Array:
     Expected times are iterated for S + 1 sweeps. By then every state that can reach an end has done so with some
     probability, so that an action that walks in a circle is not the quickest.
     """
-    _, steps, _ = _bound_time_to_end(mdp, jnp.ones(mdp.rewards.shape, bool), jnp.min, mdp.num_states + 1)
-    return jnp.argmin(mdp.transitions.expect(steps), axis=-1).astype(jnp.int32)
+    _, steps, _ = _bound_time_to_end(mdp, mdp.feasible, jnp.min, mdp.num_states + 1)
+    ahead = jnp.where(mdp.feasible, mdp.transitions.expect(steps), jnp.inf)
+    return jnp.argmin(ahead, axis=-1).astype(jnp.int32)
 
 
 def _bound_time_to_end(

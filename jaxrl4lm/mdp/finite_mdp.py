@@ -24,7 +24,7 @@ class FiniteMDP(NamedTuple):
 
     transitions: Kernel
     rewards: Array
-    """`[S, A]`: r(s, a), expected over s′."""
+    """`[S, A]`: r(s, a), expected over s′; −inf for an action that the state does not have."""
     discount: Array
     """γ in [0, 1]; 1 needs terminal states."""
     terminal: Array
@@ -35,6 +35,11 @@ class FiniteMDP(NamedTuple):
     """Length limit of an episode; None for no limit. Environments read it."""
     outcome_rewards: Array | None = None
     """r(s, a, s′), where it depends on s′, in the layout of the kernel's probabilities. Only sampling reads it."""
+
+    @property
+    def feasible(self) -> Array:
+        """`[S, A]` bool: the actions that a state has."""
+        return self.rewards > -jnp.inf
 
     @property
     def num_states(self) -> int:

@@ -143,7 +143,7 @@ def _improve(mdp: FiniteMDP, rounding: bounds.Rounding, limits: _Limits, progres
     new = jax.lax.cond(widened, lambda: _sweep_from(mdp, base + rest.safe), lambda: new)
     failed = widened | (rest.tried & ~rest.solved)
     size = jnp.maximum(-low, high)
-    stuck = (size <= 4 * rounding.at(jnp.abs(point.swept).max())) & (size >= 0.5 * progress.best)
+    stuck = (size <= 4 * rounding.at(point.swept)) & (size >= 0.5 * progress.best)
     return _Progress(
         new,
         before=span,

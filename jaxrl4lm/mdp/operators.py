@@ -49,13 +49,13 @@ def soft_backup(
       mdp: S states, A actions.
       values: `[S]`.
       temperature: τ > 0, the price of one nat; may be traced.
-      reference: `[S, A]` probabilities; uniform by default.
+      reference: `[S, A]` probabilities; uniform over the feasible actions by default.
     Reference: Todorov 2006; Haarnoja et al. 2017, arXiv:1702.08165, eq. 5.
     """
-    q, prior = action_values(mdp, values), _prior(mdp, reference)
-    possible = prior > 0
+    q, prior = action_values(mdp, values), prior_of(mdp, reference)
+    possible = (prior > 0) & mdp.feasible
     best = jax.lax.stop_gradient(jnp.where(possible, q, -jnp.inf).max(axis=-1, keepdims=True))
-    behind = jnp.where(possible, q - best, 0) / temperature
+    behind = jnp.where(mdp.feasible, (jnp.where(possible, q, best) - best) / temperature, -jnp.inf)
     # log Σ π exp(x) = log1p Σ π (exp(x) − 1). Near 0 the second form is exact; the first would round to eps, times τ.
     above_one = jnp.sum(prior * jnp.expm1(behind), axis=-1)
     near = above_one > -0.5
@@ -68,11 +68,14 @@ def soft_logits(
     mdp: FiniteMDP, values: Array, *, temperature: ScalarLike = 1.0, reference: Array | None = None
 ) -> Array:
     """Q(s, a)/τ + log π_ref(a|s), `[S, A]`: their softmax is the soft-greedy policy."""
-    return action_values(mdp, values) / temperature + jnp.log(_prior(mdp, reference))
+    return action_values(mdp, values) / temperature + jnp.log(prior_of(mdp, reference))
 
 
-def _prior(mdp: FiniteMDP, reference: Array | None) -> Array:
-    return jnp.full_like(mdp.rewards, 1 / mdp.num_actions) if reference is None else reference
+def prior_of(mdp: FiniteMDP, reference: Array | None) -> Array:
+    """`reference`, or if it is None the policy that takes all feasible actions alike: `[S, A]`."""
+    if reference is not None:
+        return reference
+    return mdp.feasible / mdp.feasible.sum(axis=-1, keepdims=True, dtype=mdp.rewards.dtype)
 
 
 def greedy(mdp: FiniteMDP, values: Array) -> Array:
@@ -88,11 +91,12 @@ def greedy(mdp: FiniteMDP, values: Array) -> Array:
 
 
 def policy_chain(mdp: FiniteMDP, policy: Array) -> FiniteMDP:
-    """The Markov reward process of a policy, as an MDP with one action: P_π and r_π."""
+    """The Markov reward process of a policy, as an MDP with one action: P_π and r_π, −inf where it takes an infeasible one."""
     if policy.ndim == 1:
         rewards = select_actions(mdp.rewards, policy)
     else:
-        rewards = jnp.sum(mdp.rewards * policy, axis=-1)
+        rewards = jnp.sum(jnp.where(mdp.feasible, mdp.rewards, 0) * policy, axis=-1)
+        rewards = jnp.where((~mdp.feasible & (policy > 0)).any(axis=-1), -jnp.inf, rewards)
     return mdp._replace(
         transitions=mdp.transitions.under(policy), rewards=rewards[:, None], outcome_rewards=None
     )

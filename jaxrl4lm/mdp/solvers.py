@@ -61,16 +61,18 @@ def iterate_operator(
     tolerance: ScalarLike,
     max_iterations: ScalarLike,
     within: Bounds,
+    mixing: ScalarLike = 0.0,
 ) -> tuple[Array, Array, Array]:
-    """Iterate x ← T x until the error bound is at most `tolerance`; returns (x, error bound, iterations).
+    """Iterate v ← T v until the error bound is at most `tolerance`; returns (v, error bound, iterations).
 
-    Stops also at `max_iterations`, and when the residual is as small as the rounding error. `horizon_of` maps x to the
-    horizon that multiplies a residual, as `bounds.find_ending` gives it.
+    Stops also at `max_iterations`, and when the residual, but for what is common to all states, is as small as the
+    rounding error. `horizon_of` maps v to the horizon that multiplies a residual, as `bounds.find_ending` gives it;
+    `mixing` is that of `bounds.Rounding`.
     """
     tolerance = jnp.asarray(tolerance, start.dtype)
     discount = mdp.discount
     hint = jnp.where(discount < 1, discount / jnp.where(discount < 1, 1 - discount, 1), 1)
-    rounding = bounds.bound_rounding(mdp)
+    rounding = bounds.bound_rounding(mdp, mixing)
 
     def is_unfinished(progress: _Progress) -> Array:
         # The change is measured here, where the sweep's result is in memory. Measured beside the sweep, it would make
@@ -78,7 +80,9 @@ def iterate_operator(
         low, high = _range(progress)
         _, error = certify(mdp, rounding, progress.iterate, low, high, progress.horizon, within)
         noise = 4 * jnp.finfo(start.dtype).eps * jnp.abs(progress.iterate).max()
-        stalled = jnp.maximum(-low, high) <= noise
+        # Where nothing ends, a change common to all states is no error: it becomes the shift.
+        left = jnp.where(mdp.terminal.any(), jnp.maximum(-low, high), _spread(mdp, low, high, within)[1])
+        stalled = left <= noise
         return (error > tolerance) & ~stalled & (progress.iterations < max_iterations)
 
     def sweep(progress: _Progress) -> _Progress:
@@ -96,8 +100,7 @@ def iterate_operator(
     first = _Progress(start, start, jnp.int32(0), hint.astype(start.dtype), jnp.asarray(False))
     final = jax.lax.while_loop(lambda progress: ~progress.finished, stage, first)
     shift, error = certify(mdp, rounding, final.iterate, *_range(final), final.horizon, within)
-    held = mdp.terminal.reshape(-1, *[1] * (start.ndim - 1))
-    return jnp.where(held, final.iterate, final.iterate + shift), error, final.iterations
+    return jnp.where(mdp.terminal, final.iterate, final.iterate + shift), error, final.iterations
 
 
 def _range(progress: _Progress) -> tuple[Array, Array]:
@@ -117,17 +120,22 @@ def certify(
     within: Bounds,
 ) -> tuple[Array, Array]:
     """(shift, error): |new + shift − V*| ≤ error, if new = T v up to rounding and low ≤ T v − v ≤ high."""
-    # Where episodes end, the sweeps left are some number from 0 to N: the interval must contain 0 as well.
-    episodic, ends = mdp.discount >= 1, mdp.terminal.any()
-    low, high = jnp.where(ends, jnp.minimum(low, 0), low), jnp.where(ends, jnp.maximum(high, 0), high)
-    centre, radius = within(low, high)
-    # At γ = 1 that number differs from state to state, so a common shift gains nothing.
-    shift = jnp.where(episodic | ~jnp.isfinite(centre), 0, jnp.where(episodic, 0, horizon) * centre)
-    radius = jnp.where(episodic, jnp.maximum(-low, high), radius)
-    noise = rounding.at(jnp.abs(new).max() + jnp.abs(shift))
+    centre, radius = _spread(mdp, low, high, within)
+    shift = jnp.where(jnp.isfinite(centre), jnp.where(mdp.discount >= 1, 0, horizon) * centre, 0)
+    noise = rounding.at(new, shift)
     error = horizon * (radius + noise) + noise
     # inf · 0 is nan: where some state never ends, a residual of 0 proves nothing.
     return shift, jnp.where(jnp.isfinite(radius) & jnp.isfinite(error), error, jnp.inf)
+
+
+def _spread(mdp: FiniteMDP, low: Array, high: Array, within: Bounds) -> tuple[Array, Array]:
+    """(centre, radius) of the changes in [low, high], of which the centre is common to all states."""
+    # Where episodes end, the sweeps left are some number from 0 to N: the interval must contain 0 as well.
+    ends, episodic = mdp.terminal.any(), mdp.discount >= 1
+    low, high = jnp.where(ends, jnp.minimum(low, 0), low), jnp.where(ends, jnp.maximum(high, 0), high)
+    centre, radius = within(low, high)
+    # At γ = 1 that number differs from state to state, so a common shift gains nothing.
+    return jnp.where(episodic, 0, centre), jnp.where(episodic, jnp.maximum(-low, high), radius)
 
 
 def value_iteration(
@@ -167,19 +175,14 @@ def action_value_iteration(
     within: Bounds = bounds.span,
     start: Array | None = None,
 ) -> Solution:
-    """Value iteration on action values, q ← r + γ E max_a q, which Q-learning samples. Arguments as of `value_iteration`."""
-    held = jnp.broadcast_to(operators.held_values(mdp)[:, None], mdp.rewards.shape)
-    limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within}
+    """Value iteration on action values, q ← r + γ E max_a q, which Q-learning samples; `start` is `[S, A]`.
 
-    def horizon_of(q: Array) -> Array:
-        return bounds.find_ending(mdp, q.max(axis=-1), max_iterations, tolerance).horizon
-
-    q, error, iterations = iterate_operator(
-        mdp, operators.action_backup, held if start is None else start, horizon_of, **limits
+    Its error is measured where it counts, at the maximum over actions. So it is `value_iteration` from max_a q.
+    """
+    first = None if start is None else start.max(axis=-1)
+    return value_iteration(
+        mdp, tolerance=tolerance, max_iterations=max_iterations, within=within, start=first
     )
-    values = q.max(axis=-1)
-    policy = bounds.find_ending(mdp, values, max_iterations).policy
-    return conclude(mdp, operators.backup, values, policy, iterations, error, tolerance)
 
 
 def soft_value_iteration(
@@ -196,7 +199,8 @@ def soft_value_iteration(
     Args:
       mdp: any kernel; γ may be 1 if the soft policy terminates.
       temperature: τ > 0.
-      reference: `[S, A]`, uniform by default; probabilities below the smallest normal number count as 0.
+      reference: `[S, A]`, uniform over the feasible actions by default; probabilities below the smallest normal
+        number count as 0.
       tolerance, max_iterations, within: as in `value_iteration`.
     Reference: Todorov 2006; Haarnoja et al. 2017, arXiv:1702.08165.
     """
@@ -217,7 +221,10 @@ def soft_value_iteration(
         chain = operators.policy_chain(mdp, policy_at(values))
         return bounds.find_ending(chain, values, max_iterations).horizon
 
-    limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within}
+    # A policy's value lies below that of its best action by at most τ log 1/π_ref of that action.
+    prior = operators.prior_of(mdp, reference)
+    mixing = -temperature * jnp.log(jnp.where(prior > 0, prior, 1).min())
+    limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within, "mixing": mixing}
     values, error, iterations = iterate_operator(
         mdp, operator, operators.held_values(mdp), horizon_of, **limits
     )
@@ -271,7 +278,18 @@ def _check_policy(policy: Array, mdp: FiniteMDP, name: str, shapes: list[tuple[i
     wrong = np.flatnonzero(~right & ~np.asarray(mdp.terminal))
     if wrong.size:
         raise MDPError(f"{name} of state {wrong[0]} is {given[wrong[0]]}: give {what}.")
+    if not isinstance(mdp.rewards, jax.core.Tracer):
+        _check_feasibility(np.asarray(held), np.asarray(mdp.feasible), name)
     return held
+
+
+def _check_feasibility(policy: np.ndarray, feasible: np.ndarray, name: str) -> None:
+    """Refuses a policy that takes an action which its state does not have."""
+    taken = policy > 0 if policy.ndim == 2 else np.arange(feasible.shape[1]) == policy[:, None]
+    wrong = np.argwhere(taken & ~feasible)
+    if wrong.size:
+        s, a = wrong[0]
+        raise MDPError(f"{name} of state {s} takes action {a}, which is infeasible there: take another one.")
 
 
 def policy_iteration(
@@ -295,7 +313,7 @@ def policy_iteration(
         q = operators.action_values(mdp, values)
         # Keep the present action unless another is better beyond rounding: no cycling among equals.
         gain = q.max(axis=-1) - operators.select_actions(q, policy)
-        better = gain > 4 * rounding.at(jnp.abs(values).max())
+        better = gain > 4 * rounding.at(values)
         new = jnp.where(better, jnp.argmax(q, axis=-1), policy).astype(jnp.int32)
         return new, values, better.any() & jnp.isfinite(values).all(), iterations + 1
 

@@ -80,4 +80,9 @@ def test_of_actions_alike_up_to_rounding_the_soonest_is_taken(x64):
 def test_the_rounding_error_of_a_sweep_is_of_its_terms(width, terms):
     world = M.garnet(jax.random.key(0), width, 2, width, discount=0.9)
     rounding = bounds.bound_rounding(world._replace(rewards=world.rewards.at[0, 0].set(-7)))
-    np.testing.assert_allclose(rounding.at(100.0), 2**-24 * terms * (7 + 0.9 * 100), rtol=1e-5)
+    values = jnp.linspace(0, 90, width)
+    np.testing.assert_allclose(rounding.at(values, -10.0), 2**-24 * terms * (7 + 0.9 * 100), rtol=1e-5)
+    # Of a penalty more than γ (max v − min v) below the state's best, nothing is met.
+    best = world.rewards.max()
+    penalised = bounds.bound_rounding(world._replace(rewards=world.rewards.at[0, 0].set(-1e9)))
+    np.testing.assert_allclose(penalised.at(values), 2**-24 * terms * (best + 2 * 0.9 * 90), rtol=0.01)

@@ -134,6 +134,21 @@ def exact(world):
         policy = np.where(better, q.argmax(-1), policy)
 
 
+@pytest.mark.parametrize("solver", slow_but([*OPTIMAL, M.soft_value_iteration], OPTIMAL[-2:]))
+@pytest.mark.parametrize("discount", [0.99, 1.0])
+def test_a_penalty_that_nobody_pays_changes_nothing_whatever_its_size(solver, discount):
+    world = random_mdp(5, discount, leak=0.2)
+    rewards = world.rewards.at[2, world.rewards[2].argmin()].add(-1e4)
+    alone = compiled(solver)(world._replace(rewards=rewards), tolerance=1e-2)
+    for penalty in (1e6, 1e9, np.inf):
+        heavy = world._replace(rewards=jnp.where(rewards < -9e3, -penalty, rewards))
+        solution = compiled(solver)(heavy, tolerance=1e-2)
+        assert solution.converged
+        np.testing.assert_array_equal(solution.values, alone.values)
+        np.testing.assert_array_equal(solution.policy, alone.policy)
+        assert solution.error_bound <= alone.error_bound
+
+
 @several
 @hypothesis.given(st.integers(0, 10_000), st.floats(0, 0.99))
 def test_contraction_monotonicity_and_shift(seed, discount):
