@@ -58,7 +58,7 @@ class TabularState(NamedTuple):
     """Everything that learning carries; arrays only."""
 
     tables: Array
-    """`[C, S, A]`; `[1, S, 1]` where V is learnt."""
+    """`[C, S, A]`, −inf at infeasible actions; `[1, S, 1]` where V is learnt."""
     counts: Array
     """How often each entry was updated; same shape."""
     states: Array
@@ -113,7 +113,11 @@ def sarsa() -> TabularAlgorithm:
 
 def expected_sarsa() -> TabularAlgorithm:
     """Expected SARSA: bootstraps from Σ_a π(a|s′) Q(s′, a). Reference: van Seijen et al. 2009."""
-    return TabularAlgorithm(bootstrap=lambda successor: successor.probabilities @ successor.tables[0])
+    return TabularAlgorithm(
+        bootstrap=lambda successor: jnp.vdot(
+            successor.probabilities, jnp.where(successor.probabilities > 0, successor.tables[0], 0)
+        )
+    )
 
 
 def q_learning() -> TabularAlgorithm:
@@ -135,7 +139,10 @@ def action_probabilities(
     hyperparameters: Hyperparameters,
     policy: Array | None,
 ) -> Array:
-    """Probabilities `[A]` of the actions at a state: ε-greedy by the mean of the tables, or the fixed policy's."""
+    """Probabilities `[A]` of the actions at a state: ε-greedy by the mean of the tables, or the fixed policy's.
+
+    An action of value −inf is infeasible, and never taken.
+    """
     if not algorithm.learns_actions:
         assert policy is not None
         chex.assert_shape(policy, (tables.shape[1], None))
@@ -143,7 +150,8 @@ def action_probabilities(
     epsilon = jnp.asarray(hyperparameters.epsilon)
     q = tables[:, observation].mean(axis=0)
     greedy = jax.nn.one_hot(jnp.argmax(q), q.shape[0], dtype=q.dtype)
-    return (1 - epsilon) * greedy + epsilon / q.shape[0]
+    feasible = q > -jnp.inf
+    return (1 - epsilon) * greedy + epsilon * feasible / feasible.sum()
 
 
 def init(
@@ -160,7 +168,8 @@ def init(
 
     Args:
       key: the only source of randomness of the whole run.
-      environment: gymnax, with `Discrete` observations and actions.
+      environment: gymnax, with `Discrete` observations and actions. One with `feasible_actions(params)` `[S, A]` has
+        its infeasible actions never taken.
       params: its parameters.
       algorithm: one of this module's.
       hyperparameters: of which ε decides the first action.
@@ -182,6 +191,10 @@ def init(
     columns = environment.num_actions if algorithm.learns_actions else 1
     shape = (algorithm.num_tables, num_states, columns)
     tables = jnp.full(shape, initial_value, dtype=float)
+    # Tables hold −inf where an action is infeasible: no maximum sees it, and nothing ever updates it.
+    find_feasible = getattr(environment, "feasible_actions", None)
+    if algorithm.learns_actions and find_feasible is not None:
+        tables = jnp.where(find_feasible(params), tables, -jnp.inf)
     probabilities = action_probabilities(algorithm, tables, observation, hyperparameters, policy)
     return TabularState(
         tables=tables,

@@ -26,6 +26,10 @@ class BanditParams(NamedTuple):
 
     max_steps_in_episode: int | Array = 1000
 
+    def replace(self, **changes: Any) -> "BanditParams":
+        """With other fields, as gymnax's own parameters have it."""
+        return self._replace(**changes)
+
 
 class BanditEnvironment(environment.Environment):
     """Any bandit problem. Episodes never terminate; they are truncated.
@@ -85,6 +89,12 @@ class BanditEnvironment(environment.Environment):
     def observation_space(self, params: Any = None) -> spaces.Box:
         """Real vectors."""
         return spaces.Box(-jnp.inf, jnp.inf, (self._size,), jnp.float32)
+
+    def state_space(self, params: Any = None) -> spaces.Dict:
+        """What the learner sees, and the time; the world is hidden."""
+        return spaces.Dict(
+            {"observation": self.observation_space(params), "time": spaces.Discrete(2**31 - 1)}
+        )
 
     def _context(self, key: Key, otherwise: Array) -> Array:
         context = self._problem.context(key, 1)

@@ -28,18 +28,31 @@ class FiniteMDPParams(NamedTuple):
     max_steps_in_episode: int | Array = NO_LIMIT
     """Episodes are truncated after so many steps."""
 
+    def replace(self, **changes: Any) -> "FiniteMDPParams":
+        """With other fields, as gymnax's own parameters have it."""
+        return self._replace(**changes)
+
 
 class FiniteMDPEnvironment(environment.Environment):
     """A finite MDP to sample from.
 
     A step pays r(s, a, s′). A step into a terminal state pays γ times that state's value in addition, and terminates.
     So the expected return, discounted by the MDP's own γ, is the exact value of the MDP. The observation is the number
-    of the state, or with `one_hot` a float vector `[S]`.
+    of the state, or with `one_hot` a float vector `[S]`. An infeasible action is never taken: the first feasible one of
+    the state stands in for it.
     """
 
-    def __init__(self, num_states: int, num_actions: int, *, one_hot: bool = False):
+    def __init__(
+        self,
+        num_states: int,
+        num_actions: int,
+        *,
+        one_hot: bool = False,
+        default: FiniteMDPParams | None = None,
+    ):
         super().__init__()
         self._num_states, self._num_actions, self._one_hot = num_states, num_actions, one_hot
+        self._default = default
 
     @property
     def num_states(self) -> int:
@@ -53,12 +66,18 @@ class FiniteMDPEnvironment(environment.Environment):
 
     @property
     def default_params(self) -> Any:
-        """There is no world by default.
+        """The world that `as_environment` was given.
 
         Raises:
-          ValueError: always; use the parameters that `as_environment` returns.
+          ValueError: if the environment was made without one.
         """
-        raise ValueError("params is None: pass the parameters that as_environment(mdp) returns.")
+        if self._default is None:
+            raise ValueError("params is None: pass the parameters that as_environment(mdp) returns.")
+        return self._default
+
+    def feasible_actions(self, params: FiniteMDPParams) -> Array:
+        """`[S, A]` bool: the actions that each state has."""
+        return params.mdp.feasible
 
     def reset_env(self, key: Key, params: FiniteMDPParams) -> tuple[Array, FiniteMDPState]:
         """Draw the first state from the MDP's initial distribution."""
@@ -71,6 +90,8 @@ class FiniteMDPEnvironment(environment.Environment):
     ) -> tuple[Array, FiniteMDPState, Array, Array, dict[Any, Any]]:
         """Draw the next state; the reward is that of the outcome where the MDP knows it."""
         mdp = params.mdp
+        allowed = mdp.feasible[state.position]
+        action = jnp.where(allowed[action], action, jnp.argmax(allowed))
         successors, probabilities = _list_outcomes(mdp, state.position, action)
         drawn = jax.random.categorical(key, jnp.log(probabilities))
         position = successors[drawn].astype(jnp.int32)
@@ -108,6 +129,10 @@ class FiniteMDPEnvironment(environment.Environment):
             return spaces.Box(0, 1, (self._num_states,), jnp.float32)
         return spaces.Discrete(self._num_states)
 
+    def state_space(self, params: Any = None) -> spaces.Dict:
+        """The number of the state, and the time."""
+        return spaces.Dict({"position": spaces.Discrete(self._num_states), "time": spaces.Discrete(NO_LIMIT)})
+
 
 def as_environment(
     mdp: FiniteMDP, *, one_hot: bool = False, max_steps: int | Array | None = None
@@ -121,7 +146,8 @@ def as_environment(
     """
     limit = max_steps if max_steps is not None else mdp.horizon
     params = FiniteMDPParams(mdp, jnp.asarray(NO_LIMIT if limit is None else limit, jnp.int32))
-    return FiniteMDPEnvironment(mdp.num_states, mdp.num_actions, one_hot=one_hot), params
+    size = mdp.num_states, mdp.num_actions
+    return FiniteMDPEnvironment(*size, one_hot=one_hot, default=params), params
 
 
 def _list_outcomes(mdp: FiniteMDP, position: Array, action: Array) -> tuple[Array, Array]:

@@ -39,8 +39,11 @@ def visitation(mdp: FiniteMDP, policy: Array) -> Array:
 
 
 def objective(mdp: FiniteMDP, logits: Array) -> Array:
-    """J(θ) = E[Σ γ^t r_t], scalar, of the softmax policy with logits θ `[S, A]`. `jax.grad` of it is exact."""
-    return mdp.initial @ policy_values(mdp, jax.nn.softmax(logits, axis=-1))
+    """J(θ) = E[Σ γ^t r_t], scalar, of the softmax policy with logits θ `[S, A]`. `jax.grad` of it is exact.
+
+    The softmax is over the feasible actions.
+    """
+    return mdp.initial @ policy_values(mdp, _softmax(mdp, logits))
 
 
 def policy_gradient(mdp: FiniteMDP, logits: Array) -> Array:
@@ -48,7 +51,11 @@ def policy_gradient(mdp: FiniteMDP, logits: Array) -> Array:
 
     Reference: Sutton et al. 1999.
     """
-    policy = jax.nn.softmax(logits, axis=-1)
-    q = policy_action_values(mdp, policy)
+    policy = _softmax(mdp, logits)
+    q = jnp.where(mdp.feasible, policy_action_values(mdp, policy), 0)
     advantage = q - jnp.sum(policy * q, axis=-1, keepdims=True)
     return visitation(mdp, policy)[:, None] * policy * advantage
+
+
+def _softmax(mdp: FiniteMDP, logits: Array) -> Array:
+    return jax.nn.softmax(logits, axis=-1, where=mdp.feasible)

@@ -26,7 +26,7 @@ class FiniteMDP(NamedTuple):
     rewards: Array
     """`[S, A]`: r(s, a), expected over s′; −inf for an action that the state does not have."""
     discount: Array
-    """γ in [0, 1]; 1 needs terminal states."""
+    """γ in [0, 1]; 1 needs terminal states, or a finite horizon."""
     terminal: Array
     """`[S]` bool."""
     initial: Array
@@ -60,31 +60,47 @@ def from_arrays(
     terminal: ArrayLike | None = None,
     initial: ArrayLike | None = None,
     horizon: int | None = None,
+    feasible: ArrayLike | None = None,
 ) -> FiniteMDP:
     """An MDP from a dense kernel.
 
+    At discount 1 a state that every action leaves where it is, for no reward, is an end: it becomes terminal.
+
     Args:
-      transitions: `[S, A, S′]`; row-stochastic, except at terminal states, whose rows are ignored.
-      rewards: `[S]`, `[S, A]` or `[S, A, S′]`; at a terminal state, its value.
-      discount: γ in [0, 1].
+      transitions: `[S, A, S′]`, or A SciPy sparse matrices `[S, S′]`; row-stochastic, except at terminal states and
+        infeasible actions, whose rows are ignored.
+      rewards: `[S]`, `[S, A]` or `[S, A, S′]`; at a terminal state, its value; −inf where an action is infeasible.
+      discount: γ in [0, 1]; 1 needs terminal states or a horizon.
       terminal: `[S]` bool; none by default.
       initial: `[S]` distribution of the first state; uniform over the non-terminal states by default.
       horizon: length limit of an episode.
+      feasible: `[S, A]` bool: the actions that a state has; all by default.
     Raises:
       MDPError: naming the first bad state and action.
     """
+    if isinstance(transitions, list | tuple) and all(
+        hasattr(of_action, "tocoo") for of_action in transitions
+    ):
+        found = _list_successors([of_action.tocoo() for of_action in transitions])
+        options = {"terminal": terminal, "initial": initial, "horizon": horizon, "feasible": feasible}
+        if np.ndim(rewards) == 3:
+            raise MDPError(
+                "rewards has shape [S, A, S]: give expected rewards, [S, A], with sparse matrices."
+            )
+        return from_successors(*found, rewards, discount, **options)
     probabilities = _to_floats(transitions, "transitions")
     if probabilities.ndim != 3 or probabilities.shape[0] != probabilities.shape[2] or not probabilities.size:
         raise MDPError(f"transitions has shape {probabilities.shape}: give [S, A, S].")
     num_states = probabilities.shape[0]
     ends = _to_terminal_mask(terminal, num_states)
-    probabilities = np.where(ends[:, None, None], 0, probabilities)
-    probabilities = _normalise_rows(probabilities, ends)
-    expected, outcome = _split_rewards(rewards, probabilities, ends)
+    successors = np.arange(num_states)
+    probabilities, expected, outcome, ends = _clean(
+        probabilities, rewards, feasible, ends, successors, discount
+    )
     return FiniteMDP(
         Dense(jnp.asarray(probabilities)),
         jnp.asarray(expected),
-        _to_discount(discount, ends, expected.dtype),
+        _to_discount(discount, ends, expected.dtype, horizon),
         jnp.asarray(ends),
         _to_initial(initial, ends, expected.dtype),
         _to_horizon(horizon),
@@ -101,6 +117,7 @@ def from_successors(
     terminal: ArrayLike | None = None,
     initial: ArrayLike | None = None,
     horizon: int | None = None,
+    feasible: ArrayLike | None = None,
 ) -> FiniteMDP:
     """An MDP from lists of successors. If they lie on few diagonals its kernel is `Banded`.
 
@@ -108,7 +125,7 @@ def from_successors(
       successors: `[S, A, K]` integers in [0, S).
       probabilities: `[S, A, K]`; 0 in unused places, ignored at terminal states.
       rewards: `[S]`, `[S, A]` or `[S, A, K]`.
-      discount, terminal, initial, horizon: as in `from_arrays`.
+      discount, terminal, initial, horizon, feasible: as in `from_arrays`.
     Raises:
       MDPError: naming the first bad state and action.
     """
@@ -121,18 +138,16 @@ def from_successors(
         raise MDPError(f"successors has dtype {states.dtype}: give integers.")
     num_states = chances.shape[0]
     ends = _to_terminal_mask(terminal, num_states)
-    chances = np.where(ends[:, None, None], 0, chances)
-    chances = _normalise_rows(chances, ends)
     wrong = (states < 0) | (states >= num_states)
     if wrong.any():
         s, a, k = np.argwhere(wrong)[0]
         raise MDPError(f"successors[{s}, {a}, {k}] is {states[s, a, k]}: give a state in [0, {num_states}).")
-    expected, outcome = _split_rewards(rewards, chances, ends)
+    chances, expected, outcome, ends = _clean(chances, rewards, feasible, ends, states, discount)
     kernel: Kernel = Sparse(_put_states_last(states.astype(np.int32)), _put_states_last(chances))
     return FiniteMDP(
         kernel if outcome is not None else to_banded(kernel),
         jnp.asarray(expected),
-        _to_discount(discount, ends, expected.dtype),
+        _to_discount(discount, ends, expected.dtype, horizon),
         jnp.asarray(ends),
         _to_initial(initial, ends, expected.dtype),
         _to_horizon(horizon),
@@ -171,19 +186,92 @@ def _to_terminal_mask(terminal: ArrayLike | None, num_states: int) -> np.ndarray
     return ends
 
 
-def _normalise_rows(probabilities: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def _list_successors(matrices: list) -> tuple[np.ndarray, np.ndarray]:
+    """Successors and probabilities `[S, A, K]` of A matrices `[S, S]` in SciPy's COO form."""
+    num_states = matrices[0].shape[0]
+    for matrix in matrices:
+        if matrix.shape != (num_states, num_states):
+            raise MDPError(
+                f"transitions hold a matrix of shape {matrix.shape}: give {(num_states,) * 2} each."
+            )
+    width = max(1, *(np.bincount(matrix.row, minlength=1).max() for matrix in matrices))
+    states = np.zeros((num_states, len(matrices), width), np.int32)
+    chances = np.zeros(states.shape, np.result_type(*(matrix.dtype for matrix in matrices)))
+    for a, matrix in enumerate(matrices):
+        order = np.argsort(matrix.row, kind="stable")
+        row = matrix.row[order]
+        place = (row, a, np.arange(len(row)) - np.searchsorted(row, row))
+        states[place], chances[place] = matrix.col[order], matrix.data[order]
+    return states, chances
+
+
+def _clean(
+    probabilities: np.ndarray,
+    rewards: ArrayLike,
+    feasible: ArrayLike | None,
+    ends: np.ndarray,
+    successors: np.ndarray,
+    discount: ArrayLike,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+    """Checked probabilities `[S, A, K]`, expected rewards `[S, A]`, rewards by outcome, and terminal states `[S]`.
+
+    Rows of terminal states and of infeasible actions are 0; expected rewards of the latter are −inf.
+    """
+    given, shape = _to_floats(rewards, "rewards"), probabilities.shape
+    if given.shape not in (shape[:1], shape[:2], shape):
+        raise MDPError(f"rewards has shape {given.shape}: give {shape[:1]}, {shape[:2]} or {shape}.")
+    allowed = _find_feasible(given, probabilities, feasible, ends)
+    gone = ends[:, None] | ~allowed
+    probabilities = _normalise_rows(np.where(gone[..., None], 0, probabilities), gone)
+    if not allowed.all():
+        paid = given.reshape(len(ends), -1) if given.ndim < 3 else given
+        given = np.where(allowed if given.ndim < 3 else allowed[..., None], paid, 0).astype(given.dtype)
+    expected, outcome = _split_rewards(given, probabilities, ends)
+    expected = np.where(allowed, expected, -np.inf).astype(expected.dtype)
+    if np.ndim(discount) == 0 and discount == 1:
+        moves = (probabilities != 0) & (successors != np.arange(len(ends))[:, None, None])
+        ends = ends | (~moves.any(axis=(1, 2)) & (np.where(allowed, expected, 0) == 0).all(axis=1))
+        probabilities = np.where(ends[:, None, None], 0, probabilities)
+        # A terminal state is held at one value.
+        expected = np.where(ends[:, None] & ~allowed, expected.max(axis=1, keepdims=True), expected)
+    return probabilities, expected, outcome, ends
+
+
+def _find_feasible(
+    rewards: np.ndarray, probabilities: np.ndarray, feasible: ArrayLike | None, ends: np.ndarray
+) -> np.ndarray:
+    """The feasible actions `[S, A]`: those of the mask whose rewards are above −inf. Terminal states have all."""
+    shape = probabilities.shape[:2]
+    mask = np.ones(shape, bool) if feasible is None else np.asarray(feasible)
+    if mask.shape != shape or mask.dtype != bool:
+        raise MDPError(f"feasible has shape {mask.shape} and dtype {mask.dtype}: give {shape} bools.")
+    if rewards.ndim == 3:
+        mask = mask & ~((rewards == -np.inf) & (probabilities != 0)).any(axis=-1)
+    else:
+        mask = mask & (rewards.reshape(shape[0], -1) != -np.inf)
+    mask = mask | ends[:, None]
+    if not mask.any(axis=1).all():
+        s = int(np.argmin(mask.any(axis=1)))
+        raise MDPError(f"state {s} has no feasible action: give it one, or mark the state terminal.")
+    return mask
+
+
+def _normalise_rows(probabilities: np.ndarray, gone: np.ndarray) -> np.ndarray:
     """Checks signs, finiteness and row sums (to 1e-5 in float32, 1e-9 in float64), and divides each row by its sum.
+
+    Negative numbers within the same tolerance are roundings of 0. Rows `gone`, `[S, A]`, are 0.
 
     A row that sums to 1 + ε changes values by ε/(1 − γ)², and every error bound assumes rows that sum to 1.
     """
     tolerance = 1e-5 if probabilities.dtype == np.float32 else 1e-9
-    bad = ~np.isfinite(probabilities) | (probabilities < 0)
+    bad = ~np.isfinite(probabilities) | (probabilities < -tolerance)
     if bad.any():
         s, a, k = np.argwhere(bad)[0]
         value = probabilities[s, a, k]
         raise MDPError(f"transitions of state {s}, action {a} hold {value}: give probabilities.")
+    probabilities = np.maximum(probabilities, 0)
     sums = probabilities.sum(axis=-1)
-    wrong = (np.abs(sums - 1) > tolerance) & ~ends[:, None]
+    wrong = (np.abs(sums - 1) > tolerance) & ~gone
     if wrong.any():
         s, a = np.argwhere(wrong)[0]
         raise MDPError(
@@ -191,20 +279,14 @@ def _normalise_rows(probabilities: np.ndarray, ends: np.ndarray) -> np.ndarray:
             " terminal."
         )
     exact = probabilities.astype(np.float64)
-    sums = np.where(ends[:, None], 1, exact.sum(axis=-1))
+    sums = np.where(gone, 1, exact.sum(axis=-1))
     return (exact / sums[..., None]).astype(probabilities.dtype)
 
 
 def _split_rewards(
-    rewards: ArrayLike, probabilities: np.ndarray, ends: np.ndarray
+    given: np.ndarray, probabilities: np.ndarray, ends: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Expected rewards `[S, A]`, and the rewards by outcome where they depend on it."""
-    given = _to_floats(rewards, "rewards")
-    if given.shape not in (probabilities.shape[:1], probabilities.shape[:2], probabilities.shape):
-        raise MDPError(
-            f"rewards has shape {given.shape}: give {probabilities.shape[:1]}, {probabilities.shape[:2]}"
-            f" or {probabilities.shape}."
-        )
     if not np.isfinite(given).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(given))[0])
         named = ", ".join(
@@ -222,12 +304,15 @@ def _split_rewards(
     return expected.astype(given.dtype), given
 
 
-def _to_discount(discount: ArrayLike, ends: np.ndarray, dtype: np.dtype) -> Array:
+def _to_discount(discount: ArrayLike, ends: np.ndarray, dtype: np.dtype, horizon: int | None) -> Array:
     gamma = np.asarray(discount)
     if gamma.ndim or gamma.dtype.kind not in "fiu" or not 0 <= gamma <= 1:
         raise MDPError(f"discount is {gamma}: give a number in [0, 1].")
-    if gamma == 1 and not ends.any():
-        raise MDPError("discount is 1 and no state is terminal: values are infinite, give terminal states.")
+    if gamma == 1 and not ends.any() and horizon is None:
+        raise MDPError(
+            "discount is 1 and no state is terminal: values are infinite, give terminal states or a horizon"
+            " (relative_value_iteration, for the average reward, reads no discount: give any below 1)."
+        )
     if gamma < 1 and gamma.astype(dtype) == 1:
         raise MDPError(
             f"discount is {gamma}, which is 1 in {dtype}: set jax_enable_x64, or give a smaller one."

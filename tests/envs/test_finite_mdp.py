@@ -4,9 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.experimental import RolloutWrapper
+from gymnax.wrappers import StickyActionWrapper
 
 from jaxrl4lm import mdp as M
-from jaxrl4lm.envs.finite_mdp import as_environment
+from jaxrl4lm.bandits import gaussian
+from jaxrl4lm.envs.bandit import BanditEnvironment
+from jaxrl4lm.envs.finite_mdp import FiniteMDPEnvironment, as_environment
 from tests.selection import slow_but
 
 LISTS = M.garnet(jax.random.key(3), 5, 2, 2, discount=0.7)
@@ -101,7 +105,7 @@ def test_one_hot_observations_and_spaces(key):
 
 
 def test_missing_params_are_refused(key):
-    environment, _ = as_environment(LISTS)
+    environment = FiniteMDPEnvironment(5, 2)
     with pytest.raises(ValueError, match="params is None"):
         environment.reset(key)
 
@@ -126,3 +130,19 @@ def test_gymnax_worlds_enumerate(name, samples):
         np.testing.assert_allclose(world.initial @ solution.values, 0.9**8, rtol=1e-4)
     else:
         assert world.num_states == 12  # 16 squares, less 4 holes and the goal, plus the end
+
+
+def test_gymnaxs_conventions_and_wrappers_hold(key):
+    environment, params = as_environment(M.grid_world("S . +1").mdp, max_steps=5)
+    short = params.replace(max_steps_in_episode=2)
+    assert (short.max_steps_in_episode, int(environment.default_params.max_steps_in_episode)) == (2, 5)
+    assert environment.state_space(params).spaces["position"].n == 3
+    sticky = StickyActionWrapper(environment, 1.0)
+    _, state = sticky.reset(key)
+    assert int(sticky.step(key, state, 1)[1].last_action) == 0
+    rollout = RolloutWrapper(env=environment, env_params={"max_steps_in_episode": 2}, num_env_steps=4)
+    assert rollout.single_rollout(key, None)[4][1]
+    bandit = BanditEnvironment(gaussian(3))
+    played = RolloutWrapper(env=bandit, env_params={"max_steps_in_episode": 2}, num_env_steps=2)
+    np.testing.assert_array_equal(played.single_rollout(key, None)[4], [False, True])
+    assert bandit.state_space().spaces["observation"].shape == (4,)

@@ -429,3 +429,46 @@ def test_enumeration_gives_up_beyond_max_states():
 
     with pytest.raises(M.MDPError, match="more than max_states = 5"):
         M.from_environment(Endless(), None, max_states=5, **options)
+
+
+def test_sparse_matrices_of_scipy_are_transitions():
+    sparse = pytest.importorskip("scipy.sparse")
+    successors, probabilities, _ = lists()
+    kernel, rewards = (
+        as_dense(successors, probabilities),
+        np.arange(STATES * ACTIONS).reshape(STATES, ACTIONS),
+    )
+    matrices = [
+        sparse.csr_matrix(kernel[:, 0]),
+        sparse.coo_array(kernel[:, 1]),
+        sparse.csc_array(kernel[:, 2]),
+    ]
+    world = M.from_arrays(matrices, rewards, 0.9)
+    np.testing.assert_allclose(M.as_dense(world).transitions.probabilities, kernel, rtol=1e-6)
+    np.testing.assert_array_equal(world.rewards, rewards)
+    with pytest.raises(M.MDPError, match=r"a matrix of shape \(2, 2\): give \(7, 7\) each"):
+        M.from_arrays([matrices[0], sparse.csr_matrix(np.eye(2))], rewards, 0.9)
+    with pytest.raises(M.MDPError, match="give expected rewards"):
+        M.from_arrays(matrices, np.ones((STATES, ACTIONS, STATES)), 0.9)
+
+
+def test_probabilities_below_0_by_rounding_are_0(x64):
+    assert 1 - 0.9 - 0.1 < 0
+    world = M.from_arrays([[[1 - 0.9 - 0.1, 1.0]], [[0.9, 0.1]]], [0, 1], 0.9)
+    np.testing.assert_array_equal(world.transitions.probabilities[0, 0], [0, 1])
+
+
+def test_discount_1_needs_no_end_where_the_horizon_is_finite():
+    world = M.from_arrays([[[0, 1]], [[1, 0]]], [0, 1], 1.0, horizon=3)
+    np.testing.assert_array_equal(M.backward_induction(world, 3).values[0], [1, 2])
+
+
+def test_at_discount_1_a_state_that_nothing_leaves_for_no_pay_is_an_end():
+    kernel, rewards = [[[0.5, 0.5], [1, 0]], [[0, 1], [0, 1]]], [[-1, -3], [0, 0]]
+    world = M.from_arrays(kernel, rewards, 1.0)
+    np.testing.assert_array_equal(world.terminal, [False, True])
+    np.testing.assert_array_equal(world.initial, [1, 0])
+    solution = M.policy_iteration(world)
+    assert solution.converged
+    np.testing.assert_allclose(solution.values, [-2, 0])
+    np.testing.assert_array_equal(M.from_arrays(kernel, rewards, 0.9).terminal, [False, False])
