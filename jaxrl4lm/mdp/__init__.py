@@ -1,5 +1,6 @@
 """Finite Markov decision processes, solved exactly and fast, with stated error bounds."""
 
+from jaxrl4lm.mdp.average import AverageSolution, relative_value_iteration
 from jaxrl4lm.mdp.batch import solve_batch
 from jaxrl4lm.mdp.bounds import span, supremum
 from jaxrl4lm.mdp.enumeration import from_environment
@@ -49,6 +50,7 @@ from jaxrl4lm.mdp.worlds import (
 
 __all__ = [
     "ARROWS",
+    "AverageSolution",
     "Banded",
     "Dense",
     "FiniteMDP",
@@ -86,6 +88,7 @@ __all__ = [
     "policy_matrix",
     "policy_values",
     "queue",
+    "relative_value_iteration",
     "russell_norvig",
     "soft_backup",
     "soft_value_iteration",

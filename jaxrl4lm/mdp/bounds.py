@@ -118,13 +118,28 @@ def find_ending(
     return jax.lax.cond(discount < 1, end_discounted, end_episodic)
 
 
-def find_soonest_policy(mdp: FiniteMDP) -> Array:
+def find_endless(mdp: FiniteMDP) -> Array:
+    """`[S]` bool: the states at γ = 1 from which no action ever leads towards an end; none below γ = 1."""
+
+    def spread(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        ending, _ = state
+        new = ending | (mdp.transitions.expect(ending.astype(mdp.rewards.dtype)) > 0).any(axis=-1)
+        return new, (new != ending).any()
+
+    start = mdp.terminal | (mdp.discount < 1), jnp.asarray(True)
+    return ~jax.lax.while_loop(lambda state: state[1], spread, start)[0]
+
+
+def find_soonest_policy(mdp: FiniteMDP, ends: Array | None = None) -> Array:
     """A policy `[S]` for γ = 1 that terminates for certain, if any does: the one of least expected time to the end.
+
+    `ends` `[S]` bool are the states that count as an end; the terminal ones by default.
 
     Expected times are iterated for S + 1 sweeps. By then every state that can reach an end has done so with some
     probability, so that an action that walks in a circle is not the quickest.
     """
-    _, steps, _ = _bound_time_to_end(mdp, mdp.feasible, jnp.min, mdp.num_states + 1)
+    closed = mdp if ends is None else mdp._replace(terminal=ends)
+    _, steps, _ = _bound_time_to_end(closed, mdp.feasible, jnp.min, mdp.num_states + 1)
     ahead = jnp.where(mdp.feasible, mdp.transitions.expect(steps), jnp.inf)
     return jnp.argmin(ahead, axis=-1).astype(jnp.int32)
 

@@ -27,9 +27,9 @@ def from_environment(
     """A finite MDP from a gymnax-1.0 environment, by breadth-first search through `reset_env` and `step_env`.
 
     Exact (with `samples` = 1) where transitions are deterministic; otherwise probabilities are frequencies
-    over `samples` draws, with a standard error of √(p(1−p)/samples). State leaves called `time` are set to 0, unless
-    `clock` makes them a part of the state: a time limit is a truncation, not a transition. All terminations lead to
-    one terminal state, the last, worth 0. States are numbered as they are met. Observations are not used.
+    over `samples` draws, with a standard error of √(p(1−p)/samples). State leaves called `time` are set to 0, and a time
+    limit is no end; but with `clock` the time is a part of the state, and the limit (`is_truncated`) is an end. All ends
+    lead to one terminal state, the last, worth 0. States are numbered as they are met. Observations are not used.
 
     Args:
       environment: has `reset_env(key, params)`, `step_env(key, state, action, params)` and `num_actions`.
@@ -103,6 +103,8 @@ def _make_expansion(environment: Any, params: Any, samples: int, clock: bool) ->
 
     def step(state: Any, action: jax.Array, key: jax.Array) -> tuple[Any, jax.Array, jax.Array]:
         _, new, reward, terminated, _ = environment.step_env(key, state, action, params)
+        if clock and hasattr(environment, "is_truncated"):
+            terminated |= environment.is_truncated(new, params)
         return _set_time(new, None if clock else 0), jnp.asarray(reward, float), terminated
 
     @jax.jit

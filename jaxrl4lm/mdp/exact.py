@@ -14,14 +14,18 @@ def policy_matrix(mdp: FiniteMDP, policy: Array) -> Array:
     return to_dense(policy_chain(mdp, policy).transitions).probabilities[:, 0]
 
 
-def policy_values(mdp: FiniteMDP, policy: Array) -> Array:
+def policy_values(mdp: FiniteMDP, policy: Array, held: Array | None = None) -> Array:
     """V^π = (I − γ P_π)⁻¹ r_π, `[S]`, by one dense solve (S² memory). Differentiable in all arguments.
 
-    At γ = 1 the policy must reach a terminal state from everywhere. Otherwise the matrix is singular and the result
-    is meaningless or not finite; `evaluate_policy` reports that case.
+    Where `held` `[S]` is given and not nan, a state is worth that instead. At γ = 1 the policy must reach a terminal
+    state from everywhere. Otherwise the matrix is singular and the result is meaningless or not finite;
+    `evaluate_policy` reports that case.
     """
-    system = jnp.eye(mdp.num_states, dtype=mdp.rewards.dtype) - mdp.discount * policy_matrix(mdp, policy)
-    return jnp.linalg.solve(system, policy_chain(mdp, policy).rewards[:, 0])
+    follows, rewards = policy_matrix(mdp, policy), policy_chain(mdp, policy).rewards[:, 0]
+    if held is not None:
+        free = jnp.isnan(held)
+        follows, rewards = jnp.where(free[:, None], follows, 0), jnp.where(free, rewards, held)
+    return jnp.linalg.solve(jnp.eye(mdp.num_states, dtype=rewards.dtype) - mdp.discount * follows, rewards)
 
 
 def policy_action_values(mdp: FiniteMDP, policy: Array) -> Array:

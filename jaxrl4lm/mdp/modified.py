@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxrl4lm.mdp import bounds, operators
 from jaxrl4lm.mdp.evaluation import extent, find_correction
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP
-from jaxrl4lm.mdp.solvers import Solution, certify, conclude
+from jaxrl4lm.mdp.solvers import Solution, certify, check_start, conclude
 from jaxrl4lm.types import Array, ScalarLike
 
 
@@ -84,6 +84,7 @@ def modified_policy_iteration(
     Reference: Puterman & Shin 1978; Gargiani et al. 2023, arXiv:2211.04299 (inexact policy iteration);
     Eisenstat & Walker 1996 (η, choice 2).
     """
+    check_start(start, "start", mdp.rewards.shape[:1])
     hint, limits = _guess_horizon(mdp), _Limits(tolerance, forcing, sweeps, krylov)
     rounding = bounds.bound_rounding(mdp)
 

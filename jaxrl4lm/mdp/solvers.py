@@ -156,6 +156,7 @@ def value_iteration(
       start: first v, `[S]`; 0 by default.
     Reference: Puterman 1994, sections 6.3 and 6.6.
     """
+    check_start(start, "start", mdp.rewards.shape[:1])
     first = operators.held_values(mdp) if start is None else start
     limits = {"tolerance": tolerance, "max_iterations": max_iterations, "within": within}
 
@@ -179,6 +180,7 @@ def action_value_iteration(
 
     Its error is measured where it counts, at the maximum over actions. So it is `value_iteration` from max_a q.
     """
+    check_start(start, "start", mdp.rewards.shape)
     first = None if start is None else start.max(axis=-1)
     return value_iteration(
         mdp, tolerance=tolerance, max_iterations=max_iterations, within=within, start=first
@@ -257,6 +259,12 @@ def evaluate_policy(
     return solution._replace(policy=policy, action_values=operators.action_values(mdp, solution.values))
 
 
+def check_start(given: Array | None, name: str, shape: tuple[int, ...]) -> None:
+    """Refuses values of another shape, which would broadcast or fail in the compiler."""
+    if given is not None and jnp.shape(given) != shape:
+        raise MDPError(f"{name} has shape {jnp.shape(given)}: give {shape}.")
+
+
 def _check_policy(policy: Array, mdp: FiniteMDP, name: str, shapes: list[tuple[int, ...]]) -> Array:
     """The policy with a valid choice at terminal states, where a caller's may hold anything.
 
@@ -298,22 +306,28 @@ def policy_iteration(
     """Policy iteration: exact evaluation (a dense solve, S² memory) and greedy improvement, until no action improves.
 
     Ends in finitely many steps at an optimal policy; `tolerance` only decides `converged`. At γ = 1 it starts from a
-    policy that terminates, if any does.
+    policy that terminates, if any does. States from which no policy can end are held at what as many sweeps of value
+    iteration give them, which is without limit where they pay; the error bound is inf, and the others' values are right.
     Reference: Howard 1960; Puterman 1994, section 6.4.
     """
     start, sweeps = operators.held_values(mdp), max(10 * mdp.num_states, 10_000)
+    endless = bounds.find_endless(mdp)
+    count = jnp.where(endless.any(), sweeps, 0)
+    held = jax.lax.fori_loop(0, count, lambda _, v: operators.backup(mdp, v), start)
     first = jax.lax.cond(
-        mdp.discount < 1, lambda: operators.greedy(mdp, start), lambda: bounds.find_soonest_policy(mdp)
+        mdp.discount < 1,
+        lambda: operators.greedy(mdp, start),
+        lambda: bounds.find_soonest_policy(mdp, mdp.terminal | endless),
     )
     rounding = bounds.bound_rounding(mdp)
 
     def improve(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         policy, _, _, iterations = state
-        values = policy_values(mdp, policy)
+        values = policy_values(mdp, policy, jnp.where(endless, held, jnp.nan))
         q = operators.action_values(mdp, values)
         # Keep the present action unless another is better beyond rounding: no cycling among equals.
         gain = q.max(axis=-1) - operators.select_actions(q, policy)
-        better = gain > 4 * rounding.at(values)
+        better = (gain > 4 * rounding.at(values)) & ~endless
         new = jnp.where(better, jnp.argmax(q, axis=-1), policy).astype(jnp.int32)
         return new, values, better.any() & jnp.isfinite(values).all(), iterations + 1
 
@@ -348,7 +362,12 @@ def backward_induction(mdp: FiniteMDP, horizon: int, *, final_values: Array | No
       mdp: any kernel. Its own `horizon` is not read: the sizes of arrays depend on H, which must be static.
       horizon: H ≥ 0, static.
       final_values: `[S]`, what a state is worth when no step is left; 0 by default, at a terminal state its value.
+    Raises:
+      MDPError: if the horizon is no whole number from 0, or `final_values` has another shape.
     """
+    if not isinstance(horizon, int | np.integer) or isinstance(horizon, bool) or horizon < 0:
+        raise MDPError(f"horizon is {horizon}: give a whole number of steps from 0.")
+    check_start(final_values, "final_values", mdp.rewards.shape[:1])
     last = operators.held_values(mdp) if final_values is None else final_values
 
     def step(values: Array, _: None) -> tuple[Array, tuple[Array, Array]]:

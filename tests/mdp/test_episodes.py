@@ -106,3 +106,33 @@ def test_an_answer_far_behind_a_free_place_is_found(solver, x64):
     assert solution.converged
     np.testing.assert_allclose(solution.values, [4.5e-4, 4.6e-4, 4.7e-4, 4.8e-4, 4.9e-4, 0], atol=1e-12)
     np.testing.assert_array_equal(solution.policy[:5], 1)
+
+
+@pytest.mark.parametrize("pay", [-1.0, 0.0, 1.0])
+def test_a_circle_without_an_end_leaves_the_other_values_right(pay, x64):
+    """From state 2 to the end for −2, or into the circle of 0 and 1 for −1; state 3 has only the end."""
+    kernel, rewards = np.zeros((5, 2, 5)), np.zeros((5, 2))
+    kernel[0, :, 1] = kernel[1, :, 0] = kernel[2, 0, 4] = kernel[2, 1, 0] = kernel[3, :, 4] = 1
+    rewards[:4] = [[pay, pay], [pay, pay], [-2, -1], [-5, -6]]
+    world = M.from_arrays(kernel, rewards, 1.0, terminal=np.arange(5) == 4)
+    solution = compiled(M.policy_iteration)(world)
+    assert np.isinf(solution.error_bound)
+    assert solution.values[3] == -5
+    assert solution.values[2] == {-1: -2, 0: -1, 1: 9_999}[int(pay)]
+    np.testing.assert_array_equal(solution.policy[2:4], [pay >= 0, 0])
+    sweeps = compiled(M.value_iteration, max_iterations=10_000)(world)
+    np.testing.assert_allclose(solution.values, sweeps.values, atol=1)
+
+
+def test_what_no_horizon_or_start_can_be_is_named():
+    world = M.lecture().mdp
+    for wrong in (-1, 2.5, True):
+        with pytest.raises(M.MDPError, match=f"horizon is {wrong}: give a whole number of steps from 0"):
+            M.backward_induction(world, wrong)
+    with pytest.raises(M.MDPError, match=r"final_values has shape \(1,\): give \(11,\)"):
+        M.backward_induction(world, 2, final_values=jnp.zeros(1))
+    for solver in (M.value_iteration, M.modified_policy_iteration):
+        with pytest.raises(M.MDPError, match=r"start has shape \(3,\): give \(11,\)"):
+            solver(world, start=jnp.zeros(3))
+    with pytest.raises(M.MDPError, match=r"start has shape \(11,\): give \(11, 4\)"):
+        M.action_value_iteration(world, start=jnp.zeros(11))

@@ -391,6 +391,13 @@ def test_enumeration_refuses_what_one_draw_or_one_time_does_not_show():
     np.testing.assert_allclose(M.value_iteration(world).values[0], 0.5**19, atol=1e-3)
 
 
+def test_with_a_clock_the_time_limit_is_an_end():
+    environment, params = as_environment(M.grid_world("S . .", living_reward=1.0).mdp, max_steps=3)
+    world = M.from_environment(environment, params, discount=1.0, clock=True)
+    assert world.num_states == 1 + 2 + 3 + 1
+    np.testing.assert_array_equal(M.value_iteration(world).values[0], 3)
+
+
 def test_enumeration_names_the_action_that_pays_no_number():
     class Broken(Counter):
         def step_env(self, key, state, action, params):
