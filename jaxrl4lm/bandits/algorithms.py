@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl4lm.bandits import noise as draw
+from jaxrl4lm.bandits.arms import first_argmax, is_arm, take_arm
 from jaxrl4lm.types import Array, Key, ScalarLike
 
 
@@ -68,6 +69,8 @@ class BanditAlgorithm(NamedTuple):
     """(state, arms `[R]`, rewards `[R]`, context) → state."""
     noise: Callable[[Key, int, int, int], Any] = draw_uniform
     """(key, T, K, R) → what `select` reads, with T on the first axis."""
+    unit_rewards: bool = False
+    """Whether it means anything for rewards in [0, 1] only."""
 
 
 class Estimates(NamedTuple):
@@ -80,7 +83,11 @@ class Estimates(NamedTuple):
 
 
 def epsilon_greedy(
-    epsilon: ScalarLike = 0.1, *, step_size: ScalarLike | None = None, initial_value: ScalarLike = 0.0
+    epsilon: ScalarLike = 0.1,
+    *,
+    step_size: ScalarLike | None = None,
+    initial_value: ScalarLike = 0.0,
+    random_ties: bool = False,
 ) -> BanditAlgorithm:
     """Choose the arm of the best estimate, or with probability ε any arm.
 
@@ -90,6 +97,8 @@ def epsilon_greedy(
       epsilon: ε in [0, 1].
       step_size: constant α, for worlds that drift; None averages the samples (1/N).
       initial_value: Q₁, the estimate before the first sample.
+      random_ties: choose among equal estimates by chance; otherwise the first of them, which is faster. It matters where
+        rewards are often equal: an arm that pays 0 and 1 stays the first of many zeros until it has paid once.
     Raises:
       ValueError: if ε is outside of [0, 1] or α negative, unless they are traced. All algorithms here check so.
     Reference: Sutton & Barto 2018, sections 2.4 to 2.6.
@@ -106,10 +115,15 @@ def epsilon_greedy(
         explores = jnp.asarray(epsilon)
         scaled = jnp.where(explores > 0, uniform / jnp.where(explores > 0, explores, 1), 1)
         anywhere = jnp.minimum((scaled * num_arms).astype(jnp.int32), num_arms - 1)
+        if random_ties:
+            left = jnp.maximum(uniform - explores, 0) / jnp.where(explores < 1, 1 - explores, 1)
+            best = state.values == state.values.max(axis=0, keepdims=True)
+            return jnp.where(uniform < explores, anywhere, _invert(left, best / best.sum(axis=0, keepdims=True)))
         return jnp.where(uniform < explores, anywhere, first_argmax(state.values))
 
     # A Python 0 never explores, and needs no random numbers.
-    noise = draw_nothing if isinstance(epsilon, float | int) and epsilon == 0 else draw_uniform
+    never = isinstance(epsilon, float | int) and epsilon == 0 and not random_ties
+    noise = draw_nothing if never else draw_uniform
     init = functools.partial(_init_estimates, initial_value=initial_value)
     choose = greedy if noise is draw_nothing else select
     return BanditAlgorithm(init=init, select=choose, update=_make_learner(step_size), noise=noise)
@@ -299,7 +313,8 @@ def thompson_beta(*, successes: ScalarLike = 1.0, failures: ScalarLike = 1.0) ->
         won = state.counts * state.values
         return first_argmax(draw.beta(key, successes + won, failures + state.counts - won))
 
-    return BanditAlgorithm(init=_init_estimates, select=select, update=_make_learner(None), noise=draw_keys)
+    learn = _make_learner(None)
+    return BanditAlgorithm(_init_estimates, select, learn, noise=draw_keys, unit_rewards=True)
 
 
 class Weights(NamedTuple):
@@ -386,37 +401,6 @@ def lin_ucb(dimension: int, alpha: ScalarLike = 1.0, *, ridge: ScalarLike = 1.0)
         return Ridge(inverse, state.moment + jnp.where(chosen, (reward[None] * context)[None], 0))
 
     return BanditAlgorithm(init=init, select=select, update=update, noise=draw_nothing)
-
-
-def first_argmax(values: Array) -> Array:
-    """argmax over arms, `[K, R]` → `[R]`; the first of equals. No value may be nan.
-
-    The floats are compared as integers of the same order. Compilers vectorise a maximum of integers, but not one of
-    floats, which must spread nan.
-    """
-    arms = jax.lax.broadcasted_iota(jnp.int32, values.shape, 0)
-    keys = _order_as_integers(values)
-    best = jax.lax.optimization_barrier(keys.max(axis=0, keepdims=True))
-    arm = jnp.where(keys == best, arms, values.shape[0] - 1).min(axis=0)
-    return jax.lax.optimization_barrier(arm)
-
-
-def is_arm(like: Array, arm: Array) -> Array:
-    """The mask of the chosen arms: `[K, R]` (its shape), `[R]` → `[K, R]`."""
-    return jax.lax.broadcasted_iota(jnp.int32, like.shape, 0) == arm[None]
-
-
-def take_arm(values: Array, arm: Array) -> Array:
-    """The chosen arms' elements: `[K, R]`, arms `[R]` → `[R]`."""
-    places = arm * values.shape[1] + jax.lax.iota(jnp.int32, values.shape[1])
-    return values.reshape(-1).at[places].get(mode="promise_in_bounds", wrap_negative_indices=False)
-
-
-def _order_as_integers(values: Array) -> Array:
-    """Integers in the order of the floats: their bits, with those of negative floats put in reverse order."""
-    kind = jnp.int64 if values.dtype == jnp.float64 else jnp.int32
-    bits = jax.lax.bitcast_convert_type(values.astype(jnp.promote_types(values.dtype, jnp.float32)), kind)
-    return jnp.where(bits < 0, bits ^ jnp.iinfo(kind).max, bits)
 
 
 def _init_estimates(num_arms: int, num_runs: int, initial_value: ScalarLike = 0.0) -> Estimates:

@@ -30,6 +30,8 @@ class Problem(NamedTuple):
     """(expected rewards of the chosen arms `[R]`, their noise `[R]`) → rewards `[R]`."""
     evolve: Callable[[Any, Key], Any]
     """(worlds, key) → the worlds after a step."""
+    unit_rewards: bool = False
+    """Whether all rewards lie in [0, 1]."""
 
 
 def gaussian(
@@ -80,6 +82,7 @@ def fixed_bernoulli(init: Callable[[Key, int], Array], num_arms: int) -> Problem
         noise=lambda key, num_steps, runs: draw.uniform(key, (num_steps, runs)),
         pull=lambda expected, uniform: (uniform < expected).astype(float),
         evolve=lambda world, key: world,
+        unit_rewards=True,
     )
 
 

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrl4lm.bandits.algorithms import BanditAlgorithm, take_arm
+from jaxrl4lm.bandits.algorithms import BanditAlgorithm
+from jaxrl4lm.bandits.arms import take_arm
 from jaxrl4lm.bandits.problems import Problem
 from jaxrl4lm.types import Array, Key
 
@@ -38,6 +39,11 @@ def run(key: Key, problem: Problem, algorithm: BanditAlgorithm, num_steps: int, 
     """
     if num_steps < 1 or num_runs < 1:
         raise ValueError(f"num_steps and num_runs must be at least 1, not {num_steps} and {num_runs}")
+    if algorithm.unit_rewards and not problem.unit_rewards:
+        raise ValueError(
+            "the algorithm counts successes, and the problem's rewards may lie outside of [0, 1]: take"
+            " thompson_gaussian, or a problem with unit_rewards=True."
+        )
     key_init, key_blocks = jax.random.split(key)
     num_blocks = -(-num_steps // BLOCK)
     length = -(-num_steps // num_blocks)

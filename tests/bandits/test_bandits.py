@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import bandits as B
+from jaxrl4lm.bandits import arms
 from tests.selection import slow_but
 
 RUNS, STEPS = 2000, 1000
@@ -140,7 +141,7 @@ def test_kl_ucb_follows_the_exact_bounds():
 
     def step(state, rewards):
         arm = algorithm.select(state, None, None)
-        state = algorithm.update(state, arm, B.algorithms.take_arm(rewards, arm), None)
+        state = algorithm.update(state, arm, arms.take_arm(rewards, arm), None)
         return state, (state.estimates, state.bounds)
 
     _, (estimates, u) = jax.jit(lambda x: jax.lax.scan(step, algorithm.init(4, 20), x))(
@@ -236,7 +237,7 @@ def test_first_argmax_orders_all_floats_and_takes_the_first_of_equals(x64):
     values = rng.choice([-np.inf, -3e38, -2.5, -1.0, -1e-38, 0.0, 1e-38, 0.5, 2.0, np.inf], (7, 3000))
     values = np.where(rng.random(values.shape) < 0.5, -np.abs(values), values) + 0.0
     for dtype in (jnp.float32, jnp.float64):
-        found = B.algorithms.first_argmax(jnp.asarray(values, dtype))
+        found = arms.first_argmax(jnp.asarray(values, dtype))
         np.testing.assert_array_equal(found, np.asarray(values, dtype).argmax(axis=0))
 
 
@@ -380,3 +381,26 @@ def test_hyper_parameters_that_mean_nothing_are_named(make, wrong, message):
     for value in wrong:
         with pytest.raises(ValueError, match=message):
             make(value)
+
+
+def test_equal_estimates_are_chosen_alike_if_asked_for():
+    """Of ten arms the last pays; to stay with the first of equals misses it."""
+    worlds = B.fixed_bernoulli(lambda key, runs: jnp.zeros((10, runs)).at[9].set(0.9), 10)
+
+    def regret(algorithm):
+        return float(B.run(jax.random.key(0), worlds, algorithm, 200, 200).regrets.sum(axis=0).mean())
+
+    assert regret(B.epsilon_greedy(0.0)) == pytest.approx(180)
+    assert regret(B.epsilon_greedy(0.0, random_ties=True)) < 15
+    algorithm = B.epsilon_greedy(0.1, random_ties=True)
+    state = B.algorithms.Estimates(
+        jnp.tile(jnp.array([[0.5], [0.2], [0.5], [0.5]]), 4000), jnp.ones((4, 4000))
+    )
+    chosen = algorithm.select(state, jax.random.uniform(jax.random.key(1), (4000,)), None)
+    shares = np.bincount(chosen, minlength=4) / 4000
+    np.testing.assert_allclose(shares, [0.325, 0.025, 0.325, 0.325], atol=0.03)
+
+
+def test_successes_are_counted_only_where_rewards_are_in_the_unit_interval():
+    with pytest.raises(ValueError, match="rewards may lie outside"):
+        B.run(jax.random.key(0), B.gaussian(3), B.thompson_beta(), 2)
