@@ -118,7 +118,9 @@ def epsilon_greedy(
         if random_ties:
             left = jnp.maximum(uniform - explores, 0) / jnp.where(explores < 1, 1 - explores, 1)
             best = state.values == state.values.max(axis=0, keepdims=True)
-            return jnp.where(uniform < explores, anywhere, _invert(left, best / best.sum(axis=0, keepdims=True)))
+            return jnp.where(
+                uniform < explores, anywhere, _invert(left, best / best.sum(axis=0, keepdims=True))
+            )
         return jnp.where(uniform < explores, anywhere, first_argmax(state.values))
 
     # A Python 0 never explores, and needs no random numbers.
