@@ -105,7 +105,8 @@ def _solve_discounted(mdps: FiniteMDP, tolerance: Array, max_iterations: ScalarL
         common = jnp.where(ends, 0, horizon * (low + high) / 2)
         noise = jax.vmap(bounds.Rounding.at)(rounding, point.swept, common)
         wanted = (share * (tolerance - (horizon + 1) * noise)).astype(noise.dtype)
-        stalled = relative * jnp.abs(point.swept).max(axis=-1)
+        # The two reductions are those of the rounding: one pass for both.
+        stalled = relative * jnp.maximum(-point.swept.min(axis=-1), point.swept.max(axis=-1))
         return (high - low > jnp.maximum(wanted, stalled)).any() & (point.iterations < max_iterations)
 
     sweep, evaluate = (
