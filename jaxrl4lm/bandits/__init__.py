@@ -13,6 +13,7 @@ from jaxrl4lm.bandits.algorithms import (
     thompson_gaussian,
     ucb,
 )
+from jaxrl4lm.bandits.bounds import lai_robbins
 from jaxrl4lm.bandits.problems import (
     RESTAURANTS,
     Problem,
@@ -38,6 +39,7 @@ __all__ = [
     "gradient",
     "kl_ucb",
     "kl_upper_bound",
+    "lai_robbins",
     "lin_ucb",
     "linear",
     "restaurants",

@@ -25,6 +25,9 @@ class BanditArguments:
     """Choices per run."""
     rewards: Literal["gaussian", "bernoulli"] = "gaussian"
     """What arms pay: N(q, 1) with q from N(0, 1), or 1 with a probability drawn uniformly."""
+    means: tuple[float, ...] = ()
+    """Probabilities with which the arms of every bandit pay 1, in place of --arms drawn ones. The regret is then drawn
+    beside the bound of Lai and Robbins."""
     seed: int = 0
     """Decides everything."""
     study: bool = True
@@ -40,6 +43,8 @@ def main(arguments: list[str]) -> int:
         smallest = 2 if name == "arms" else 1
         if getattr(parsed, name) < smallest:
             raise InputError(f"--{name} is {getattr(parsed, name)}: give at least {smallest}.")
+    if parsed.means and (len(parsed.means) < 2 or not all(0 <= mean <= 1 for mean in parsed.means)):
+        raise InputError(f"--means is {parsed.means}: give at least two probabilities, each from 0 to 1.")
     if not -(2**63) <= parsed.seed < 2**63:
         raise InputError(f"--seed is {parsed.seed}: give a number of at most 18 digits.")
     try:
@@ -59,8 +64,8 @@ def _play(arguments: BanditArguments) -> int:
     from jaxrl4lm.plots.bandits import draw_learning_curves, draw_parameter_study
 
     console = Console()
-    gaussian = arguments.rewards == "gaussian"
-    problem = bandits.gaussian(arguments.arms) if gaussian else bandits.bernoulli(arguments.arms)
+    gaussian = arguments.rewards == "gaussian" and not arguments.means
+    problem = _make_problem(arguments)
     learners, grids = _learners(gaussian), _grids(gaussian) if arguments.study else {}
     key_play, key_study, key_best = jax.random.split(jax.random.key(arguments.seed), 3)
     curves: dict[str, dict[str, np.ndarray]] = {}
@@ -90,8 +95,13 @@ def _play(arguments: BanditArguments) -> int:
         )
     console.print(table)
     arms = f"{arguments.arms} {arguments.rewards} arms"
+    bound = None
+    if arguments.means:
+        arms = f"arms that pay {', '.join(f'{mean:g}' for mean in arguments.means)}"
+        bound = float(bandits.lai_robbins(np.array(arguments.means)))
+        console.print(f"No algorithm's regret grows slower than {bound:.1f} ln t in the end (Lai & Robbins).")
     title = f"{arms}, {arguments.runs} runs"
-    draw_learning_curves(curves, best, title, arguments.folder / "bandit.png")
+    draw_learning_curves(curves, best, title, arguments.folder / "bandit.png", bound=bound)
     written = "bandit.png"
     if studies:
         over = f"{arms}, {_study_runs(arguments)} runs of {arguments.steps} steps"
@@ -102,6 +112,19 @@ def _play(arguments: BanditArguments) -> int:
         f"{title} × {arguments.steps} steps in {seconds:.1f} s. Pictures in {arguments.folder}: {written}"
     )
     return 0
+
+
+def _make_problem(arguments: BanditArguments):
+    import jax.numpy as jnp
+
+    from jaxrl4lm import bandits
+
+    if arguments.means:
+        means = jnp.array(arguments.means)[:, None]
+        return bandits.fixed_bernoulli(
+            lambda key, runs: jnp.broadcast_to(means, (len(means), runs)), len(means)
+        )
+    return (bandits.gaussian if arguments.rewards == "gaussian" else bandits.bernoulli)(arguments.arms)
 
 
 def _curve(key, problem, learner, arguments: BanditArguments):

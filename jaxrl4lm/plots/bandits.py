@@ -9,7 +9,12 @@ import numpy as np
 
 
 def draw_learning_curves(
-    curves: Mapping[str, Mapping[str, np.ndarray]], best: float, title: str, path: pathlib.Path
+    curves: Mapping[str, Mapping[str, np.ndarray]],
+    best: float,
+    title: str,
+    path: pathlib.Path,
+    *,
+    bound: float | None = None,
 ) -> None:
     """Draws average reward, share of optimal actions and cumulative regret against steps, one line a learner.
 
@@ -18,6 +23,7 @@ def draw_learning_curves(
       best: average reward of a best arm, drawn as a dotted line.
       title: above the picture.
       path: where to write a PNG.
+      bound: c of the regret c · ln t that none can stay below; it is then drawn, and steps of the regret are logarithmic.
     """
     figure = matplotlib.figure.Figure(figsize=(15, 5), layout="constrained")
     reward, optimal, regret = figure.subplots(1, 3)
@@ -29,6 +35,17 @@ def draw_learning_curves(
         reward.plot(steps, _smooth(curve["rewards"]), label=name, **style)
         optimal.plot(steps, _smooth(curve["optimal"]), **style)
         regret.plot(steps, np.cumsum(curve["regrets"]), **style)
+    if bound is not None:
+        regret.plot(
+            steps,
+            bound * np.log(steps),
+            color="0.2",
+            linestyle=":",
+            linewidth=1.6,
+            label=f"{bound:.1f} ln t (Lai & Robbins)",
+        )
+        regret.set_xscale("log")
+        regret.set_ylim(0, max(3 * bound * np.log(len(steps)), 1))
     reward.axhline(best, color="0.4", linestyle=":", linewidth=1.2)
     reward.text(len(steps), best, "best arm", ha="right", va="bottom", color="0.4", fontsize=9)
     optimal.set_ylim(0, 1)

@@ -404,3 +404,14 @@ def test_equal_estimates_are_chosen_alike_if_asked_for():
 def test_successes_are_counted_only_where_rewards_are_in_the_unit_interval():
     with pytest.raises(ValueError, match="rewards may lie outside"):
         B.run(jax.random.key(0), B.gaussian(3), B.thompson_beta(), 2)
+
+
+def test_the_least_regret_is_that_of_lai_and_robbins():
+    means = np.array([[0.2, 1.0], [0.6, 0.3], [0.6, 0.0], [0.5, 0.4]])
+
+    def kl(p, q):
+        return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+
+    first = 0.4 / kl(0.2, 0.6) + 0.1 / kl(0.5, 0.6)
+    np.testing.assert_allclose(B.lai_robbins(means), [first, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(B.lai_robbins([1.0, 0.0, 3.0], gaussian=True), 2 / 2 + 2 / 3, rtol=1e-6)

@@ -37,6 +37,36 @@ def test_table_and_pictures(tmp_path, capsys, monkeypatch, rewards, names):
     assert (tmp_path / "bandit_study.png").exists() == (rewards == "gaussian")
 
 
+def test_arms_that_are_given_have_a_bound(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    lines = []
+    monkeypatch.setattr(
+        matplotlib.figure.Figure, "savefig", lambda self, *a, **k: lines.extend(self.axes[2].lines)
+    )
+    words = [
+        "--means",
+        "0.5",
+        "0.5",
+        "0.75",
+        "--runs",
+        "4",
+        "--steps",
+        "9",
+        "--no-study",
+        "--folder",
+        str(tmp_path),
+    ]
+    assert bandit.main(words) == 0
+    assert "grows slower than 3.5 ln t" in capsys.readouterr().out  # 2 · ¼ / (½ ln(2/3) + ½ ln 2)
+    np.testing.assert_allclose(lines[-1].get_ydata()[-1], 0.5 / (0.5 * np.log(4 / 3)) * np.log(9), rtol=1e-5)
+
+
+@pytest.mark.parametrize("words", [["1"], ["0.5", "1.5"]])
+def test_means_that_are_no_probabilities_are_refused(words):
+    with pytest.raises(InputError, match="give at least two probabilities"):
+        bandit.main(["--means", *words])
+
+
 @pytest.mark.parametrize("steps, marker", [(1, "o"), (2, "None")])
 def test_a_single_step_is_a_point(tmp_path, monkeypatch, steps, marker):
     drawn = []
