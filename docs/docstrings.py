@@ -22,7 +22,7 @@ def mend_docstring(app, what, name, obj, options, lines: list[str]) -> None:
     text = re.sub(r"(?m)^  The others: ", "  others: ", text)
     text = re.sub(r"(?m)(: [A-Za-z])\.$", r"\1\.", text)  # a letter is not the number of a list
     text = re.sub(r"\n\n(?=    \S)", "\n\n::\n\n", text)
-    text = re.sub(r"(?m)(?:^\|.*\n?)+", lambda table: list_table(table[0]), text)
+    text = re.sub(r"(?m)(?:^\|.*\|\n?){2,}", lambda table: list_table(table[0]), text)
     mended = escape_bars(text).split("\n")
     # A field's docstring is a sentence, of which napoleon would take what stands before a colon for its type.
     prose = what in ("attribute", "data", "property")

@@ -22,7 +22,7 @@ class AverageSolution(NamedTuple):
     iterations: Array
     """Sweeps."""
     error_bound: Array
-    """|gain − g*| is at most this, rounding included."""
+    """At least |gain − g*|, rounding included."""
     converged: Array
     """error_bound ≤ tolerance."""
 
