@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxrl4lm.models.orthogonal import orthogonal
 from jaxrl4lm.types import Array
 
 Network: TypeAlias = nn.Module
@@ -17,7 +18,7 @@ GAIN = math.sqrt(2)
 
 
 def _dense(size: int, gain: float) -> nn.Dense:
-    return nn.Dense(size, kernel_init=nn.initializers.orthogonal(gain))
+    return nn.Dense(size, kernel_init=orthogonal(gain))
 
 
 class _Readout(nn.Module):
@@ -80,9 +81,7 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, observations: Array) -> Array:
-        x = nn.Conv(self.channels, (3, 3), padding="VALID", kernel_init=nn.initializers.orthogonal(GAIN))(
-            observations
-        )
+        x = nn.Conv(self.channels, (3, 3), padding="VALID", kernel_init=orthogonal(GAIN))(observations)
         x = nn.LayerNorm()(x) if self.layer_norm else x
         x = nn.relu(x)
         x = _dense(self.width, GAIN)(x.reshape(*x.shape[:-3], -1))
