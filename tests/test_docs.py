@@ -37,7 +37,8 @@ def first_run_learned(scope):
 
 def reward_judges(scope):
     fitted = scope["run"].history["loss"].shape == (60,) and scope["run"].history["distance"][-1] < 1e-2
-    return fitted and scope["vowel"]([], ["Maria", "Al", "Robert"]) == [1.0, 0.0, 0.0]
+    vowels = scope["vowel"]([], ["Maria", "Al", "Robert"]) == [1.0, 0.0, 0.0]
+    return fitted and vowels and scope["brevity"]([[5]], [[1, 2]]) == [0.75]  # of a bucket of 8
 
 
 def population_ranked(scope):

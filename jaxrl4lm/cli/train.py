@@ -26,6 +26,7 @@ from jaxrl4lm.data import Tokenizer, load, recognize, rewards
 from jaxrl4lm.data.corpus import PromptSet, encode_prompts, encode_row
 from jaxrl4lm.data.files import Row, require_texts
 from jaxrl4lm.data.reward_pool import RewardPool
+from jaxrl4lm.data.token_reward import TokenReward
 from jaxrl4lm.lm import TextConfig
 from jaxrl4lm.lm.critic import Critic, copy_policy
 from jaxrl4lm.lm.curriculum import CURRICULA
@@ -276,7 +277,7 @@ def make_rewards(world: PromptOptions, columns: list[str]) -> rewards.RewardSet:
             continue
         reward = rewards.parse(full)
         rewards.check_columns(reward, name, columns)
-        if world.reward_workers is not None:
+        if world.reward_workers is not None and not isinstance(reward, TokenReward):
             reward = RewardPool(full, world.reward_workers, limit=world.reward_timeout, name=name)
             atexit.register(reward.close)
         named[name] = reward

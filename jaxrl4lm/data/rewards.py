@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxrl4lm.advantages import normalize_then_sum
 from jaxrl4lm.data.files import Message, find_last_text
+from jaxrl4lm.data.token_reward import TokenReward
 from jaxrl4lm.types import InputError
 
 Reward = Callable[..., Any]
@@ -128,6 +129,8 @@ def check_columns(reward: Reward, name: str, columns: Sequence[str]) -> None:
     Raises:
       InputError: naming the parameter.
     """
+    if isinstance(reward, TokenReward):  # it reads no columns
+        return
     others = _drop_reserved(dict.fromkeys(columns))
     try:
         signature = inspect.signature(reward)
@@ -237,7 +240,7 @@ def judge(
     waiting = {name: answer for name, answer in answers.items() if inspect.isawaitable(answer)}
     if waiting:
         answers |= zip(waiting, _wait(waiting.values()), strict=True)
-    return np.array([_check_scores(answer, name, batch.prompts) for name, answer in answers.items()])
+    return np.array([check_scores(answer, name, batch.prompts) for name, answer in answers.items()])
 
 
 def _wait(awaitables: Iterable[Awaitable]) -> list[Any]:
@@ -250,7 +253,12 @@ def _wait(awaitables: Iterable[Awaitable]) -> list[Any]:
         return thread.submit(asyncio.run, gather()).result()
 
 
-def _check_scores(scores: Any, name: str, prompts: Sequence[str | list[Message]]) -> list[float]:
+def check_scores(scores: Any, name: str, prompts: Sequence[str | list[Message]]) -> list[float]:
+    """What a reward returned as numbers, nan for None.
+
+    Raises:
+      InputError: as of `judge`.
+    """
     first = f"first prompt of the batch: {_shorten(prompts[0])}"
     if isinstance(scores, InputError):  # one of ours, which says what to do
         raise scores

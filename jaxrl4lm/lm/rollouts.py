@@ -3,6 +3,7 @@
 Shapes: `G` prompts, `B` completions, `P` prompt tokens, `T` completion tokens, `V` vocabulary.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -50,6 +51,10 @@ class Drawn(NamedTuple):
     rollout: Rollout
     greedy: Rollout | None
     """The most likely completion of each prompt, where the algorithm compares with it."""
+    scores: Mapping[str, Array]
+    """float32 `[B]`: what compiled rewards say of the completions, by their names."""
+    greedy_scores: Mapping[str, Array]
+    """float32 `[G]`: the same of the most likely completions."""
 
 
 def rollout(

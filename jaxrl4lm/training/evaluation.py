@@ -19,7 +19,17 @@ from jaxrl4lm import reduce
 from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.data.corpus import PromptSet
 from jaxrl4lm.data.packing import Sequences
-from jaxrl4lm.data.rewards import Batch, Log, Reward, RewardSet, TrainerState, gather_rewards, judge
+from jaxrl4lm.data.rewards import (
+    Batch,
+    Log,
+    Reward,
+    RewardSet,
+    TrainerState,
+    check_scores,
+    gather_rewards,
+    judge,
+)
+from jaxrl4lm.data.token_reward import TokenReward
 from jaxrl4lm.decoding import Generation, Sampling, generate
 from jaxrl4lm.lm import supervised
 from jaxrl4lm.models import LanguagePolicy
@@ -247,11 +257,24 @@ def judge_completions(
     copies: int = 1,
     state: TrainerState | None = None,
     log: Log | None = None,
+    known: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> np.ndarray:
-    """Scores `[rewards, completions]`, the copies of a prompt being consecutive; nan where a reward does not apply."""
-    given = [prompts.given[i] for i in indices for _ in range(copies)]
-    texts, ids = [each.text for each in completions], [each.ids for each in completions]
-    return judge(rewards.functions, Batch(given, texts, ids, prompts.columns(indices, copies)), state, log)
+    """Scores `[rewards, completions]`, the copies of a prompt being consecutive; nan where a reward does not apply.
+
+    Args:
+      known: the scores of rewards that have been called, by their names.
+    """
+    rows = [i for i in indices for _ in range(copies)]
+    given, ids = [prompts.given[i] for i in rows], [each.ids for each in completions]
+    said: dict[str, Any] = dict(known)
+    for name, reward in rewards.functions.items():
+        if name not in known and isinstance(reward, TokenReward):
+            said[name] = reward([prompts.ids[i] for i in rows], ids)
+    scores = {name: check_scores(np.asarray(each).tolist(), name, given) for name, each in said.items()}
+    others = {name: reward for name, reward in rewards.functions.items() if name not in said}
+    batch = Batch(given, [each.text for each in completions], ids, prompts.columns(indices, copies))
+    scores |= zip(others, judge(others, batch, state, log), strict=True)
+    return np.array([scores[name] for name in rewards.functions])
 
 
 class Completion(NamedTuple):

@@ -1,4 +1,7 @@
-"""Updates on prompts: Python rewards are called between two compiled halves, drawing and learning."""
+"""Updates on prompts: Python rewards are called between two compiled halves, drawing and learning.
+
+Rewards that are JAX functions of tokens, and reward models that read the policy's ids, are part of the first.
+"""
 
 import json
 import math
@@ -14,11 +17,12 @@ from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.data.corpus import PromptSet, encode_prompts, epoch_rows
 from jaxrl4lm.data.files import Row, check_messages
 from jaxrl4lm.data.rewards import Log, RewardSet, TrainerState
+from jaxrl4lm.data.token_reward import TokenReward
 from jaxrl4lm.lm import ReinforcementConfig
 from jaxrl4lm.lm import reinforcement as update_rule
 from jaxrl4lm.lm.curriculum import Curriculum, draw_rows, empty_record, remember
 from jaxrl4lm.lm.pool import Pool, begin_pool, keep_informative
-from jaxrl4lm.lm.rollouts import Drawn
+from jaxrl4lm.lm.rollouts import Drawn, Rollout
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.training.completion_table import CompletionLog, tabulate
 from jaxrl4lm.training.evaluation import (
@@ -29,6 +33,7 @@ from jaxrl4lm.training.evaluation import (
     mean_of,
 )
 from jaxrl4lm.training.language_stage import digest, fetch, make_rows, split_indices
+from jaxrl4lm.training.model_reward import ModelReward
 from jaxrl4lm.training.stage import TABLES, Numbers, StepFailed
 from jaxrl4lm.types import InputError
 
@@ -76,6 +81,19 @@ def split_prompts(prompts: PromptSet, held_out: int | None) -> tuple[PromptSet, 
     return prompts.select(training), prompts.select(kept_back)
 
 
+def _find_compiled(
+    rewards: RewardSet, tokenizer: Tokenizer, prompts: PromptSet, room: int
+) -> dict[str, TokenReward]:
+    """The rewards that can be part of the program that draws completions of at most `room` tokens."""
+    found: dict[str, TokenReward | None] = {}
+    for name, reward in rewards.functions.items():
+        if isinstance(reward, ModelReward):
+            found[name] = reward.compile_for(tokenizer, prompts, room)
+        elif isinstance(reward, TokenReward):
+            found[name] = reward
+    return {name: reward for name, reward in found.items() if reward is not None}
+
+
 def _name_kind(value: Any) -> str:
     return type(value).__name__
 
@@ -117,6 +135,8 @@ class HostedUpdates:
         self._policy, self._seed, self._log = learner.policy, seed, log
 
         self._learner, self._curriculum = learner, curriculum
+        self._inside = _find_compiled(rewards, tokenizer, prompts, config.sampling.length)
+        self._inside_params = {name: reward.params for name, reward in self._inside.items()}
         count = config.prompts_per_update
         if curriculum is not None and count > len(prompts.rows):
             raise InputError(
@@ -124,12 +144,18 @@ class HostedUpdates:
             )
 
         @jax.jit
-        def sample(state: update_rule.ReinforcementState, tokens: jax.Array, mask: jax.Array, drawn: Any):
-            return update_rule.sample(state, tokens, mask, config, learner, drawn=drawn)
+        def sample(
+            state: update_rule.ReinforcementState, tokens: jax.Array, mask: jax.Array, params: Any, drawn: Any
+        ):
+            drawn = update_rule.sample(state, tokens, mask, config, learner, drawn=drawn)
+            return drawn, self._score_inside(params, drawn)
 
         @jax.jit
-        def sample_greedily(state: update_rule.ReinforcementState, tokens: jax.Array, mask: jax.Array):
-            return update_rule.sample_greedily(state, tokens, mask, config, learner)
+        def sample_greedily(
+            state: update_rule.ReinforcementState, tokens: jax.Array, mask: jax.Array, params: Any
+        ):
+            drawn = update_rule.sample_greedily(state, tokens, mask, config, learner)
+            return drawn, self._score_inside(params, drawn)
 
         @partial(jax.jit, donate_argnums=0)
         def learn(state: update_rule.ReinforcementState, pool: Pool):
@@ -225,17 +251,33 @@ class HostedUpdates:
 
     def _sample_both(self, state: Any, rows: Sequence[int], number: int) -> Drawn:
         batch = self._prompts.batch(rows, self._tokenizer.pad_id, widest=bool(self._config.staleness))
-        rollout = self._sample(state, *batch, np.int32(number) if self._config.sampling_rounds > 1 else None)
-        greedy = self._sample_greedily(state, *batch) if self._learner.algorithm.greedy_baseline else None
-        return Drawn(jnp.asarray(rows, jnp.int32), rollout, greedy)
+        given, drawn = (state, *batch, self._inside_params), None
+        if self._config.sampling_rounds > 1:
+            drawn = np.int32(number)
+        greedy, greedy_scores = None, {}
+        rollout, scores = self._sample(*given, drawn)
+        if self._learner.algorithm.greedy_baseline:
+            greedy, greedy_scores = self._sample_greedily(*given)
+        return Drawn(jnp.asarray(rows, jnp.int32), rollout, greedy, scores, greedy_scores)
+
+    def _score_inside(self, params: Mapping[str, Any], drawn: Rollout) -> dict[str, jax.Array]:
+        """What the compiled rewards say of completions."""
+        if not self._inside:
+            return {}
+        copies = len(drawn.completions) // len(drawn.prompts)
+        prompts, prompt_mask = jnp.repeat(drawn.prompts, copies, 0), jnp.repeat(drawn.prompt_mask, copies, 0)
+        return {
+            name: reward.score(params[name], prompts, prompt_mask, drawn.completions, drawn.mask)
+            for name, reward in self._inside.items()
+        }
 
     def _judge(self, state: Any, drawn: Drawn, update: int) -> tuple[Any, Pool, _Scored]:
         """The completions of a round with their scores, and what rewards say of them."""
         rows, trajectories, copies = np.asarray(drawn.rows), drawn.rollout, self._config.completions
-        scored = self._score(trajectories, rows.tolist(), copies, update)
+        scored = self._score(trajectories, drawn.scores, rows.tolist(), copies, update)
         scores = scored.totals
         if drawn.greedy is not None:
-            baselines = self._score(drawn.greedy, rows.tolist(), 1, update).totals
+            baselines = self._score(drawn.greedy, drawn.greedy_scores, rows.tolist(), 1, update).totals
             scores = scores + np.repeat(np.where(np.isnan(baselines), np.nan, 0), copies)
             trajectories = trajectories._replace(baselines=np.nan_to_num(baselines))
         trajectories = trajectories._replace(scored=~np.isnan(scores))
@@ -247,13 +289,23 @@ class HostedUpdates:
             return state, self._begin(trajectories, scores), scored
         return state, Pool(trajectories, scores, *[None] * 3), scored  # pyright: ignore[reportArgumentType]
 
-    def _score(self, trajectories: Any, indices: Sequence[int], copies: int, update: int) -> _Scored:
+    def _score(
+        self,
+        trajectories: Rollout,
+        known: Mapping[str, Any],
+        indices: Sequence[int],
+        copies: int,
+        update: int,
+    ) -> _Scored:
         completions = decode_completions(
             self._tokenizer, trajectories.completions, trajectories.mask, trajectories.truncated
         )
         seen = update * self._config.prompts_per_update / len(self._prompts.rows)
         state, log = TrainerState(update, self._config.updates, seen), Log()
-        each = judge_completions(self._rewards, self._prompts, indices, completions, copies, state, log)
+        known = jax.device_get(dict(known))
+        each = judge_completions(
+            self._rewards, self._prompts, indices, completions, copies, state, log, known=known
+        )
         totals = self._rewards.add(each, copies).astype(np.float32)
         named = zip(self._rewards.functions, each, strict=True) if len(each) > 1 else ()
         scores = {f"reward/{name}": said for name, said in named}
@@ -274,9 +326,12 @@ class HostedUpdates:
         rows = [i % len(self._prompts.rows) for i in range(self._config.prompts_per_update)]
         state = state._replace(pending=None)
         batch = self._prompts.batch(rows, self._tokenizer.pad_id, widest=bool(self._config.staleness))
-        self._sample.lower(state, *batch, np.int32(0) if self._config.sampling_rounds > 1 else None).compile()
+        given, drawn = (state, *batch, self._inside_params), None
+        if self._config.sampling_rounds > 1:
+            drawn = np.int32(0)
+        self._sample.lower(*given, drawn).compile()
         if self._learner.algorithm.greedy_baseline:
-            self._sample_greedily.lower(state, *batch).compile()
+            self._sample_greedily.lower(*given).compile()
         trajectories = jax.eval_shape(lambda s: self._sample_both(s, rows, 0), state).rollout
         scores = jax.ShapeDtypeStruct(trajectories.completions.shape[:1], np.float32)
         if self._learner.algorithm.greedy_baseline:

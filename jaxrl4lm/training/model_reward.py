@@ -9,19 +9,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl4lm import models
 from jaxrl4lm.data import Tokenizer
-from jaxrl4lm.data.corpus import bucket, pad
+from jaxrl4lm.data.corpus import PromptSet, bucket, pad
 from jaxrl4lm.data.files import Row, find_last_text
 from jaxrl4lm.data.huggingface_tokenizer import HuggingFaceTokenizer
 from jaxrl4lm.data.pairs import encode_prompted
+from jaxrl4lm.data.token_reward import TokenReward
 from jaxrl4lm.lm.critic import Critic, begin_with_rewards
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.training.evaluation import AT_ONCE
 from jaxrl4lm.training.reward_stage import SCALE
-from jaxrl4lm.types import InputError, Params
+from jaxrl4lm.types import Array, InputError, Params
+
+PROBE = "a 1"
+"""A completion that is encoded in both ways, to see whether a reward model reads what a policy writes."""
 
 
 def load_critic(folder: pathlib.Path | str, tokenizer: Tokenizer) -> Critic:
@@ -34,11 +39,11 @@ def load_critic(folder: pathlib.Path | str, tokenizer: Tokenizer) -> Critic:
     """
     folder = pathlib.Path(folder)
     policy, _, _, theirs = _load(folder)
-    known, mine = (HuggingFaceTokenizer.of(each).backend.get_vocab() for each in (theirs, tokenizer))
-    if other := sorted(token for token, number in mine.items() if known.get(token) != number):
+    if other := _find_other_ids(theirs, tokenizer):
+        token, there, here = other
         raise InputError(
-            f"the critic {folder} reads other ids than the policy writes ({other[0]!r} is {known.get(other[0])} there and "
-            f"{mine[other[0]]} here): take a reward model with the policy's tokenizer"
+            f"the critic {folder} reads other ids than the policy writes ({token!r} is {there} there and {here} here): take "
+            "a reward model with the policy's tokenizer"
         )
     mean, deviation = _read_scale(folder)
     return begin_with_rewards(policy, lambda: _load(folder)[1:3], mean=mean, deviation=deviation)
@@ -53,6 +58,12 @@ def _load(folder: pathlib.Path) -> tuple[LanguagePolicy, Params, models.Head, Hu
     if tokenizer is None:
         raise InputError(f"{folder} has no tokenizer.json: save the tokenizer beside the model")
     return policy, params, head, tokenizer
+
+
+def _find_other_ids(theirs: Tokenizer, mine: Tokenizer) -> tuple[str, int | None, int] | None:
+    """(token, its id there, its id here) of a token of mine that is another there; None if all are the same."""
+    known, ids = (HuggingFaceTokenizer.of(each).backend.get_vocab() for each in (theirs, mine))
+    return min(((t, known.get(t), i) for t, i in ids.items() if known.get(t) != i), default=None)
 
 
 def _read_scale(folder: pathlib.Path) -> tuple[float, float]:
@@ -81,10 +92,12 @@ class ModelReward:
         self._mean, self._deviation = _read_scale(folder) if normalized else (0.0, 1.0)
 
         @jax.jit
-        def score(params: Any, head: models.Head, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-            return models.sequence_outputs(head, self._policy.hidden(params, tokens, mask), mask)[:, 0]
+        def score(params: Any, tokens: Array, mask: Array) -> Array:
+            backbone, head = params
+            said = models.sequence_outputs(head, self._policy.hidden(backbone, tokens, mask), mask)[:, 0]
+            return (said - self._mean) / self._deviation
 
-        self._score = lambda tokens, mask: score(params, head, tokens, mask)
+        self._params, self._score = (params, head), score
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float | None]:
         """Scores; None of a text that it cannot read."""
@@ -98,10 +111,46 @@ class ModelReward:
             rows += [rows[-1]] * (count - len(rows))  # filled up, to keep the shape
             width = min(bucket(max(map(len, rows))), self._policy.config.context)
             batch = pad(rows, width, self._tokenizer.pad_id, left=False)
-            said = np.asarray(self._score(*batch), np.float64)[: len(chosen)]
-            for i, value in zip(chosen, (said - self._mean) / self._deviation, strict=True):
+            said = np.asarray(self._score(self._params, *batch), np.float64)[: len(chosen)]
+            for i, value in zip(chosen, said, strict=True):
                 scores[i] = float(value)
         return scores
+
+    def compile_for(self, tokenizer: Tokenizer, prompts: PromptSet, room: int) -> TokenReward | None:
+        """The same of a policy's own ids, for the program that draws them; None where it reads other ids, or fewer of them.
+
+        A completion without an end is read without one, and is not encoded anew.
+
+        Args:
+          tokenizer: of the policy.
+          prompts: what is completed.
+          room: the most tokens of a completion.
+        """
+        widest = max(map(len, prompts.ids)) + room
+        if widest > self._policy.config.context or _find_other_ids(self._tokenizer, tokenizer):
+            return None
+        if not any(self._reads_alike(tokenizer, prompts, text) for text in (PROBE, prompts.texts[0])):
+            return None
+
+        def score(params: Any, prompts: Array, prompt_mask: Array, completions: Array, mask: Array) -> Array:
+            tokens, real = jnp.concatenate([prompts, completions], 1), jnp.concatenate([prompt_mask, mask], 1)
+            order = jnp.argsort(~real, axis=1, stable=True)  # padding goes to the end
+            arranged = (jnp.take_along_axis(x, order, 1) for x in (tokens, real))
+            batch = tuple(arranged)
+            if len(tokens) <= AT_ONCE or len(tokens) % AT_ONCE:
+                return self._score(params, *batch)
+            parts = jax.tree.map(lambda x: x.reshape(-1, AT_ONCE, x.shape[-1]), batch)
+            return jax.lax.map(lambda part: self._score(params, *part), parts).reshape(-1)
+
+        return TokenReward(score, self._params, name=self.__name__)
+
+    def _reads_alike(self, tokenizer: Tokenizer, prompts: PromptSet, text: str) -> bool:
+        """Of the first prompt and this completion: a template, or what begins and ends a text, may be another there."""
+        if tokenizer.find_unknown(text) is not None:
+            return False
+        prompt, ids = prompts.given[0], [*prompts.ids[0], *tokenizer.encode(text)]
+        said = text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        return self._encode(prompt, said) in [[*ids, end] for end in tokenizer.eos_ids]
 
     def _encode(self, prompt: Any, completion: Any) -> list[int]:
         said = find_last_text(completion) if isinstance(prompt, str) else completion

@@ -14,7 +14,9 @@ from safetensors.numpy import load_file
 
 from jaxrl4lm import decoding, losses, models, tasks, training
 from jaxrl4lm.cli.options import from_json, name_option, to_json
+from jaxrl4lm.cli.train import make_rewards
 from jaxrl4lm.cli.train_options import NEW_MODEL, PREFIXES, TrainArguments, parse_train
+from jaxrl4lm.data.token_reward import TokenReward
 from jaxrl4lm.lm import ReinforcementConfig, algorithms, credit, reinforcement, surrogates
 from jaxrl4lm.lm.algorithms import ALGORITHMS, KL_PLACEMENTS
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
@@ -371,6 +373,18 @@ def test_several_rewards_in_processes_of_their_own(cli, prompt_options, files, t
         assert {f"reward/{name}" for name in names} <= set(record)
         assert all(record[f"reward/{name}/failures"] == 0 for name in names)
     assert f"held_out/{names[1]}" in records(tmp_path / "run")[-1]
+
+
+def test_a_reward_of_tokens_needs_no_process(tmp_path):
+    """It is part of the program that draws; it reads no columns, and the processes are for the others."""
+    (tmp_path / "brief.py").write_text(
+        "from jaxrl4lm.data.token_reward import TokenReward\n"
+        "@TokenReward\ndef brief(prompts, prompt_mask, completions, mask):\n    return -1.0 * mask.sum(-1)\n"
+    )
+    words = ["--prompts", "p.jsonl", "--reward", f"{tmp_path}/brief.py:brief", "--reward-workers", "2"]
+    (made,) = make_rewards(parse_train(words).world, ["answer"]).functions.values()
+    assert isinstance(made, TokenReward)
+    assert made([[1, 2], [3]], [[4], [5, 6]]).tolist() == [-1.0, -2.0]
 
 
 @pytest.mark.slow

@@ -14,6 +14,8 @@ from jaxrl4lm import decoding, lm, models, tasks, training
 from jaxrl4lm.data import CharacterTokenizer
 from jaxrl4lm.data.corpus import encode_prompts, epoch_rows
 from jaxrl4lm.data.files import Row
+from jaxrl4lm.data.rewards import RewardSet
+from jaxrl4lm.data.token_reward import TokenReward
 from jaxrl4lm.lm import algorithms
 from jaxrl4lm.lm.curriculum import prefer_informative
 from jaxrl4lm.lm.trainable import adapters, matching
@@ -134,6 +136,46 @@ def test_forms_of_prompts(plain, form):
     run = training.fit([reinforce(records if form == "records" else rows, reward)], PARAMS)
     assert_same(run, plain)
     assert set(seen) == {"number", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+
+
+@TokenReward
+def count_ones_inside(prompts, prompt_mask, completions, mask):
+    return ((completions == ONE) & mask).sum(-1).astype(jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "options",
+    slow_but(
+        [
+            {},
+            {"config": STALE},
+            {"config": CONFIG.replace(sampling_rounds=2)},
+            {"algorithm": algorithms.REMAX},
+        ],
+        1,
+    ),
+    ids=["plain", "stale", "rounds", "remax"],
+)
+def test_a_compiled_reward_is_the_same_as_one_on_the_host(options):
+    """Alone, and between others; the evaluation calls it as well."""
+    alone = training.fit([reinforce(**{"evaluation": None, **options})], PARAMS)
+    given = {"half": count_ones, "inside": count_ones_inside}
+    mixed = RewardSet(given, (0.25, 0.75))
+    for rewards in (count_ones_inside, mixed):
+        run = training.fit([reinforce(rewards=rewards, **{"evaluation": None, **options})], PARAMS)
+        assert_same(run, alone)
+        np.testing.assert_array_equal(run.history["held_out"], alone.history["held_out"])
+        np.testing.assert_array_equal(run.history["reward/mean"], alone.history["reward/mean"])
+    np.testing.assert_array_equal(run.history["reward/inside"], run.history["reward/half"])
+
+
+def test_a_compiled_reward_that_is_no_number_stops_the_run():
+    @TokenReward
+    def broken(prompts, prompt_mask, completions, mask):
+        return jnp.full(len(mask), jnp.nan)
+
+    with pytest.raises(InputError, match="the reward broken returned nan for the prompt '09='"):
+        training.fit([reinforce(PROMPTS[:1] * 4, broken)], PARAMS)
 
 
 def test_completions_that_no_reward_applies_to_are_left_out():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import data, lm, models, training
-from jaxrl4lm.data import Example, rewards
+from jaxrl4lm.data import Example, Row, rewards
+from jaxrl4lm.data.corpus import encode_prompts
 from jaxrl4lm.lm import reward
 from jaxrl4lm.lm.trainable import adapters
 from jaxrl4lm.training.judgements import pad_judgements, prepare_judgements
@@ -158,6 +159,39 @@ def test_a_folder_is_a_reward(folder, tmp_path):
         training.load_critic(tmp_path / "reward", TOKENIZER)
     judged = rewards.judge({"model": scaled}, rewards.Batch(["2+1="], ["3"], [[7]], {"answer": ["3"]}))
     np.testing.assert_allclose(judged[0], scaled(["2+1="], ["3"]))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_scores_the_ids_that_a_policy_draws(folder, tmp_path):
+    """In the program that draws them, as it scores their texts; not where it would read other ids, or too few."""
+    policy, _, tokenizer = models.load(folder)
+    shutil.copytree(folder / "reward", tmp_path / "reward")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(folder / name, tmp_path / "reward")
+    (tmp_path / "reward" / SCALE).write_text('{"mean": 2.0, "deviation": 0.5}')
+    judge, room = training.ModelReward(tmp_path / "reward"), 8
+    given = ["2+1=", "who is it?"]
+    prompts = encode(given, tokenizer, room)
+    inside = judge.compile_for(tokenizer, prompts, room)
+    said = ["3", "me", "12345"] * 44
+    ids = [[*tokenizer.encode(text), *tokenizer.eos_ids[:1]] for text in said]
+    rows = [i % 2 for i in range(len(said))]
+    expected = judge([given[i] for i in rows], said)
+    np.testing.assert_allclose(
+        inside([prompts.ids[i] for i in rows], ids), expected, atol=1e-5
+    )  # more than at once
+    few = inside([prompts.ids[i] for i in rows[:3]], ids[:3])
+    np.testing.assert_allclose(few, expected[:3], atol=1e-5)
+    assert judge.compile_for(tokenizer, prompts, policy.config.context) is None
+    assert judge.compile_for(TOKENIZER, encode(["2+1="], TOKENIZER, room), room) is None
+    chats = encode([[{"role": "user", "content": "hi"}]], tokenizer, room)
+    reads = judge.compile_for(tokenizer, chats, room)
+    assert reads is None, "the template ends a turn with <|im_end|>, not with the end token"
+
+
+def encode(prompts, tokenizer, room):
+    rows = [Row(i, {"prompt": prompt}) for i, prompt in enumerate(prompts)]
+    return encode_prompts(rows, "prompt", tokenizer, "prompts", room, 128)
 
 
 TOKENIZER = data.CharacterTokenizer.from_texts(["0123456789+=.x"])
