@@ -1,7 +1,7 @@
 """How fast are finite MDPs solved, beside QuantEcon and mdpsolver on the same arrays, to the same verified
 error?
 
-    taskset -c 0 python benchmarks/mdp.py dense sparse-0.99 sparse-0.999 bandwidth million bounds
+    taskset -c 0 python benchmarks/mdp.py dense sparse-0.99 sparse-0.999 bandwidth million bounds parts
 
 Parts may run one by one: each replaces its own rows of the results. Each solver runs once untimed
 (compilation), then all alternate. What every solver returns is checked by one sweep in SciPy, outside the
@@ -239,6 +239,40 @@ def bandwidth(rounds: int) -> list[dict]:
     return rows
 
 
+def parts(rounds: int) -> list[dict]:
+    """What each part of modified policy iteration is worth, S = 10⁵: seconds without it, over seconds with it."""
+    rows = []
+    for discount, (name, world) in itertools.product((0.99, 0.999), problems(100_000, 0.99).items()):
+        world = world._replace(discount=jnp.asarray(discount))
+        solve = functools.partial(M.modified_policy_iteration, tolerance=EPSILON)
+        without = {
+            "all of it (value iteration)": (functools.partial(M.value_iteration, tolerance=EPSILON), world),
+            "BiCGStab, direct solves": (functools.partial(solve, krylov=0), world),
+            "diagonals (lists of successors)": (solve, M.as_sparse(world)),
+        }
+        calls = {"whole": (jax.jit(solve), world)}
+        calls |= {what: (jax.jit(solver), where) for what, (solver, where) in without.items()}
+        solvers = {
+            what: lambda c=call, w=where: np.asarray(c(w).values) for what, (call, where) in calls.items()
+        }
+        answers = {what: call() for what, call in solvers.items()}
+        times = alternate(solvers, rounds)
+        row = {"problem": name, "discount": discount, "states": world.num_states, "seconds": times}
+        row["apart"] = max(float(np.abs(answer - answers["whole"]).max()) for answer in answers.values())
+        row["ratios"] = {
+            what: summary([a / b for a, b in zip(times[what], times["whole"], strict=True)])
+            for what in without
+        }
+        print(
+            name,
+            discount,
+            {what: round(ratio["median"], 2) for what, ratio in row["ratios"].items()},
+            flush=True,
+        )
+        rows.append(row)
+    return rows
+
+
 def million(rounds: int) -> list[dict]:
     """S = 10⁶, each in a process of its own: time, bound and peak memory."""
     rows = []
@@ -322,17 +356,18 @@ def exact_values(world: M.FiniteMDP) -> np.ndarray:
 
 def main() -> None:
     """Runs the named parts and writes results/mdp.json."""
-    parts = {
+    known = {
         "dense": dense,
         "sparse-0.99": functools.partial(sparse, discount=0.99),
         "sparse-0.999": functools.partial(sparse, discount=0.999),
         "bandwidth": bandwidth,
         "million": million,
         "bounds": bounds,
+        "parts": parts,
     }
     parser = argparse.ArgumentParser(description=__doc__)
     # No default: Python 3.11 checks the list itself against the choices.
-    parser.add_argument("parts", nargs="*", choices=[*parts, "one"], help="all, if none is named")
+    parser.add_argument("parts", nargs="*", choices=[*known, "one"], help="all, if none is named")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--world", help="of `one`")
     parser.add_argument("--discount", type=float, help="of `one`")
@@ -348,8 +383,8 @@ def main() -> None:
         "jax": jax.__version__, "quantecon": quantecon.__version__, "python": platform.python_version(),
         "device": jax.devices()[0].device_kind, "epsilon": EPSILON,
     }  # fmt: skip
-    for part in arguments.parts or parts:
-        results[part] = parts[part](arguments.rounds)
+    for part in arguments.parts or known:
+        results[part] = known[part](arguments.rounds)
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
 

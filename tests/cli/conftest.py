@@ -111,6 +111,12 @@ def prompt_options(files) -> list[str]:
     ]
 
 
+def without(options, name):
+    """The options but one with its value, which others of that name would only add to."""
+    at = options.index(name)
+    return [*options[:at], *options[at + 2 :]]
+
+
 TEXTS = [*("--layers", "1", "--width", "16", "--heads", "2"), *("--steps", "4", "--batch", "4")]
 
 

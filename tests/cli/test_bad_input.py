@@ -10,6 +10,7 @@ from jaxrl4lm.cli import train
 from jaxrl4lm.cli.options import from_json, to_json
 from jaxrl4lm.cli.train_options import TrainArguments, check, parse_train
 from jaxrl4lm.training import loop
+from tests.cli.conftest import without
 from tests.selection import slow_but
 
 PROMPTS = '{"prompt": "ab", "answer": "b"}\n' * 12
@@ -343,7 +344,7 @@ def test_a_refusal_leaves_no_empty_folder_of_runs(cli, here, prompt_options):
     (here / "wrong.py").write_text(
         "def reward(prompts, completions, **columns):\n    return [float('nan')]\n"
     )
-    result = cli("train", *prompt_options, "--reward", here / "wrong.py:reward")
+    result = cli("train", *without(prompt_options, "--reward"), "--reward", here / "wrong.py:reward")
     assert result.code == 2
     assert "wrong.py:reward returned" in result.err
     assert not (here / "runs").exists()

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tests.cli.conftest import without
 from tests.selection import slow_but
 
 LONG = ["--updates", "10", "--evaluate-every", "2", "--save-interval", "0"]
@@ -125,7 +126,8 @@ def unsteady(tmp_path_factory, prompt_options):
 
     folder = tmp_path_factory.mktemp("unsteady")
     (folder / "unsteady.py").write_text(UNSTEADY)
-    options = [*prompt_options, "--reward", f"{folder}/unsteady.py:reward", "--updates", "8"]
+    options = [*without(prompt_options, "--reward"), "--reward", f"{folder}/unsteady.py:reward"]
+    options += ["--updates", "8"]
     options += ["--evaluate-every", "4", "--save-interval", "inf"]
     assert main(["train", *options, "--out", str(folder / "whole")]) == 0
     return folder, options

@@ -21,6 +21,7 @@ from jaxrl4lm.lm import ReinforcementConfig, algorithms, credit, reinforcement, 
 from jaxrl4lm.lm.algorithms import ALGORITHMS, KL_PLACEMENTS
 from jaxrl4lm.models import LanguagePolicy, TransformerConfig
 from jaxrl4lm.types import InputError
+from tests.cli.conftest import without
 from tests.selection import slow_but
 
 
@@ -230,7 +231,7 @@ def test_rewards_see_the_columns_of_their_rows(cli, prompt_options, tmp_path, fi
     rows[3]["extra"] = "x"
     (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
     options = [
-        *prompt_options,
+        *without(prompt_options, "--reward"),
         "--reward",
         f"{tmp_path}/spy.py:reward",
         "--prompts",
@@ -268,7 +269,8 @@ def test_options_of_prompt_runs(cli, prompt_options, tmp_path, options):
     data = ["--prompts", tmp_path / "rows.jsonl"]
     if "--text-unit" not in options:
         data += ["--text", tmp_path / "rows.jsonl"]
-    result = cli("train", *prompt_options, *data, *options, "--updates", "2", "--out", tmp_path / "run")
+    given = [*without(prompt_options, "--reward"), *data, *options]
+    result = cli("train", *given, "--updates", "2", "--out", tmp_path / "run")
     assert result.code == 0, result.err
     assert [r["step"] for r in records(tmp_path / "run") if r["stage"] == "reinforcement"] == [0, 1, 2]
 
@@ -298,8 +300,7 @@ def test_rlhf_with_the_folder_of_a_reward_model(cli, text_run, tmp_path):
 
 @pytest.mark.slow
 def test_empty_prompts_are_completed(cli, prompt_options, tmp_path, files):
-    options = list(prompt_options)
-    del options[(at := options.index("--prompts")) : at + 2]
+    options = without(without(prompt_options, "--prompts"), "--reward")
     result = cli("train", *options, "--held-out", "0", "--reward", "regex:^a", "--out", tmp_path / "run")
     assert result.code == 0, result.err
     assert "'' -> " in (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8")
@@ -312,7 +313,8 @@ def test_a_score_that_overflows_is_never_applied(cli, prompt_options, tmp_path, 
     (tmp_path / "huge.py").write_text(
         f"def reward(prompts, completions, **columns):\n    return [{score} * (i % 2) for i in range(len(prompts))]\n"
     )
-    options = [*prompt_options, "--reward", f"{tmp_path}/huge.py:reward", "--pretrain.steps", "0"]
+    options = ["--reward", f"{tmp_path}/huge.py:reward", "--pretrain.steps", "0"]
+    options += without(prompt_options, "--reward")
     result = cli("train", *options, "--updates", "2", "--out", tmp_path / "run")
     assert result.code == 0, result.err
     assert all(
