@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxrl4lm.decoding import Sampling
-from jaxrl4lm.types import ScalarLike
+from jaxrl4lm.types import InputError, ScalarLike
 
 Packing = Literal["none", "bfd", "bfd_split", "wrapped"]
 LARGEST = 1e30
@@ -72,6 +72,22 @@ def find_out_of_range(record: Any) -> tuple[str, str] | None:
         if value > largest and most != math.inf:
             return each.name, f"must be at most {largest}, not {value}"
     return None
+
+
+def find_range(record: Any, name: str) -> tuple[float | None, float, float]:
+    """(above, least, most) of a number of a dataclass; above is excluded, None: there is none.
+
+    Raises:
+      InputError: if it has no such number, or one that is part of the program.
+    """
+    free = {each.name: each.metadata for each in dataclasses.fields(record) if "least" in each.metadata}
+    free = {each: bounds for each, bounds in free.items() if not bounds.get("static")}
+    if name not in free:
+        raise InputError(
+            f"{name} is no number that may differ between members: give some of {', '.join(free)}"
+        )
+    above, least, most = (free[name][bound] for bound in ("above", "least", "most"))
+    return above, -math.inf if least is None else least, math.inf if most is None else most
 
 
 class _Config:
