@@ -4,6 +4,7 @@ import pathlib
 
 import matplotlib.axes
 import matplotlib.figure
+import matplotlib.image
 import matplotlib.patches
 import matplotlib.patheffects
 import numpy as np
@@ -43,22 +44,47 @@ def draw_grid_solution(
         figsize=(max(5.6, columns * cell + 1.6), max(2.6, rows * cell + 1.0)), layout="constrained"
     )
     ax = figure.subplots()
+    image = draw_grid(ax, index, values, policy, terminal, cell)
+    figure.colorbar(image, ax=ax, label="value", shrink=0.9)
+    ax.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=130)
+
+
+def draw_grid(
+    ax: matplotlib.axes.Axes,
+    index: np.ndarray,
+    values: np.ndarray,
+    policy: np.ndarray | None,
+    terminal: np.ndarray,
+    cell: float = 1.0,
+    limits: tuple[float, float] | None = None,
+) -> matplotlib.image.AxesImage:
+    """Draws a grid into axes; returns the image, of which a colour bar can be made.
+
+    Args:
+      index, values, policy, terminal: as of `draw_grid_solution`; no arrows without a policy.
+      cell: the width of a cell, in inches; text and lines follow it.
+      limits: values of the first and the last colour; by default those of the grid.
+    """
+    rows, columns = index.shape
     shown = np.ma.masked_where(index < 0, np.asarray(values, float)[index])
     ax.set_facecolor("0.25")  # seen through the masked cells: the walls
     largest = max(float(np.abs(shown).max()), 1e-12)
     signed = float(shown.min()) < 0 < float(shown.max())
-    limits = (-largest, largest) if signed else (float(shown.min()), float(shown.max()))
-    image = ax.imshow(shown, cmap="RdYlGn" if signed else "YlGn", vmin=limits[0], vmax=limits[1])
-    figure.colorbar(image, ax=ax, label="value", shrink=0.9)
-    _draw_arrows(ax, index, policy, terminal)
+    own = (-largest, largest) if signed else (float(shown.min()), float(shown.max()))
+    low, high = limits or own
+    image = ax.imshow(shown, cmap="RdYlGn" if low < 0 < high else "YlGn", vmin=low, vmax=high)
+    if policy is not None:
+        _draw_arrows(ax, index, policy, terminal)
     labelled, decimals = index.size <= MAX_LABELLED, _decimals(np.asarray(values))
     for row, column in np.argwhere(index >= 0):
         state = index[row, column]
         if labelled:
             sign = "+" if terminal[state] else ""
             text = f"{values[state]:{sign}.{decimals}f}"
+            below = 0 if terminal[state] or policy is None else 0.27
             label = ax.text(
-                column, row + (0 if terminal[state] else 0.27), text, ha="center", va="center",
+                column, row + below, text, ha="center", va="center",
                 fontsize=11 * cell, fontweight="bold" if terminal[state] else "normal",
             )  # fmt: skip
             label.set_path_effects(_HALO)
@@ -79,8 +105,7 @@ def draw_grid_solution(
     ax.set_yticks(np.arange(rows + 1) - 0.5, minor=True)
     ax.grid(which="minor", color="white", linewidth=1.5 * cell)
     ax.tick_params(which="both", length=0, labelleft=False, labelbottom=False)
-    ax.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=130)
+    return image
 
 
 def _draw_arrows(
