@@ -24,6 +24,7 @@ COMMANDS = {
     "solve": "solve a grid world exactly and draw it",
     "bandit": "run the bandit testbed and draw it",
     "gap": "measure how far algorithms end from a known optimum",
+    "tour": "walk through the lecture, a picture a topic",
 }
 
 

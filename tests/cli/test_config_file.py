@@ -17,6 +17,7 @@ from jaxrl4lm.cli.preference import PreferenceArguments
 from jaxrl4lm.cli.reward import RewardArguments
 from jaxrl4lm.cli.sft import SftArguments
 from jaxrl4lm.cli.solve import SolveArguments
+from jaxrl4lm.cli.tour import TourArguments
 from jaxrl4lm.cli.train_options import TrainArguments, parse_train
 from jaxrl4lm.types import InputError
 
@@ -31,6 +32,7 @@ KINDS = {
     "solve": SolveArguments,
     "bandit": BanditArguments,
     "gap": GapArguments,
+    "tour": TourArguments,
 }
 
 
