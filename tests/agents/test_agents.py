@@ -37,8 +37,12 @@ DQN = dqn.DQNConfig(
     epsilon=0.5,
     **FAST,
 )
-AGENTS |= {"dqn": (dqn.make, DQN), "dqn, dueling": (functools.partial(dqn.make, dueling=True), DQN)}
-FAMILIES = ["ppo", "a2c", "ppo-kl", "trpo", "reinforce", "dqn"]
+AGENTS |= {
+    "dqn": (dqn.make, DQN),
+    "dqn, dueling": (functools.partial(dqn.make, dueling=True), DQN),
+    "dqn, prioritized": (dqn.make, DQN.replace(prioritized=True, n_step=2)),
+}
+FAMILIES = ["ppo", "a2c", "ppo-kl", "trpo", "reinforce", "dqn", "dqn, prioritized"]
 """Agents with an update of their own."""
 
 

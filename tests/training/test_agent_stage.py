@@ -21,7 +21,11 @@ ALGORITHMS = {
     "ppo-kl": (ppo_kl.make, ppo_kl.PPOKLConfig(epochs=2, **SIZES)),
     "trpo": (trpo.make, trpo.TRPOConfig(epochs=2, **SIZES)),
     "reinforce": (reinforce.make, reinforce.ReinforceConfig(**SIZES)),
-    "dqn": (dqn.make, dqn.DQNConfig(**{**SIZES, "steps": 200}, buffer=80, warmup=40, gradient_steps=2)),
+}
+REPLAY = {**SIZES, "steps": 200, "buffer": 80, "warmup": 40, "gradient_steps": 2}
+ALGORITHMS |= {
+    "dqn": (dqn.make, dqn.DQNConfig(**REPLAY)),
+    "dqn, prioritized": (dqn.make, dqn.DQNConfig(**REPLAY, prioritized=True, n_step=2)),
 }
 SWEEP = {"learning_rate": (1e-3, 1e-2), "discount": (0.9,)}
 
