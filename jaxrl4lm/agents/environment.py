@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from jaxrl4lm.agents.actions import Actions, choose_actions
 from jaxrl4lm.types import Array, InputError, Key
 
+MINATAR = "gymnax.environments.minatar"
+"""The module of games whose observations are floats but of zeros and ones only; their declared space does not say so."""
+
 
 class Spec(NamedTuple):
     """An environment, and what its spaces say; static."""
@@ -23,6 +26,8 @@ class Spec(NamedTuple):
     """Of an observation as networks see it: numbers of states are one-hot vectors."""
     categories: int | None
     """How many numbers an observation can be; None where it is an array."""
+    binary: bool
+    """An observation has only zeros and ones: it is kept as booleans, a quarter of the bytes."""
     horizon: int
     """Steps of the longest episode."""
 
@@ -31,6 +36,10 @@ class Spec(NamedTuple):
         if self.categories is not None:
             return jax.nn.one_hot(observations, self.categories)
         return observations.astype(jnp.float32)
+
+    def keep(self, observations: Array) -> Array:
+        """Observations as they are kept until networks see them."""
+        return observations.astype(bool) if self.binary else observations
 
 
 class Transition(NamedTuple):
@@ -90,6 +99,7 @@ def describe(environment: Any, params: Any) -> Spec:
         actions=choose_actions(environment, params),
         shape=observation.shape if categories is None else (categories,),
         categories=categories,
+        binary=type(environment).__module__.startswith(MINATAR),
         horizon=int(params.max_steps_in_episode),
     )
 
@@ -97,7 +107,7 @@ def describe(environment: Any, params: Any) -> Spec:
 def begin(key: Key, spec: Spec, params: Any, count: int) -> Place:
     """`count` copies at the beginning of an episode."""
     observation, state = jax.vmap(spec.environment.reset, (0, None))(jax.random.split(key, count), params)
-    return Place(state, observation, Episodes(jnp.zeros(count), jnp.full(count, jnp.nan)))
+    return Place(state, spec.keep(observation), Episodes(jnp.zeros(count), jnp.full(count, jnp.nan)))
 
 
 def step(
@@ -113,9 +123,15 @@ def step(
     running, done = place.episodes.running + reward, terminated | truncated
     episodes = Episodes(jnp.where(done, 0, running), jnp.where(done, running, place.episodes.last))
     transition = Transition(
-        place.observation, action, reward, terminated, truncated, info["final_observation"], extra
+        place.observation,
+        action,
+        reward,
+        terminated,
+        truncated,
+        spec.keep(info["final_observation"]),
+        extra,
     )
-    return Place(state, observation, episodes), transition
+    return Place(state, spec.keep(observation), episodes), transition
 
 
 def roll_out(

@@ -1,12 +1,15 @@
 """A ring against a list: what is drawn is what was played, also across its end, at ends, at cuts and at the newest steps."""
 
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl4lm.agents import environment as env
 from jaxrl4lm.agents import replay as R
 from jaxrl4lm.agents.environment import Transition
+from tests.selection import slow_but
 
 COPIES, TIME, SIZE, DISCOUNT = 3, 4, 36, 0.5
 
@@ -122,3 +125,26 @@ def test_a_limit_below_the_horizon_forgets_the_oldest_cuts_and_says_so():
     found = R.look_up(ring, jnp.zeros((COPIES, 2)), jnp.arange(SIZE), discount=0.9)
     np.testing.assert_array_equal(found.weight, [0] * (SIZE - COPIES) + [1] * COPIES)
     np.testing.assert_array_equal(found.next_observation[-COPIES:, 0], steps[5][-1, -1])
+
+
+@pytest.mark.parametrize("name", slow_but(["Breakout", "Asterix", "SpaceInvaders", "Freeway", "Seaquest"], 1))
+def test_games_of_zeros_and_ones_are_remembered_as_booleans(name):
+    """Nothing is lost by it, and each observation is there once."""
+    environment, params = gymnax.make(f"{name}-MinAtar")
+    spec = env.describe(environment, params)
+
+    def play(spec):
+        place = env.begin(jax.random.key(0), spec, params, 2)
+        any_action = lambda key, _: (jax.random.randint(key, (2,), 0, spec.actions.outputs), ())  # noqa: E731
+        return env.roll_out(jax.random.key(1), spec, params, place, any_action, 100)[1]
+
+    kept, raw = play(spec), play(spec._replace(binary=False))
+    for before, after in (
+        (raw.observation, kept.observation),
+        (raw.final_observation, kept.final_observation),
+    ):
+        assert after.dtype == bool
+        np.testing.assert_array_equal(spec.encode(after), before)
+    ring = jax.eval_shape(lambda steps: R.init(steps, 100_000, spec.horizon), kept)
+    cells = np.prod(spec.shape)
+    assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(ring)) < 100_000 * (cells * 1.01 + 13)
