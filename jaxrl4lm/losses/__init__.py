@@ -77,6 +77,7 @@ from jaxrl4lm.losses.value import (
     squared_value,
     td_error,
 )
+from jaxrl4lm.losses.value_distribution import categorical_value, project_categorical, quantile_huber
 
 __all__ = [
     "MAX_LOG_RATIO",
@@ -94,6 +95,7 @@ __all__ = [
     "binary_kl",
     "binary_tv",
     "bradley_terry",
+    "categorical_value",
     "chunked_token_log_probs",
     "cispo",
     "clip_range",
@@ -131,7 +133,9 @@ __all__ = [
     "ppo_clip",
     "ppo_kl_penalty",
     "probability_ratio",
+    "project_categorical",
     "q_learning_error",
+    "quantile_huber",
     "reinforce",
     "reverse_distillation",
     "robust_dpo",

@@ -32,6 +32,17 @@ def ppo_formula(lp, old, a, *, clip_eps, clip_eps_high=None, dual_clip=None):
     return loss if dual_clip is None else np.where(a < 0, np.minimum(loss, -dual_clip * a), loss)
 
 
+def quantile_formula(theta, targets, *, kappa):
+    n, loss = theta.shape[-1], np.zeros(theta.shape[:-1])
+    for i in range(n):
+        for j in range(targets.shape[-1]):
+            u = targets[..., j] - theta[..., i]
+            line = np.abs(u) - kappa / 2
+            huber = line if kappa == 0 else np.where(np.abs(u) <= kappa, u**2 / 2 / kappa, line)
+            loss += np.abs((2 * i + 1) / (2 * n) - (u < 0)) * huber / targets.shape[-1]
+    return loss
+
+
 def over_sequence(x):
     return np.broadcast_to(x.mean(-1, keepdims=True), x.shape)
 

@@ -39,6 +39,7 @@ from tests.losses.formulas import (
     orpo_formula,
     over_sequence,
     ppo_formula,
+    quantile_formula,
     robust_formula,
     sequence_ratio_surrogate,
     sigmoid,
@@ -303,6 +304,26 @@ TABLE = [
             np.abs(v - g) <= delta, (v - g) ** 2 / 2, delta * (np.abs(v - g) - delta / 2)
         ),
         {"delta": 0.8},
+    ),
+    Row(
+        "quantile_huber",
+        losses.quantile_huber,
+        {"quantiles": "logits*", "targets": "logits"},
+        quantile_formula,
+        {"kappa": 0.8},
+    ),
+    Row(
+        "quantile_huber_exact",
+        losses.quantile_huber,
+        {"quantiles": "logits*", "targets": "logits"},
+        quantile_formula,
+        {"kappa": 0.0},
+    ),
+    Row(
+        "categorical_value",
+        losses.categorical_value,
+        {"logits": "logits*", "target_probs": "probs"},
+        lambda z, p: -(p * log_softmax(z)).sum(-1),
     ),
     Row(
         "td_error",

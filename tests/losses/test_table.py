@@ -299,7 +299,9 @@ def test_an_argument_of_a_wrong_shape_is_named(row):
 
 @rows
 def test_one_category_does_not_stand_for_all(row):
-    """[..., 1] would broadcast to [..., A], and a divergence of it is below 0."""
+    """[..., 1] would broadcast to [..., A], and a divergence of it is below 0. A single sample of a return is a target."""
+    if row.function is losses.quantile_huber:
+        return
     values = cast(arguments(row.name))
     for name in [name for name in list(values)[1:] if values[name].ndim == 3]:
         assert_named(row, values | row.hyper | {name: values[name][..., :1]}, name)
@@ -329,6 +331,7 @@ ELSEWHERE = {
     "log1mexp": "test_details.py",
     "log_probs_by_chunks": "tests/models/test_token_log_probs.py; what chunked_token_log_probs does",
     "next_token_cross_entropy": "test_details.py, one element shorter",
+    "project_categorical": "test_value_distribution.py; no loss",
     "probability_ratio": "the ratio of every row above",
     "associative_recurrence": "tests/test_returns.py",
     "sequential_recurrence": "tests/test_returns.py",
