@@ -6,6 +6,7 @@ Reference: Mnih et al. 2015, "Human-level control through deep reinforcement lea
 arXiv:1509.06461; dueling: Wang et al. 2016, arXiv:1511.06581; priorities: Schaul et al. 2016, arXiv:1511.05952.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from jaxrl4lm.agents.on_policy import choose_network
 from jaxrl4lm.agents.replay import Sample
 from jaxrl4lm.agents.value_based import Learner, ValueConfig
 from jaxrl4lm.models import Network
-from jaxrl4lm.types import Array, Key, Params
+from jaxrl4lm.types import Array, Params
 
 
 @jax.tree_util.register_dataclass
@@ -44,14 +45,12 @@ def make(environment: Any, params: Any, *, network: Network | None = None, dueli
     network = network or choose_network(spec, spec.actions.outputs + dueling)
     values = partial(look, network, dueling)
     learner = Learner(
-        spec, begin=partial(begin, spec, network), values=values, loss=partial(loss, spec, values)
+        spec=spec,
+        begin=lambda key, config: value_based.begin(spec, network, key),
+        values=values,
+        loss=partial(loss, spec, values),
     )
     return value_based.make_agent("dqn", learner)
-
-
-def begin(spec: Spec, network: Network, key: Key, config: DQNConfig) -> Params:
-    """The parameters of the network."""
-    return network.init(key, jnp.zeros((1, *spec.shape)))["params"]
 
 
 def look(network: Network, dueling: bool, params: Params, seen: Array) -> Array:
@@ -64,7 +63,12 @@ def look(network: Network, dueling: bool, params: Params, seen: Array) -> Array:
 
 
 def loss(
-    spec: Spec, values: Any, network: Params, target: Params, part: Sample, config: DQNConfig
+    spec: Spec,
+    values: Callable[[Params, Array], Array],
+    network: Params,
+    target: Params,
+    part: Sample,
+    config: DQNConfig,
 ) -> tuple[Array, Array]:
     """Huber losses of the errors of (double) Q-learning `[B]`, and the sizes of these errors."""
     seen, after = map(spec.encode, (part.observation, part.next_observation))

@@ -349,7 +349,7 @@ def learn_in_epochs(
     start: tuple[Params, optax.OptState],
     batch: Any,
     loss: Callable[[Params, Any], tuple[Array, Metrics]],
-    config: EpochConfig,
+    config: Any,
     update: Array,
 ) -> tuple[Params, optax.OptState, Metrics]:
     """`config.epochs` times over a rollout, in `config.minibatches` parts, an optimizer step each.
@@ -357,6 +357,7 @@ def learn_in_epochs(
     Args:
       start: what learns, and the optimizer's state.
       loss: (what learns, minibatch) → (a number, metrics).
+      config: of an agent, with `epochs` and `minibatches`.
       update: number of the update, which decides the learning rate.
     Returns:
       What has learnt, the optimizer's state, mean metrics.

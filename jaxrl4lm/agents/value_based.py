@@ -22,6 +22,7 @@ from jaxrl4lm.agents.config import AgentConfig, adam, descend
 from jaxrl4lm.agents.normalization import Statistics, begin_statistics
 from jaxrl4lm.agents.replay import Replay, Sample
 from jaxrl4lm.lm.config import number, size
+from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, InputError, Key, Metrics, Params, ScalarLike
 
 
@@ -151,6 +152,11 @@ def make_agent(name: str, learner: Learner) -> Agent:
     )
 
 
+def begin(spec: env.Spec, network: Network, key: Key) -> Params:
+    """The parameters of a network at first."""
+    return network.init(key, jnp.zeros((1, *spec.shape)))["params"]
+
+
 def look(learner: Learner, known: Any, observations: Array) -> Array:
     """Values of all actions `[..., A]`, by what is known of a state."""
     return learner.values(known["params"], learner.spec.encode(observations))
@@ -252,7 +258,7 @@ def select(values: Array, others: Array, config: ValueConfig) -> Array:
     return jnp.argmax(others if config.double else values, axis=-1)
 
 
-def take(array: Array, actions: Array) -> Array:
+def pick(array: Array, actions: Array) -> Array:
     """What an array `[..., A, K]` says of actions `[...]`: `[..., K]`."""
     return jnp.take_along_axis(array, actions[..., None, None], axis=-2)[..., 0, :]
 

@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxrl4lm.agents import a2c, dqn, ppo, ppo_kl, reinforce, trpo
+from jaxrl4lm.agents import a2c, c51, dqn, ppo, ppo_kl, pqn, qr_dqn, reinforce, trpo
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import AgentConfig
 from jaxrl4lm.agents.environment import make_environment
@@ -39,6 +39,9 @@ ALGORITHMS = {
     "a2c": (a2c.make, a2c.A2CConfig),
     "reinforce": (reinforce.make, reinforce.ReinforceConfig),
     "dqn": (dqn.make, dqn.DQNConfig),
+    "qr-dqn": (qr_dqn.make, qr_dqn.QRDQNConfig),
+    "c51": (c51.make, c51.C51Config),
+    "pqn": (pqn.make, pqn.PQNConfig),
 }
 
 
@@ -48,7 +51,7 @@ class ProblemOptions:
 
     env: str = "CartPole-v1"
     """A gymnax environment by its name."""
-    algorithm: Literal["ppo", "ppo-kl", "trpo", "a2c", "reinforce", "dqn"] = "ppo"
+    algorithm: Literal["ppo", "ppo-kl", "trpo", "a2c", "reinforce", "dqn", "qr-dqn", "c51", "pqn"] = "ppo"
     """Its hyper-parameters are the options below; --algorithm NAME --help shows those of another."""
     seeds: int = size(1)
     """Agents of each setting, trained side by side."""

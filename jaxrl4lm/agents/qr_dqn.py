@@ -1,0 +1,80 @@
+"""Quantile-regression DQN: the distribution of the return of each action, as quantiles of equal weights.
+
+    θ_i(s, a) towards the quantile τ_i of r + γ·θ′_j(s′, a*), a* the action of the largest mean, θ′ an older network
+
+How one plays and remembers is in `value_based`. Reference: Dabney et al. 2018, arXiv:1710.10044, alg. 1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl4lm import losses
+from jaxrl4lm.agents import value_based
+from jaxrl4lm.agents.agent import Agent
+from jaxrl4lm.agents.environment import Spec
+from jaxrl4lm.agents.on_policy import choose_network
+from jaxrl4lm.agents.replay import Sample
+from jaxrl4lm.agents.value_based import Learner, ValueConfig, pick, select
+from jaxrl4lm.lm.config import number
+from jaxrl4lm.models import Network
+from jaxrl4lm.types import Array, Params, ScalarLike
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class QRDQNConfig(ValueConfig):
+    """Of quantile-regression DQN."""
+
+    kappa: ScalarLike = number(1.0, least=0)
+    """κ of the quantile Huber loss: up to it an error counts squared; 0: none does."""
+
+
+def make(environment: Any, params: Any, *, network: Network | None = None, quantiles: int = 32) -> Agent:
+    """Quantile-regression DQN on an environment with numbered actions.
+
+    Args:
+      params: the environment's; only shapes, the action space and the time limit are read here.
+      network: with as many outputs for each action, those of the first one first; a small one is chosen if None.
+      quantiles: of each action, of the network that is chosen.
+    Raises:
+      InputError: if the actions are vectors.
+    """
+    spec = value_based.describe(environment, params)
+    network = network or choose_network(spec, spec.actions.outputs * quantiles)
+    look_at = partial(look, spec, network)
+    learner = Learner(
+        spec=spec,
+        begin=lambda key, config: value_based.begin(spec, network, key),
+        values=lambda params, seen: look_at(params, seen).mean(-1),
+        loss=partial(loss, spec, look_at),
+    )
+    return value_based.make_agent("qr-dqn", learner)
+
+
+def look(spec: Spec, network: Network, params: Params, seen: Array) -> Array:
+    """Quantiles of the returns of all actions `[..., A, quantiles]`."""
+    outputs = jnp.asarray(network.apply({"params": params}, seen))
+    return outputs.reshape(*outputs.shape[:-1], spec.actions.outputs, -1)
+
+
+def loss(
+    spec: Spec,
+    look: Callable[[Params, Array], Array],
+    network: Params,
+    target: Params,
+    part: Sample,
+    config: QRDQNConfig,
+) -> tuple[Array, Array]:
+    """Quantile Huber losses `[B]`, by which memories are ranked as well."""
+    seen, after = map(spec.encode, (part.observation, part.next_observation))
+    older = look(target, after)
+    best = select(older.mean(-1), look(network, after).mean(-1), config)
+    going_on = jnp.where(part.terminated, 0, part.discount)[:, None]
+    targets = part.reward[:, None] + going_on * pick(older, best)
+    each = losses.quantile_huber(pick(look(network, seen), part.action), targets, kappa=config.kappa)
+    return each, each
