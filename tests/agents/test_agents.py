@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl4lm.agents import a2c, dqn, ppo, ppo_kl, reinforce, trpo
+from jaxrl4lm.agents import a2c, c51, dqn, ppo, ppo_kl, pqn, qr_dqn, reinforce, trpo, value_based
 from jaxrl4lm.agents import agent as A
 from jaxrl4lm.agents.on_policy import monte_carlo, n_step
 from jaxrl4lm.types import InputError
@@ -27,22 +27,32 @@ AGENTS = {
     "a2c, Monte-Carlo": (functools.partial(a2c.make, estimate=monte_carlo), A2C),
     "a2c, one step": (functools.partial(a2c.make, estimate=n_step(1)), A2C),
 }
-DQN = dqn.DQNConfig(
-    steps=64 + 3200,
-    rollout=8,
-    buffer=640,
-    warmup=64,
-    gradient_steps=8,
-    final_learning_rate_share=0.0,
-    epsilon=0.5,
+REPLAY = {
+    "steps": 64 + 3200,
+    "rollout": 8,
+    "buffer": 640,
+    "warmup": 64,
+    "gradient_steps": 8,
+    "final_learning_rate_share": 0.0,
+    "epsilon": 0.5,
     **FAST,
-)
+}
+DQN = dqn.DQNConfig(**REPLAY)
 AGENTS |= {
     "dqn": (dqn.make, DQN),
     "dqn, dueling": (functools.partial(dqn.make, dueling=True), DQN),
     "dqn, prioritized": (dqn.make, DQN.replace(prioritized=True, n_step=2)),
+    "qr-dqn": (functools.partial(qr_dqn.make, quantiles=8), qr_dqn.QRDQNConfig(**REPLAY)),
+    "c51": (
+        functools.partial(c51.make, atoms=13),
+        c51.C51Config(**REPLAY, least_return=-3.0, largest_return=3.0),
+    ),
+    "pqn": (
+        pqn.make,
+        pqn.PQNConfig(steps=6400, rollout=16, epsilon=0.5, final_learning_rate_share=0.0, **FAST),
+    ),
 }
-FAMILIES = ["ppo", "a2c", "ppo-kl", "trpo", "reinforce", "dqn", "dqn, prioritized"]
+FAMILIES = ["ppo", "a2c", "ppo-kl", "trpo", "reinforce", "dqn", "dqn, prioritized", "qr-dqn", "c51", "pqn"]
 """Agents with an update of their own."""
 
 
@@ -74,7 +84,7 @@ def short(name):
     environment, params = gymnax.make("CartPole-v1")
     params = params.replace(max_steps_in_episode=20)
     agent = make(environment, params)
-    config = config.replace(environments=8 if name.startswith("dqn") else 4)
+    config = config.replace(environments=8 if isinstance(config, value_based.ValueConfig) else 4)
     config = config.replace(steps=config.steps_before() + 2 * config.steps_per_update())
     return agent, functools.partial(A.train, agent), config, params
 
