@@ -21,14 +21,18 @@ from jaxrl4lm.agents.environment import Spec
 from jaxrl4lm.agents.on_policy import choose_network
 from jaxrl4lm.agents.replay import Sample
 from jaxrl4lm.agents.value_based import Learner, ValueConfig
+from jaxrl4lm.lm.config import number
 from jaxrl4lm.models import Network
-from jaxrl4lm.types import Array, Params
+from jaxrl4lm.types import Array, Params, ScalarLike
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DQNConfig(ValueConfig):
     """Of deep Q-learning."""
+
+    huber_delta: ScalarLike = number(1.0, above=0)
+    """Errors beyond it count by their size, not its square: a rare one of 100 then weighs as little as one of 1."""
 
 
 def make(environment: Any, params: Any, *, network: Network | None = None, dueling: bool = False) -> Agent:
@@ -79,4 +83,4 @@ def loss(
         )
     else:
         errors = losses.q_learning_error(*given, part.terminated, discount=part.discount)
-    return losses.huber_value(errors, jnp.zeros_like(errors)), jnp.abs(errors)
+    return losses.huber_value(errors, jnp.zeros_like(errors), delta=config.huber_delta), jnp.abs(errors)
