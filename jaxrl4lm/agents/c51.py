@@ -17,7 +17,6 @@ from jaxrl4lm import losses
 from jaxrl4lm.agents import value_based
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.environment import Spec
-from jaxrl4lm.agents.on_policy import choose_network
 from jaxrl4lm.agents.replay import Sample
 from jaxrl4lm.agents.value_based import Learner, ValueConfig, pick, select
 from jaxrl4lm.lm.config import number
@@ -58,7 +57,7 @@ def make(environment: Any, params: Any, *, network: Network | None = None, atoms
       InputError: if the actions are vectors.
     """
     spec = value_based.describe(environment, params)
-    network = network or choose_network(spec, spec.actions.outputs * atoms)
+    network = network or value_based.choose_value_network(spec, spec.actions.outputs * atoms)
     look_at = partial(look, spec, network)
 
     def begin(key: Key, config: C51Config) -> Params:

@@ -18,7 +18,6 @@ from jaxrl4lm import losses
 from jaxrl4lm.agents import value_based
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.environment import Spec
-from jaxrl4lm.agents.on_policy import choose_network
 from jaxrl4lm.agents.replay import Sample
 from jaxrl4lm.agents.value_based import Learner, ValueConfig
 from jaxrl4lm.lm.config import number
@@ -46,7 +45,7 @@ def make(environment: Any, params: Any, *, network: Network | None = None, dueli
       InputError: if the actions are vectors.
     """
     spec = value_based.describe(environment, params)
-    network = network or choose_network(spec, spec.actions.outputs + dueling)
+    network = network or value_based.choose_value_network(spec, spec.actions.outputs + dueling)
     values = partial(look, network, dueling)
     learner = Learner(
         spec=spec,

@@ -20,7 +20,7 @@ from jaxrl4lm.agents import value_based
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import adam
 from jaxrl4lm.agents.normalization import Statistics, begin_statistics
-from jaxrl4lm.agents.on_policy import choose_network, learn_in_epochs
+from jaxrl4lm.agents.on_policy import learn_in_epochs
 from jaxrl4lm.agents.value_based import ExploringConfig, epsilon_at, explore
 from jaxrl4lm.lm.config import number, size
 from jaxrl4lm.models import Network
@@ -88,7 +88,7 @@ def make(environment: Any, params: Any, *, network: Network | None = None) -> Ag
       InputError: if the actions are vectors.
     """
     spec = value_based.describe(environment, params)
-    network = network or choose_network(spec, spec.actions.outputs, layer_norm=True)
+    network = network or value_based.choose_value_network(spec, spec.actions.outputs)
 
     learner = Learner(
         spec, network, values=lambda params, seen: jnp.asarray(network.apply({"params": params}, seen))

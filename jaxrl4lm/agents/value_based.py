@@ -20,6 +20,7 @@ from jaxrl4lm.agents import replay, sum_tree
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import AgentConfig, adam, descend
 from jaxrl4lm.agents.normalization import Statistics, begin_statistics
+from jaxrl4lm.agents.on_policy import choose_network
 from jaxrl4lm.agents.replay import Replay, Sample
 from jaxrl4lm.lm.config import number, size
 from jaxrl4lm.models import Network
@@ -152,6 +153,11 @@ def make_agent(name: str, learner: Learner) -> Agent:
     )
 
 
+def choose_value_network(spec: env.Spec, outputs: int) -> Network:
+    """A small network with layer norm, without which bootstrapped values may run away: Gallici et al. 2024, arXiv:2407.04811."""
+    return choose_network(spec, outputs, layer_norm=True)
+
+
 def begin(spec: env.Spec, network: Network, key: Key) -> Params:
     """The parameters of a network at first."""
     return network.init(key, jnp.zeros((1, *spec.shape)))["params"]
@@ -174,7 +180,7 @@ def init(key: Key, config: ValueConfig, learner: Learner, params: Any) -> State:
     priorities = ()
     if config.prioritized:
         start = Priorities(sum_tree.init(config.buffer), jnp.float32(1))
-        priorities = _rank_new(start, memory.seen, config.warmup, config)
+        priorities = rank_new(start, memory.seen, config.warmup, config)
     return State(
         params=network,
         target=jax.tree.map(jnp.copy, network),
@@ -197,11 +203,11 @@ def update(state: State, config: ValueConfig, learner: Learner, params: Any) -> 
     memory = replay.add(state.memory, steps)
     priorities = state.priorities
     if config.prioritized:
-        priorities = _rank_new(priorities, state.memory.seen, config.steps_per_update(), config)
+        priorities = rank_new(priorities, state.memory.seen, config.steps_per_update(), config)
 
     def learn(carry: tuple[Params, Any, Any], key: Key) -> tuple[tuple[Params, Any, Any], Array]:
         network, opt_state, priorities = carry
-        part = _recall(key, memory, priorities, place.observation, state.step, config)
+        part = recall(key, memory, priorities, place.observation, state.step, config)
 
         def loss(network: Params) -> tuple[Array, Array]:
             each, sizes = learner.loss(network, state.target, part, config)
@@ -210,7 +216,7 @@ def update(state: State, config: ValueConfig, learner: Learner, params: Any) -> 
         (loss_now, sizes), grads = jax.value_and_grad(loss, has_aux=True)(network)
         network, opt_state = descend(config, state.step, grads, opt_state, network)
         if config.prioritized:
-            priorities = _rank(priorities, part.index, sizes, config)
+            priorities = rank(priorities, part.index, sizes, config)
         return (network, opt_state, priorities), loss_now
 
     start = state.params, state.opt_state, priorities
@@ -268,7 +274,7 @@ def _choose_any(spec: env.Spec, key: Key, observations: Array) -> tuple[Array, t
     return jax.random.randint(key, observations.shape[:1], 0, spec.actions.outputs), ()
 
 
-def _recall(
+def recall(
     key: Key, memory: Replay, priorities: Any, latest: Array, update: Array, config: ValueConfig
 ) -> Sample:
     """A batch of memories, with weights that make up for how often each is drawn.
@@ -291,7 +297,7 @@ SMALLEST = 1e-3
 """Added to the size of an error, so that no memory is lost for ever."""
 
 
-def _rank(priorities: Priorities, index: Array, sizes: Array, config: ValueConfig) -> Priorities:
+def rank(priorities: Priorities, index: Array, sizes: Array, config: ValueConfig) -> Priorities:
     """The priorities after steps were looked at, whose errors have these sizes; one that is no number is of size 1."""
     sizes = jnp.where(jnp.isfinite(sizes), sizes, 1) + SMALLEST
     weights = sizes**config.priority_exponent
@@ -300,7 +306,7 @@ def _rank(priorities: Priorities, index: Array, sizes: Array, config: ValueConfi
     )
 
 
-def _rank_new(priorities: Priorities, seen: Array, count: int, config: ValueConfig) -> Priorities:
+def rank_new(priorities: Priorities, seen: Array, count: int, config: ValueConfig) -> Priorities:
     """The priorities after `count` steps were added to a ring that had seen so many: the largest so far."""
     index = (seen + jnp.arange(count)) % config.buffer
     weights = jnp.broadcast_to(priorities.largest, (count,))

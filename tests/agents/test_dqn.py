@@ -102,9 +102,9 @@ def ranked():
     @jax.jit
     def run(key):
         state = agent.init(key, config, params)
-        priorities = value_based._rank(state.priorities, jnp.arange(64), jnp.asarray(sizes), config)
+        priorities = value_based.rank(state.priorities, jnp.arange(64), jnp.asarray(sizes), config)
         here = state.place.observation
-        return priorities, value_based._recall(key, state.memory, priorities, here, jnp.int32(75), config)
+        return priorities, value_based.recall(key, state.memory, priorities, here, jnp.int32(75), config)
 
     return sizes, *run(jax.random.key(0))
 
