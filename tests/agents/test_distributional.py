@@ -1,19 +1,21 @@
 """Distributional agents with a table as network reach Q*, and quantiles and probabilities are those of the returns."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from jaxrl4lm import mdp as M
 from jaxrl4lm.agents import agent as A
-from jaxrl4lm.agents import c51, qr_dqn
+from jaxrl4lm.agents import c51, qr_dqn, value_based
 from jaxrl4lm.envs.finite_mdp import as_environment
 from jaxrl4lm.types import InputError
 from tests.agents.probes import Table
 from tests.agents.test_dqn import OPTIMAL, TABLE, WORLD
 from tests.selection import slow_but
 
-SHARED = {name: getattr(TABLE, name) for name in TABLE.__dataclass_fields__}
+SHARED = {each.name: getattr(TABLE, each.name) for each in dataclasses.fields(value_based.ValueConfig)}
 QR = qr_dqn.QRDQNConfig(**SHARED)
 C51 = c51.C51Config(**SHARED, least_return=-0.5, largest_return=1.5).replace(
     learning_rate=0.3, steps=64 + 300 * 32
@@ -63,6 +65,7 @@ COIN = M.from_arrays(
 """The first state is worth ½ or −½, each as likely."""
 
 
+@pytest.mark.slow
 def test_distributions_are_those_of_the_returns():
     """All returns are among the fixed ones, so that the projections lose nothing."""
     config = QR.replace(kappa=0.0, discount=0.5)
