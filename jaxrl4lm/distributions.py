@@ -1,4 +1,4 @@
-"""Categorical and diagonal Gaussian distributions, as functions of their parameters.
+"""Categorical, diagonal Gaussian and squashed Gaussian distributions, as functions of their parameters.
 
 Softmax statistics are taken in float32 (float64 for float64 logits), also of bfloat16 logits. The log-prob
 of a chosen action is a gather and a logsumexp: no one-hot and no second array of the size of the logits.
@@ -169,3 +169,27 @@ def gaussian_sample(key: Key, mean: Array, log_std: Array) -> Array:
     mean = as_float(mean)
     log_std = jnp.broadcast_to(as_float(log_std), mean.shape)
     return mean + jnp.exp(log_std) * jax.random.normal(key, mean.shape, mean.dtype)
+
+
+def squashed_gaussian_log_prob(mean: Array, log_std: Array, unsquashed: Array) -> Array:
+    """log-density of a = tanh(u), u ~ N(μ, diag σ²): log N(u) − Σ_d log(1 − tanh² u_d), over the last axis.
+
+    It takes u and not a: near ±1 float32 cannot tell one a from the next. The second term is computed as
+    2(log 2 − u − softplus(−2u)), which is finite wherever u is.
+
+    Args:
+      mean: μ [..., D]. Gradients flow through every argument.
+      log_std: log σ, broadcastable to `mean`.
+      unsquashed: u [..., D], as `gaussian_sample` draws it.
+    Returns:
+      [...], in nats.
+    Raises:
+      ValueError: if `unsquashed` does not have the shape of `mean`, or one that broadcasts to it but for D.
+    Reference: Haarnoja et al. 2018, arXiv:1801.01290, eq. 21.
+
+    >>> float(squashed_gaussian_log_prob(jnp.zeros(1), jnp.zeros(1), jnp.zeros(1)))  # tanh is u near 0: −½ log 2π
+    -0.9189385175704956
+    """
+    unsquashed = as_float(unsquashed)
+    log_slopes = 2 * (math.log(2) - unsquashed - jax.nn.softplus(-2 * unsquashed))
+    return gaussian_log_prob(mean, log_std, unsquashed) - log_slopes.sum(-1)

@@ -63,6 +63,34 @@ def test_gaussian():
     np.testing.assert_allclose(result, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("mean, log_std", [(0.0, 0.0), (1.5, -1.0), (-0.7, -2.0)])
+def test_the_squashed_density_sums_to_one(mean, log_std, x64):
+    """Over −1..1, and its mean is that of tanh(u): by the midpoint rule in a, which does not know how u was squashed."""
+    count = 200_000
+    actions = (np.arange(count) + 0.5) / count * 2 - 1
+    one = np.ones((count, 1))
+    density = np.exp(
+        distributions.squashed_gaussian_log_prob(mean * one, log_std * one, np.arctanh(actions)[:, None])
+    )
+    np.testing.assert_allclose(density.sum() * 2 / count, 1, atol=1e-6)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    expected = (weights * np.tanh(mean + np.exp(log_std) * nodes)).sum() / weights.sum()
+    np.testing.assert_allclose((density * actions).sum() * 2 / count, expected, atol=1e-5)
+
+
+def test_the_squashed_density_is_finite_where_tanh_is_one():
+    """In float32 1 − tanh²(30) is 0; coordinates add up, and gradients are finite."""
+    far = jnp.array([[30.0, -30.0]])
+    mean, log_std = jnp.array([[29.0, -31.0]]), jnp.zeros((1, 2))
+    value, grads = jax.value_and_grad(
+        lambda *given: distributions.squashed_gaussian_log_prob(*given).sum(), (0, 1, 2)
+    )(mean, log_std, far)
+    np.testing.assert_allclose(value, 2 * (-0.5 - 0.5 * np.log(2 * np.pi) - np.log(4) + 60), rtol=1e-6)
+    assert all(np.isfinite(grad).all() for grad in grads)
+    with pytest.raises(ValueError, match="actions has shape"):
+        distributions.squashed_gaussian_log_prob(mean, log_std, far[:, :1])
+
+
 def test_samples_follow_the_distribution(key):
     actions = distributions.categorical_sample(key, jnp.broadcast_to(LOGITS[0], (20_000, 5)))
     np.testing.assert_allclose(np.bincount(actions, minlength=5) / 20_000, P[0], atol=0.015)
@@ -81,6 +109,7 @@ def test_statistics_are_in_float32(dtype):
         distributions.categorical_entropy(z),
         distributions.categorical_kl(z, z),
         distributions.gaussian_log_prob(z, z, z),
+        distributions.squashed_gaussian_log_prob(z, z, z),
         distributions.gaussian_entropy(z),
         distributions.gaussian_kl(z, z, z, z),
     ):

@@ -66,6 +66,7 @@ from jaxrl4lm.losses.preference import (
     sppo,
 )
 from jaxrl4lm.losses.sequence_ratio import gmpo, gspo, gspo_token, sequence_log_probs, vespo
+from jaxrl4lm.losses.soft import soft_policy, soft_td_error, soft_temperature
 from jaxrl4lm.losses.unpaired import apo_zero_unpaired, bco, kto, kto_reference_kl
 from jaxrl4lm.losses.value import (
     clipped_value,
@@ -143,6 +144,9 @@ __all__ = [
     "sarsa_error",
     "sequence_log_probs",
     "simpo",
+    "soft_policy",
+    "soft_td_error",
+    "soft_temperature",
     "sppo",
     "squared_value",
     "td_error",

@@ -333,6 +333,33 @@ TABLE = [
         {"discount": 0.9},
     ),
     Row(
+        "soft_td_error",
+        losses.soft_td_error,
+        {
+            "values": "value*",
+            "rewards": "value",
+            "next_values": "value",
+            "next_log_probs": "log_prob",
+            "terminated": "flag",
+        },
+        lambda v, r, n, lp, d, *, discount, temperature: r + discount * (1 - d) * (n - temperature * lp) - v,
+        {"discount": 0.9, "temperature": 0.3},
+    ),
+    Row(
+        "soft_policy",
+        losses.soft_policy,
+        {"log_probs": "log_prob*", "q_values": "value*"},
+        lambda lp, q, *, temperature: temperature * lp - q,
+        {"temperature": 0.3},
+    ),
+    Row(
+        "soft_temperature",
+        losses.soft_temperature,
+        {"log_probs": "log_prob", "log_temperature": "value*"},
+        lambda lp, log_alpha, *, target_entropy: -np.exp(log_alpha) * (lp + target_entropy),
+        {"target_entropy": 0.4},
+    ),
+    Row(
         "sarsa_error",
         losses.sarsa_error,
         NEXT | {"next_actions": "index", "terminated": "flag"},

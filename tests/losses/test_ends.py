@@ -43,6 +43,7 @@ BY_NAME = {
     "nll_coef": [0.0],
     "odds_coef": [0.0],
     "chosen_win_prob": [0.0, 1.0],
+    "target_entropy": [0.0],
     "temperature": [SMALL],
     "threshold": [0.0],
     "power": [0.0],
@@ -56,6 +57,8 @@ BY_ROW = {
     ("generalized_jsd", "beta"): [0.0, 1.0],
     ("ipo", "beta"): [SMALL],
     ("ipo_per_token", "beta"): [SMALL],
+    ("soft_policy", "temperature"): [0.0],
+    ("soft_td_error", "temperature"): [0.0],
     ("sppo", "beta"): [SMALL],
     ("exo", "label_smoothing"): [SMALL, 1 - SMALL],
     ("robust_dpo", "label_smoothing"): [0.0, 0.5 - SMALL],
@@ -69,6 +72,10 @@ CONSTANT = {
     ("gpg", "informative_fraction"),
     ("masked_importance_weights", "high"),  # a step function
     ("masked_importance_weights", "low"),
+    ("soft_policy", "temperature"),
+    ("soft_td_error", "discount"),
+    ("soft_td_error", "temperature"),
+    ("soft_temperature", "target_entropy"),
     ("sppo", "chosen_win_prob"),
     *(
         (f"{name}_error", "discount")
