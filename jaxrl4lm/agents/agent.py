@@ -29,6 +29,11 @@ class Agent(NamedTuple):
     """(what `view` gives, key, observations) → the actions by which the agent is judged."""
     value: Callable[[Any, Array], Array]
     """(what `view` gives, observations) → what the agent expects to earn."""
+    start: Callable[[int], Any] = lambda copies: ()
+    """(how many) → what the agent remembers before so many episodes."""
+    recall: Callable[[Any, Any, Key, Array], tuple[Array, Any]] | None = None
+    """(what `view` gives, memory, key, observations) → actions and the memory after them. None: `act` needs no memory; of an
+    agent that has one, `act` is how it begins an episode."""
 
 
 def view(state: Any) -> dict[str, Any]:
@@ -43,9 +48,13 @@ def evaluate(agent: Agent, seen: Any, key: Key, params: Any, episodes: int) -> A
       seen: as `view` gives it.
       params: of the environment.
     """
-    return measure_returns(
-        key, agent.spec, params, lambda key, observation: agent.act(seen, key, observation), episodes
-    )
+
+    def choose(memory: Any, key: Key, observations: Array) -> tuple[Array, Any]:
+        if agent.recall is None:
+            return agent.act(seen, key, observations), memory
+        return agent.recall(seen, memory, key, observations)
+
+    return measure_returns(key, agent.spec, params, choose, agent.start(episodes), episodes)
 
 
 def train(

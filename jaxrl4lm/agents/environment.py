@@ -156,20 +156,33 @@ def roll_out(
 
 
 def measure_returns(
-    key: Key, spec: Spec, params: Any, choose: Callable[[Key, Array], Array], episodes: int
+    key: Key,
+    spec: Spec,
+    params: Any,
+    choose: Callable[[Any, Key, Array], tuple[Array, Any]],
+    memory: Any,
+    episodes: int,
 ) -> Array:
     """Undiscounted returns `[episodes]` of so many episodes, one of each copy; a policy is judged by their mean.
 
     A scan over the horizon, with what comes after an end masked: its program has no branches, however it is mapped.
+
+    Args:
+      choose: (memory, key, observations `[N, ...]`) → (actions `[N, ...]`, the memory after them).
+      memory: before the first step; () of policies without one.
     """
     key_begin, key_play = jax.random.split(key)
 
-    def once(carry: tuple[Place, Array, Array], key: Key) -> tuple[tuple[Place, Array, Array], None]:
-        place, alive, total = carry
+    def once(
+        carry: tuple[Place, Any, Array, Array], key: Key
+    ) -> tuple[tuple[Place, Any, Array, Array], None]:
+        place, memory, alive, total = carry
         key_choose, key_step = jax.random.split(key)
-        place, transition = step(key_step, spec, params, place, choose(key_choose, place.observation))
+        actions, memory = choose(memory, key_choose, place.observation)
+        place, transition = step(key_step, spec, params, place, actions)
         total += jnp.where(alive, transition.reward, 0)
-        return (place, alive & ~(transition.terminated | transition.truncated), total), None
+        return (place, memory, alive & ~(transition.terminated | transition.truncated), total), None
 
-    start = begin(key_begin, spec, params, episodes), jnp.ones(episodes, bool), jnp.zeros(episodes)
-    return jax.lax.scan(once, start, jax.random.split(key_play, spec.horizon))[0][2]
+    place = begin(key_begin, spec, params, episodes)
+    start = place, memory, jnp.ones(episodes, bool), jnp.zeros(episodes)
+    return jax.lax.scan(once, start, jax.random.split(key_play, spec.horizon))[0][3]

@@ -127,10 +127,10 @@ def make_agent(
         init=lambda key, config, params: (start or init)(key, config, learner, params),
         update=lambda state, config, params: update(state, config, learner, params),
         act=lambda known, key, observations: actions.mode(
-            act(learner, known["params"], _see_known(learner, known, observations))
+            act(learner, known["params"], see_known(learner.spec, known, observations))
         ),
         value=lambda known, observations: value(
-            learner, known["params"], _see_known(learner, known, observations)
+            learner, known["params"], see_known(learner.spec, known, observations)
         ),
     )
 
@@ -158,12 +158,23 @@ def choose_network(spec: env.Spec, outputs: int, **settings: Any) -> Network:
 def init(key: Key, config: OnPolicyConfig, learner: Learner, params: Any) -> State:
     """The state before the first update."""
     key_actor, key_critic, key_place, key = jax.random.split(key, 4)
-    spec = learner.spec
-    example = jnp.zeros((1, *spec.shape))
+    example = jnp.zeros((1, *learner.spec.shape))
     networks: Params = {
         "actor": learner.actor.init(key_actor, example).get("params", {}),
         "critic": learner.critic.init(key_critic, example).get("params", {}),
     }
+    return begin(key_place, key, networks, config, learner.spec, params)
+
+
+def begin(
+    key_place: Key, key: Key, networks: Params, config: OnPolicyConfig, spec: env.Spec, params: Any
+) -> State:
+    """The state before the first update of those networks.
+
+    Args:
+      key_place: draws where the copies of the environment begin.
+      key: of the run.
+    """
     place = env.begin(key_place, spec, params, config.environments)
     statistics = begin_statistics(spec.shape)
     if config.normalize_observations:
@@ -181,9 +192,9 @@ def init(key: Key, config: OnPolicyConfig, learner: Learner, params: Any) -> Sta
     )
 
 
-def see(learner: Learner, statistics: Statistics, observations: Array, normalize: bool) -> Array:
+def see(spec: env.Spec, statistics: Statistics, observations: Array, normalize: bool) -> Array:
     """Observations as networks see them."""
-    seen = learner.spec.encode(observations)
+    seen = spec.encode(observations)
     return standardize(statistics, seen) if normalize else seen
 
 
@@ -197,12 +208,12 @@ def value(learner: Learner, params: Params, seen: Array) -> Array:
     return jnp.asarray(learner.critic.apply({"params": params["critic"]}, seen))[..., 0]
 
 
-def _see_known(learner: Learner, known: Any, observations: Array) -> Array:
+def see_known(spec: env.Spec, known: Any, observations: Array) -> Array:
     """Observations as networks see them, by what is known of a state.
 
     Statistics to which nothing was added standardise nothing.
     """
-    seen, statistics = learner.spec.encode(observations), known["statistics"]
+    seen, statistics = spec.encode(observations), known["statistics"]
     return jnp.where(statistics.count > 1, standardize(statistics, seen), seen)
 
 
@@ -260,39 +271,63 @@ def collect(
     normalize = config.normalize_observations
 
     def choose(key: Key, observations: Array) -> tuple[Array, Array]:
-        outputs = act(learner, state.params, see(learner, state.statistics, observations, normalize))
+        outputs = act(learner, state.params, see(learner.spec, state.statistics, observations, normalize))
         action = learner.spec.actions.sample(key, outputs)
         return action, outputs
 
     place, steps = env.roll_out(key_play, learner.spec, params, state.place, choose, config.rollout)
     seen, after = (
-        see(learner, state.statistics, x, normalize) for x in (steps.observation, steps.final_observation)
+        see(learner.spec, state.statistics, x, normalize)
+        for x in (steps.observation, steps.final_observation)
     )
-    rewards, discounted, return_statistics = _scale_rewards(state, steps, config)
     values, next_values = value(learner, state.params, seen), value(learner, state.params, after)
+    state = state._replace(place=place, key=key)
+    return conclude(state, steps, seen, steps.extra, values, next_values, config, learner.spec, estimate)
+
+
+def conclude(
+    state: State,
+    steps: env.Transition,
+    seen: Array,
+    outputs: Array,
+    values: Array,
+    next_values: Array,
+    config: OnPolicyConfig,
+    spec: env.Spec,
+    estimate: Estimator = generalized,
+) -> tuple[State, Batch, Metrics]:
+    """What is learnt from a rollout that was just played, and the state after it but for the networks.
+
+    Args:
+      state: after the rollout, with the statistics from before it.
+      steps: the rollout `[T, N, ...]`.
+      seen: its observations as networks see them.
+      outputs: of the actor.
+      values: of the observations.
+      next_values: of what followed, before any reset.
+    """
+    rewards, discounted, return_statistics = _scale_rewards(state, steps, config)
     advantages, targets = estimate(rewards, values, next_values, steps.terminated, steps.truncated, config)
     statistics = state.statistics
-    if normalize:
-        statistics = add_batch(statistics, learner.spec.encode(steps.observation))
+    if config.normalize_observations:
+        statistics = add_batch(statistics, spec.encode(steps.observation))
     batch = Batch(
         observation=seen,
         action=steps.action,
-        outputs=steps.extra,
-        log_prob=learner.spec.actions.log_prob(steps.extra, steps.action),
+        outputs=outputs,
+        log_prob=spec.actions.log_prob(outputs, steps.action),
         advantage=advantages,
         target=targets,
         value=values,
         done=steps.terminated | steps.truncated,
     )
     state = state._replace(
-        place=place,
         statistics=statistics,
         discounted=discounted,
         return_statistics=return_statistics,
         step=state.step + 1,
-        key=key,
     )
-    return state, batch, {"return": jnp.nanmean(place.episodes.last), "reward": steps.reward.mean()}
+    return state, batch, {"return": jnp.nanmean(state.place.episodes.last), "reward": steps.reward.mean()}
 
 
 def _scale_rewards(
@@ -336,11 +371,18 @@ def add_critic(
     Args:
       outputs: of the actor now.
     """
-    actions = learner.spec.actions
-    critic = losses.squared_value(value(learner, networks, part.observation), part.target).mean()
-    entropy = actions.entropy(outputs).mean()
+    values = value(learner, networks, part.observation)
+    return add_value_loss(policy, values, part, outputs, config, learner.spec)
+
+
+def add_value_loss(
+    policy: Array, values: Array, part: Batch, outputs: Array, config: OnPolicyConfig, spec: env.Spec
+) -> tuple[Array, Metrics]:
+    """The same, of values that are known."""
+    critic = losses.squared_value(values, part.target).mean()
+    entropy = spec.actions.entropy(outputs).mean()
     total = policy + config.value_coef * critic - config.entropy_coef * entropy
-    kl = losses.kl.k3(part.log_prob, actions.log_prob(outputs, part.action)).mean()
+    kl = losses.kl.k3(part.log_prob, spec.actions.log_prob(outputs, part.action)).mean()
     return total, {"loss/policy": policy, "loss/value": critic, "entropy": entropy, "kl": kl}
 
 
@@ -351,6 +393,7 @@ def learn_in_epochs(
     loss: Callable[[Params, Any], tuple[Array, Metrics]],
     config: Any,
     update: Array,
+    divide: Callable[[Key, Any, int], Any] = shuffle,
 ) -> tuple[Params, optax.OptState, Metrics]:
     """`config.epochs` times over a rollout, in `config.minibatches` parts, an optimizer step each.
 
@@ -359,6 +402,7 @@ def learn_in_epochs(
       loss: (what learns, minibatch) → (a number, metrics).
       config: of an agent, with `epochs` and `minibatches`.
       update: number of the update, which decides the learning rate.
+      divide: (key, rollout, how many) → minibatches.
     Returns:
       What has learnt, the optimizer's state, mean metrics.
     """
@@ -369,7 +413,7 @@ def learn_in_epochs(
         return descend(config, update, grads, opt_state, networks), told
 
     def epoch(carry: tuple[Params, Any], key: Key) -> tuple[tuple[Params, Any], Metrics]:
-        return jax.lax.scan(learn, carry, shuffle(key, batch, config.minibatches))
+        return jax.lax.scan(learn, carry, divide(key, batch, config.minibatches))
 
     (networks, opt_state), told = jax.lax.scan(epoch, start, jax.random.split(key, config.epochs))
     return networks, opt_state, {name: x.mean() for name, x in told.items()}

@@ -14,6 +14,7 @@ import jax
 from jaxrl4lm import losses, reduce
 from jaxrl4lm.agents import on_policy
 from jaxrl4lm.agents.agent import Agent
+from jaxrl4lm.agents.environment import Spec
 from jaxrl4lm.agents.on_policy import Batch, EpochConfig, Learner, State
 from jaxrl4lm.lm.config import number, size
 from jaxrl4lm.models import Network
@@ -56,9 +57,17 @@ def update(state: State, config: PPOConfig, learner: Learner, params: Any) -> tu
 
 def loss(networks: Params, part: Batch, config: PPOConfig, learner: Learner) -> tuple[Array, Metrics]:
     """Clipped surrogate + c_v · value loss − c_H · entropy, and metrics."""
-    actions = learner.spec.actions
     outputs = on_policy.act(learner, networks, part.observation)
-    log_probs = actions.log_prob(outputs, part.action)
-    advantages = reduce.whiten(part.advantage) if config.whiten_advantages else part.advantage
-    policy = losses.ppo_clip(log_probs, part.log_prob, advantages, clip_eps=config.clip_eps).mean()
+    policy = surrogate(part, outputs, config, learner.spec)
     return on_policy.add_critic(policy, networks, part, outputs, config, learner)
+
+
+def surrogate(part: Batch, outputs: Array, config: PPOConfig, spec: Spec) -> Array:
+    """The mean clipped surrogate.
+
+    Args:
+      outputs: of the actor now.
+    """
+    log_probs = spec.actions.log_prob(outputs, part.action)
+    advantages = reduce.whiten(part.advantage) if config.whiten_advantages else part.advantage
+    return losses.ppo_clip(log_probs, part.log_prob, advantages, clip_eps=config.clip_eps).mean()

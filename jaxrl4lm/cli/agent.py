@@ -16,7 +16,21 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxrl4lm.agents import a2c, c51, dqn, ppo, ppo_kl, pqn, qr_dqn, reinforce, trpo
+from jaxrl4lm.agents import (
+    a2c,
+    c51,
+    ddpg,
+    dqn,
+    ppo,
+    ppo_kl,
+    pqn,
+    qr_dqn,
+    recurrent_ppo,
+    reinforce,
+    sac,
+    td3,
+    trpo,
+)
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import AgentConfig
 from jaxrl4lm.agents.environment import make_environment
@@ -42,6 +56,10 @@ ALGORITHMS = {
     "qr-dqn": (qr_dqn.make, qr_dqn.QRDQNConfig),
     "c51": (c51.make, c51.C51Config),
     "pqn": (pqn.make, pqn.PQNConfig),
+    "recurrent-ppo": (recurrent_ppo.make, recurrent_ppo.RecurrentPPOConfig),
+    "sac": (sac.make, sac.SACConfig),
+    "td3": (td3.make, td3.TD3Config),
+    "ddpg": (ddpg.make, ddpg.DDPGConfig),
 }
 
 
@@ -51,7 +69,21 @@ class ProblemOptions:
 
     env: str = "CartPole-v1"
     """A gymnax environment by its name."""
-    algorithm: Literal["ppo", "ppo-kl", "trpo", "a2c", "reinforce", "dqn", "qr-dqn", "c51", "pqn"] = "ppo"
+    algorithm: Literal[
+        "ppo",
+        "ppo-kl",
+        "trpo",
+        "a2c",
+        "reinforce",
+        "recurrent-ppo",
+        "dqn",
+        "qr-dqn",
+        "c51",
+        "pqn",
+        "sac",
+        "td3",
+        "ddpg",
+    ] = "ppo"
     """Its hyper-parameters are the options below; --algorithm NAME --help shows those of another."""
     seeds: int = size(1)
     """Agents of each setting, trained side by side."""
@@ -205,7 +237,10 @@ def build(arguments: Any) -> Training:
         environment, params = make_environment(problem.env)
     except InputError as error:
         raise InputError(f"--env {error}") from None
-    algorithm: Agent = make(environment, params)
+    try:
+        algorithm: Agent = make(environment, params)
+    except InputError as error:
+        raise InputError(f"--algorithm {problem.algorithm}: {error}") from None
     given = {
         each.name: getattr(arguments.hyperparameters, each.name)
         for each in dataclasses.fields(arguments.hyperparameters)

@@ -3,7 +3,7 @@
 from jaxrl4lm.models import lora
 from jaxrl4lm.models.cache import Cache, Prefix
 from jaxrl4lm.models.config import Rope, TransformerConfig
-from jaxrl4lm.models.control import Convolution, Network, Perceptron
+from jaxrl4lm.models.control import Convolution, Network, Perceptron, RecurrentPolicy
 from jaxrl4lm.models.head_files import load_backbone, load_with_head, new_head, save_with_head
 from jaxrl4lm.models.heads import Head, Pooler, init_head, sequence_outputs, span_outputs, token_outputs
 from jaxrl4lm.models.huggingface import load, save
@@ -24,6 +24,7 @@ __all__ = [
     "Perceptron",
     "Pooler",
     "Prefix",
+    "RecurrentPolicy",
     "Rope",
     "Transformer",
     "TransformerConfig",

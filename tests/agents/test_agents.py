@@ -8,11 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl4lm.agents import a2c, c51, dqn, ppo, ppo_kl, pqn, qr_dqn, reinforce, trpo, value_based
+from jaxrl4lm.agents import (
+    a2c,
+    c51,
+    ddpg,
+    dqn,
+    ppo,
+    ppo_kl,
+    pqn,
+    qr_dqn,
+    recurrent_ppo,
+    reinforce,
+    sac,
+    td3,
+    trpo,
+    value_based,
+)
 from jaxrl4lm.agents import agent as A
 from jaxrl4lm.agents.on_policy import monte_carlo, n_step
 from jaxrl4lm.types import InputError
-from tests.agents.probes import all_probes, optimal_values
+from tests.agents.probes import CONTINUOUS_PROBES, all_continuous_probes, all_probes, optimal_values
 from tests.selection import slow_but
 
 FAST = {"environments": 8, "learning_rate": 0.02, "discount": 0.5}
@@ -52,11 +67,36 @@ AGENTS |= {
         pqn.PQNConfig(steps=6400, rollout=16, epsilon=0.5, final_learning_rate_share=0.0, **FAST),
     ),
 }
-FAMILIES = ["ppo", "a2c", "ppo-kl", "trpo", "reinforce", "dqn", "dqn, prioritized", "qr-dqn", "c51", "pqn"]
+AGENTS["recurrent-ppo"] = (
+    recurrent_ppo.make,
+    recurrent_ppo.RecurrentPPOConfig(steps=3200, rollout=16, epochs=4, **FAST),
+)
+OFF_POLICY = {
+    "steps": 64 + 3200,
+    "rollout": 8,
+    "buffer": 640,
+    "warmup": 64,
+    "gradient_steps": 16,
+    "batch": 64,
+    "target_rate": 0.05,
+    "final_learning_rate_share": 0.0,
+    **FAST,
+    "learning_rate": 5e-3,
+}
+CONTINUOUS = {
+    "sac": (sac.make, sac.SACConfig(target_entropy=-3.0, temperature=0.1, **OFF_POLICY)),
+    "td3": (td3.make, td3.TD3Config(exploration_noise=0.3, **OFF_POLICY)),
+    "ddpg": (ddpg.make, ddpg.DDPGConfig(exploration_noise=0.3, **OFF_POLICY)),
+}
+AGENTS |= CONTINUOUS
+FAMILIES = [
+    *("ppo", "a2c", "ppo-kl", "trpo", "reinforce", "recurrent-ppo"),
+    *("dqn", "dqn, prioritized", "qr-dqn", "c51", "pqn", "sac", "td3", "ddpg"),
+]
 """Agents with an update of their own."""
 
 
-@pytest.mark.parametrize("name", slow_but(AGENTS, ["ppo", "dqn"]))
+@pytest.mark.parametrize("name", slow_but([x for x in AGENTS if x not in CONTINUOUS], ["ppo", "dqn"]))
 def test_solves_the_probes(name):
     """The exact values of the states under the best actions, and those actions; five worlds are one program."""
     make, config = AGENTS[name]
@@ -77,14 +117,38 @@ def test_solves_the_probes(name):
     np.testing.assert_array_equal(actions[4], [0, 1])
 
 
+@pytest.mark.parametrize("name", slow_but(CONTINUOUS, ["td3"]))
+def test_solves_the_continuous_probes(name):
+    """The values of the states under the best actions, and those actions; six worlds are one program."""
+    make, config = CONTINUOUS[name]
+    environment, worlds = all_continuous_probes()
+    agent = make(environment, jax.tree.map(lambda x: x[0], worlds))
+    config.check()
+    train = jax.jit(jax.vmap(lambda params: A.train(agent, jax.random.key(0), config, params, episodes=8)))
+    states, history = train(worlds)
+    observations = jnp.eye(3)[:2]
+    values = jax.jit(jax.vmap(lambda state: agent.value(A.view(state), observations)))(states)
+    optimal = np.array([world.values for world in CONTINUOUS_PROBES.values()])
+    reached = np.isfinite(optimal)
+    np.testing.assert_allclose(np.where(reached, values, 0), np.where(reached, optimal, 0), atol=0.1)
+    act = jax.jit(jax.vmap(lambda state: agent.act(A.view(state), jax.random.key(0), observations)))
+    best = np.asarray(worlds.best)[3:, :2]
+    decides = reached[3:]
+    np.testing.assert_allclose(
+        np.where(decides, act(states)[3:, :, 0], 0), np.where(decides, best, 0), atol=0.15
+    )
+    assert all(np.isfinite(x).all() for key, x in history.items() if key != "return")
+
+
 @functools.cache
 def short(name):
-    """(agent, train(key, config, params), config, params): two updates on CartPole."""
+    """(agent, train(key, config, params), config, params): two updates on CartPole, or Pendulum where actions are vectors."""
     make, config = AGENTS[name]
-    environment, params = gymnax.make("CartPole-v1")
+    environment, params = gymnax.make("Pendulum-v1" if name in CONTINUOUS else "CartPole-v1")
     params = params.replace(max_steps_in_episode=20)
     agent = make(environment, params)
-    config = config.replace(environments=8 if isinstance(config, value_based.ValueConfig) else 4)
+    remembers = isinstance(config, value_based.ValueConfig) or name in CONTINUOUS
+    config = config.replace(environments=8 if remembers else 4)
     config = config.replace(steps=config.steps_before() + 2 * config.steps_per_update())
     return agent, functools.partial(A.train, agent), config, params
 
@@ -103,12 +167,13 @@ def test_a_population_is_its_members(name):
     """Over seeds, a hyper-parameter and the environment's parameters at once: each column is the run alone; one trace."""
     _, train, config, params = short(name)
     rates, lengths = jnp.array([1e-3, 3e-3]), jnp.array([0.5, 0.6])
+    changed = "l" if name in CONTINUOUS else "length"
     keys = jax.random.split(jax.random.key(3), 2)
     traces = []
 
     def member(key, rate, length):
         traces.append(0)
-        return train(key, config.replace(learning_rate=rate), params.replace(length=length))
+        return train(key, config.replace(learning_rate=rate), params.replace(**{changed: length}))
 
     together, alone = jax.jit(jax.vmap(member)), jax.jit(member)
     states, history = together(keys, rates, lengths)

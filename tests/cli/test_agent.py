@@ -46,12 +46,47 @@ def test_a_finished_run_has_nothing_to_go_on_with(run, capsys):
         (["--steps", "1001"], "--steps 1001 is no whole number of updates of 1000 steps: give 1000"),
         (["--learning-rate", "0.1", "-1"], "--learning-rate must be positive, not -1.0"),
         (["--seeds", "0"], "--seeds must be positive, not 0"),
+        (
+            ["--algorithm", "sac"],
+            "--algorithm sac: the actions of CartPole-v1 are numbers, sac needs vectors",
+        ),
+        (
+            ["--algorithm", "dqn", "--env", "Pendulum-v1"],
+            "--algorithm dqn: the actions of Pendulum-v1 are vectors",
+        ),
+        (
+            ["--algorithm", "td3", "--gradient-steps", "3"],
+            "--gradient-steps 3 is no multiple of the policy_delay 2",
+        ),
         (["--mesh", "1", "1", "1"], "--mesh spreads a language model over devices"),
     ],
 )
 def test_bad_options_are_one_sentence(words, said, tmp_path, capsys):
     assert main(["agent", *words, "--out", str(tmp_path / "run")]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_vectors_of_actions_are_learnt_swept_and_scored(tmp_path, capsys):
+    words = [
+        "--env",
+        "Pendulum-v1",
+        "--algorithm",
+        "sac",
+        "--steps",
+        "96",
+        "--warmup",
+        "80",
+        "--buffer",
+        "96",
+    ]
+    words += ["--target-entropy=-2", "-1", "--seeds", "2", "--episodes", "2"]
+    assert main(["agent", *words, "--out", str(tmp_path / "run")]) == 0
+    assert "target_entropy=-1" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 0
+    returns = json.loads(capsys.readouterr().out)["held_out"]
+    assert len(returns) == 4
+    assert max(returns) < 0
 
 
 def test_the_defaults_of_every_algorithm_fit():

@@ -9,7 +9,21 @@ import numpy as np
 import pytest
 
 from jaxrl4lm import training
-from jaxrl4lm.agents import a2c, c51, dqn, ppo, ppo_kl, pqn, qr_dqn, reinforce, trpo
+from jaxrl4lm.agents import (
+    a2c,
+    c51,
+    ddpg,
+    dqn,
+    ppo,
+    ppo_kl,
+    pqn,
+    qr_dqn,
+    recurrent_ppo,
+    reinforce,
+    sac,
+    td3,
+    trpo,
+)
 from jaxrl4lm.agents.scores import bootstrap_interval, interquartile_mean
 from jaxrl4lm.types import InputError
 from tests.selection import slow_but
@@ -29,14 +43,22 @@ ALGORITHMS |= {
     "qr-dqn": (qr_dqn.make, qr_dqn.QRDQNConfig(**REPLAY)),
     "c51": (c51.make, c51.C51Config(**REPLAY, least_return=0.0, largest_return=20.0)),
     "pqn": (pqn.make, pqn.PQNConfig(epochs=2, minibatches=2, **SIZES)),
+    "recurrent-ppo": (recurrent_ppo.make, recurrent_ppo.RecurrentPPOConfig(epochs=2, minibatches=2, **SIZES)),
 }
+OFF_POLICY = SIZES | {"steps": 200, "buffer": 80, "warmup": 40, "gradient_steps": 2, "batch": 8}
+CONTINUOUS = {
+    "sac": (sac.make, sac.SACConfig(**OFF_POLICY)),
+    "td3": (td3.make, td3.TD3Config(**OFF_POLICY)),
+    "ddpg": (ddpg.make, ddpg.DDPGConfig(**OFF_POLICY)),
+}
+ALGORITHMS |= CONTINUOUS
 SWEEP = {"learning_rate": (1e-3, 1e-2), "discount": (0.9,)}
 
 
 def begin(name):
-    """(stage, parameters) of two seeds and two settings on a short CartPole."""
+    """(stage, parameters) of two seeds and two settings on a short CartPole, or Pendulum where actions are vectors."""
     make, config = ALGORITHMS[name]
-    environment, params = gymnax.make("CartPole-v1")
+    environment, params = gymnax.make("Pendulum-v1" if name in CONTINUOUS else "CartPole-v1")
     params = params.replace(max_steps_in_episode=20)
     algorithm = make(environment, params)
     members = {"seed": 3, "seeds": 2, "sweep": SWEEP}
