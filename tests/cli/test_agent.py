@@ -55,8 +55,8 @@ def test_a_finished_run_has_nothing_to_go_on_with(run, capsys):
             "--algorithm dqn: the actions of Pendulum-v1 are vectors",
         ),
         (
-            ["--algorithm", "td3", "--gradient-steps", "3"],
-            "--gradient-steps 3 is no multiple of the policy_delay 2",
+            ["--algorithm", "td3", "--env", "Pendulum-v1", "--gradient-steps", "3"],
+            "--gradient-steps 3 is no multiple of the policy_delay 2: give 4",
         ),
         (["--mesh", "1", "1", "1"], "--mesh spreads a language model over devices"),
     ],
