@@ -282,14 +282,13 @@ def collect(
     )
     values, next_values = value(learner, state.params, seen), value(learner, state.params, after)
     state = state._replace(place=place, key=key)
-    return conclude(state, steps, seen, steps.extra, values, next_values, config, learner.spec, estimate)
+    return conclude(state, steps, seen, values, next_values, config, learner.spec, estimate)
 
 
 def conclude(
     state: State,
     steps: env.Transition,
     seen: Array,
-    outputs: Array,
     values: Array,
     next_values: Array,
     config: OnPolicyConfig,
@@ -300,9 +299,8 @@ def conclude(
 
     Args:
       state: after the rollout, with the statistics from before it.
-      steps: the rollout `[T, N, ...]`.
+      steps: the rollout `[T, N, ...]`; `extra` is what the actor said.
       seen: its observations as networks see them.
-      outputs: of the actor.
       values: of the observations.
       next_values: of what followed, before any reset.
     """
@@ -314,8 +312,8 @@ def conclude(
     batch = Batch(
         observation=seen,
         action=steps.action,
-        outputs=outputs,
-        log_prob=spec.actions.log_prob(outputs, steps.action),
+        outputs=steps.extra,
+        log_prob=spec.actions.log_prob(steps.extra, steps.action),
         advantage=advantages,
         target=targets,
         value=values,

@@ -178,7 +178,13 @@ def collect(
     next_values, _ = jax.vmap(partial(learner.critic.step, critic))(memories, after, jnp.zeros_like(begun))
     state = state._replace(place=place, extra=Memory(memory, memories[-1], begins), key=key)
     state, batch, metrics = on_policy.conclude(
-        state, steps, seen, outputs, values[..., 0], next_values[..., 0], config, learner.spec
+        state,
+        steps._replace(extra=outputs),
+        seen,
+        values[..., 0],
+        next_values[..., 0],
+        config,
+        learner.spec,
     )
     return state, Sequences(batch, begun, before), metrics
 
