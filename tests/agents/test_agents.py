@@ -109,6 +109,7 @@ def test_solves_the_probes(name):
     observations, optimal = jnp.eye(3)[:2], optimal_values()
     reached = np.array([[True, True], [True, True], [True, True], [True, False], [True, True]])
     reached[0, 1] = False
+    reached[2, 1] = name != "recurrent-ppo"  # no episode begins there, and its memory would be another
     values = jax.jit(jax.vmap(lambda state: agent.value(A.view(state), observations)))(states)
     np.testing.assert_allclose(np.where(reached, values, 0), np.where(reached, optimal, 0), atol=0.1)
     act = jax.jit(jax.vmap(lambda state: agent.act(A.view(state), jax.random.key(0), observations)))
@@ -192,7 +193,8 @@ def test_seeds_differ_in_parameters_and_in_exploration(name):
     agent, _, config, params = short(name)
     begin = jax.jit(jax.vmap(lambda key: agent.init(key, config, params)))
     starts = begin(jax.random.split(jax.random.key(0), 2))
-    kernels = [x for x in jax.tree.leaves(starts.params) if x.ndim == 3]
+    kernels = [x for path, x in jax.tree.leaves_with_path(starts.params) if "kernel" in str(path[-1])]
+    assert kernels
     assert all((x[0] != x[1]).any() for x in kernels)
     same = starts._replace(params=jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), starts.params))
     same = same._replace(place=jax.tree.map(lambda x: jnp.stack([x[0], x[0]]), starts.place))
