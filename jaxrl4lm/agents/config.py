@@ -66,6 +66,46 @@ class AgentConfig:
         return left // per_update
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ReplayConfig(AgentConfig):
+    """Of agents that remember what was played, and learn from random parts of it."""
+
+    rollout: int = size(10)
+    """Steps of each copy before an update."""
+    gradient_steps: int = size(40)
+    """Optimizer steps of an update."""
+    batch: int = size(64)
+    """Memories of an optimizer step."""
+    buffer: int = size(20_000)
+    """Steps that are remembered; the oldest are overwritten. A multiple of the steps of an update."""
+    warmup: int = size(800)
+    """Steps of random actions before the first update; a multiple of the steps of an update."""
+
+    def steps_per_update(self) -> int:
+        """Environment steps of an update, of all copies together."""
+        return self.environments * self.rollout
+
+    def steps_before(self) -> int:
+        """Those of the warm-up."""
+        return self.warmup
+
+    def check(self) -> None:
+        """Raises InputError, naming the field, its value and the fix, where a number does not fit."""
+        super().check()
+        per_update = self.steps_per_update()
+        for name in ("buffer", "warmup"):
+            if (value := getattr(self, name)) % per_update:
+                more = -(-value // per_update) * per_update
+                raise InputError(
+                    f"{name} {value} is no multiple of the {per_update} steps of an update: give {more}"
+                )
+        if self.warmup > self.buffer:
+            raise InputError(
+                f"warmup {self.warmup} is more than the buffer holds: give at most {self.buffer}"
+            )
+
+
 def learning_rate_at(update: Array, config: AgentConfig) -> Array:
     """The learning rate of an update, from 0; it falls along a line and never below its end."""
     done = jnp.minimum(update / config.count_updates(), 1.0)

@@ -16,7 +16,7 @@ import optax
 from jaxrl4lm.agents import environment as env
 from jaxrl4lm.agents import replay
 from jaxrl4lm.agents.agent import Agent
-from jaxrl4lm.agents.config import AgentConfig, adam, descend
+from jaxrl4lm.agents.config import ReplayConfig, adam, descend
 from jaxrl4lm.agents.normalization import Statistics, begin_statistics
 from jaxrl4lm.lm.config import number, size
 from jaxrl4lm.models import Network, Perceptron
@@ -25,8 +25,8 @@ from jaxrl4lm.types import Array, InputError, Key, Metrics, Params, ScalarLike
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class OffPolicyConfig(AgentConfig):
-    """Of agents that remember what they have done, and learn from random parts of it."""
+class OffPolicyConfig(ReplayConfig):
+    """Of agents whose actions are vectors."""
 
     learning_rate: ScalarLike = number(1e-3, above=0)
     """Of Adam, at its highest."""
@@ -40,33 +40,8 @@ class OffPolicyConfig(AgentConfig):
     """Memories of an optimizer step."""
     buffer: int = size(100_000)
     """Steps that are remembered; the oldest are overwritten. A multiple of the steps of an update."""
-    warmup: int = size(800)
-    """Steps of random actions before the first update; a multiple of the steps of an update."""
     target_rate: ScalarLike = number(0.005, above=0, most=1)
     """τ: the share of the way that the older networks go towards the networks, each time they do."""
-
-    def steps_per_update(self) -> int:
-        """Environment steps of an update, of all copies together."""
-        return self.environments * self.rollout
-
-    def steps_before(self) -> int:
-        """Those of the warm-up."""
-        return self.warmup
-
-    def check(self) -> None:
-        """Raises InputError, naming the field, its value and the fix, where a number does not fit."""
-        super().check()
-        per_update = self.steps_per_update()
-        for name in ("buffer", "warmup"):
-            if (value := getattr(self, name)) % per_update:
-                more = -(-value // per_update) * per_update
-                raise InputError(
-                    f"{name} {value} is no multiple of the {per_update} steps of an update: give {more}"
-                )
-        if self.warmup > self.buffer:
-            raise InputError(
-                f"warmup {self.warmup} is more than the buffer holds: give at most {self.buffer}"
-            )
 
 
 class Learner(NamedTuple):

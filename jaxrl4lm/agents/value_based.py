@@ -18,7 +18,7 @@ import optax
 from jaxrl4lm.agents import environment as env
 from jaxrl4lm.agents import replay, sum_tree
 from jaxrl4lm.agents.agent import Agent
-from jaxrl4lm.agents.config import AgentConfig, adam, descend
+from jaxrl4lm.agents.config import AgentConfig, ReplayConfig, adam, descend
 from jaxrl4lm.agents.normalization import Statistics, begin_statistics
 from jaxrl4lm.agents.on_policy import choose_network
 from jaxrl4lm.agents.replay import Replay, Sample
@@ -40,19 +40,9 @@ class ExploringConfig(AgentConfig):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ValueConfig(ExploringConfig):
+class ValueConfig(ExploringConfig, ReplayConfig):
     """Of agents that learn values from memories."""
 
-    rollout: int = size(10)
-    """Steps of each copy before an update."""
-    gradient_steps: int = size(40)
-    """Optimizer steps of an update."""
-    batch: int = size(64)
-    """Memories of an optimizer step."""
-    buffer: int = size(20_000)
-    """Steps that are remembered; the oldest are overwritten. A multiple of the steps of an update."""
-    warmup: int = size(800)
-    """Steps of random actions before the first update; a multiple of the steps of an update."""
     double: bool = size(True)
     """The network chooses the action that the older one values."""
     target_interval: int = size(1)
@@ -65,29 +55,6 @@ class ValueConfig(ExploringConfig):
     """How much more often: 0 not at all, 1 in proportion to the error."""
     importance_exponent: ScalarLike = number(0.4, least=0, most=1)
     """How much of that their weights make up for at first; it rises to 1, all of it, at the end."""
-
-    def steps_per_update(self) -> int:
-        """Environment steps of an update, of all copies together."""
-        return self.environments * self.rollout
-
-    def steps_before(self) -> int:
-        """Those of the warm-up."""
-        return self.warmup
-
-    def check(self) -> None:
-        """Raises InputError, naming the field, its value and the fix, where a number does not fit."""
-        super().check()
-        per_update = self.steps_per_update()
-        for name in ("buffer", "warmup"):
-            if (value := getattr(self, name)) % per_update:
-                more = -(-value // per_update) * per_update
-                raise InputError(
-                    f"{name} {value} is no multiple of the {per_update} steps of an update: give {more}"
-                )
-        if self.warmup > self.buffer:
-            raise InputError(
-                f"warmup {self.warmup} is more than the buffer holds: give at most {self.buffer}"
-            )
 
 
 class Priorities(NamedTuple):
