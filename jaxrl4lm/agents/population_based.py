@@ -112,7 +112,9 @@ def train(
 ) -> tuple[Population, Generation]:
     """A whole run of exactly `config.steps` steps a member, as one program.
 
-    Args: as of `init` and `advance`.
+    Arguments as of `init` and `advance`.
+
+    Args:
       generations: equal parts of the run, static.
     Returns:
       The population after the last generation, and what became of each, leaves `[G, N]`.
