@@ -14,7 +14,7 @@ ROOT = pathlib.Path(jaxrl4lm.__file__).parent
 # Each room may import the rooms of lower floors, and rooms of its own floor that stand before it in the list.
 FLOORS = [
     ["types"],
-    ["arguments", "reduce"],
+    ["arguments", "fields", "reduce", "user_file"],
     ["distributions", "returns", "advantages", "losses", "diagnostics"],
     ["mdp", "bandits"],
     ["data", "tasks", "envs"],

@@ -19,7 +19,7 @@ from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.environment import Spec
 from jaxrl4lm.agents.replay import Sample
 from jaxrl4lm.agents.value_based import Learner, ValueConfig, pick, select
-from jaxrl4lm.lm.config import number
+from jaxrl4lm.fields import number
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, InputError, Key, Params, ScalarLike
 

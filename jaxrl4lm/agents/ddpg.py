@@ -20,7 +20,7 @@ from jaxrl4lm.agents import off_policy
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.off_policy import Draw, Known, Learner, OffPolicyConfig, State
 from jaxrl4lm.agents.replay import Sample
-from jaxrl4lm.lm.config import number
+from jaxrl4lm.fields import number
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, Key, Metrics, Params, ScalarLike
 

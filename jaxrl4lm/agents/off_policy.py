@@ -18,7 +18,7 @@ from jaxrl4lm.agents import replay
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import ReplayConfig, adam, descend
 from jaxrl4lm.agents.normalization import Statistics, begin_statistics
-from jaxrl4lm.lm.config import number, size
+from jaxrl4lm.fields import number, size
 from jaxrl4lm.models import Network, Perceptron
 from jaxrl4lm.types import Array, InputError, Key, Metrics, Params, ScalarLike
 

@@ -13,7 +13,7 @@ from jaxrl4lm.agents import environment as env
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import AgentConfig, adam, descend
 from jaxrl4lm.agents.normalization import Statistics, add_batch, begin_statistics, scale, standardize
-from jaxrl4lm.lm.config import number, size
+from jaxrl4lm.fields import number, size
 from jaxrl4lm.models import Convolution, Network, Perceptron
 from jaxrl4lm.types import Array, InputError, Key, Metrics, Params, ScalarLike
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxrl4lm.agents.agent import EVALUATION, Agent, evaluate, view
 from jaxrl4lm.agents.config import AgentConfig
-from jaxrl4lm.lm.config import find_range
+from jaxrl4lm.fields import find_range
 from jaxrl4lm.types import Array, InputError, Key
 
 

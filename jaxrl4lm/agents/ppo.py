@@ -16,7 +16,7 @@ from jaxrl4lm.agents import on_policy
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.environment import Spec
 from jaxrl4lm.agents.on_policy import Batch, EpochConfig, Learner, State
-from jaxrl4lm.lm.config import number, size
+from jaxrl4lm.fields import number, size
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, Metrics, Params, ScalarLike
 

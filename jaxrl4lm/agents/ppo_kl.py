@@ -18,7 +18,7 @@ from jaxrl4lm import losses, reduce
 from jaxrl4lm.agents import on_policy
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.on_policy import Batch, EpochConfig, Learner, State
-from jaxrl4lm.lm.config import number
+from jaxrl4lm.fields import number
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, Key, Metrics, Params, ScalarLike
 

@@ -22,7 +22,7 @@ from jaxrl4lm.agents.config import adam
 from jaxrl4lm.agents.normalization import Statistics, begin_statistics
 from jaxrl4lm.agents.on_policy import learn_in_epochs
 from jaxrl4lm.agents.value_based import ExploringConfig, epsilon_at, explore
-from jaxrl4lm.lm.config import number, size
+from jaxrl4lm.fields import number, size
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, Key, Metrics, Params, ScalarLike
 

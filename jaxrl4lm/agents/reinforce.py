@@ -20,7 +20,7 @@ from jaxrl4lm.agents import on_policy
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import descend
 from jaxrl4lm.agents.on_policy import Batch, Learner, OnPolicyConfig, State
-from jaxrl4lm.lm.config import size
+from jaxrl4lm.fields import size
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, InputError, Metrics, Params
 

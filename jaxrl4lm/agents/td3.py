@@ -21,7 +21,7 @@ from jaxrl4lm.agents import off_policy
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.ddpg import act, explore, improve_policy
 from jaxrl4lm.agents.off_policy import Draw, Known, Learner, OffPolicyConfig, State
-from jaxrl4lm.lm.config import number, size
+from jaxrl4lm.fields import number, size
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, InputError, Key, Metrics, ScalarLike
 

@@ -22,7 +22,7 @@ from jaxrl4lm.agents.config import AgentConfig, ReplayConfig, adam, descend
 from jaxrl4lm.agents.normalization import Statistics, begin_statistics
 from jaxrl4lm.agents.on_policy import choose_network
 from jaxrl4lm.agents.replay import Replay, Sample
-from jaxrl4lm.lm.config import number, size
+from jaxrl4lm.fields import number, size
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, InputError, Key, Metrics, Params, ScalarLike
 

@@ -40,7 +40,7 @@ from jaxrl4lm.cli.compilation_cache import count_programs, enable_compilation_ca
 from jaxrl4lm.cli.options import Group, RunOptions, check_numbers, check_seeds, name_option, parse
 from jaxrl4lm.cli.progress import ProgressLine
 from jaxrl4lm.cli.report import report
-from jaxrl4lm.lm.config import size
+from jaxrl4lm.fields import size
 from jaxrl4lm.metrics import SINKS, check_sinks
 from jaxrl4lm.training import Stage, fit, folder
 from jaxrl4lm.training.agent_stage import agent, name_settings, start_agents

@@ -37,8 +37,8 @@ from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.data.corpus import PromptSet, encode_prompts, pad
 from jaxrl4lm.data.files import Row
 from jaxrl4lm.data.rewards import RewardSet, gather_rewards
+from jaxrl4lm.fields import number, size
 from jaxrl4lm.lm import SupervisedConfig
-from jaxrl4lm.lm.config import number, size
 from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.plots.best_of import draw_best_of
 from jaxrl4lm.tasks import Task, token_rewards

@@ -19,7 +19,7 @@ from jaxrl4lm.cli.evaluation_sets import name_files
 from jaxrl4lm.cli.options import name_option, parse
 from jaxrl4lm.cli.report import format_spread, make_cell
 from jaxrl4lm.cli.session import Session
-from jaxrl4lm.lm.config import find_out_of_range, number, size
+from jaxrl4lm.fields import find_out_of_range, number, size
 from jaxrl4lm.training import folder
 from jaxrl4lm.training.draws import summarize
 from jaxrl4lm.training.records import drop_non_finite

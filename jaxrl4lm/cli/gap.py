@@ -6,7 +6,7 @@ import pathlib
 import time
 
 from jaxrl4lm.cli.options import parse
-from jaxrl4lm.lm.config import find_out_of_range, number, size
+from jaxrl4lm.fields import find_out_of_range, number, size
 from jaxrl4lm.types import InputError
 
 

@@ -19,8 +19,8 @@ from jaxrl4lm.cli.config_file import fill, revive, take_files
 from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.decoding import Sampling, min_new_tokens, min_p, repetition_penalty, top_k, top_p
 from jaxrl4lm.decoding.processors import Penalty, Truncation
+from jaxrl4lm.fields import find_out_of_range, number, size
 from jaxrl4lm.lm import ReinforcementConfig
-from jaxrl4lm.lm.config import find_out_of_range, number, size
 from jaxrl4lm.types import InputError, ScalarLike
 
 LARGEST_SEED = 2**31

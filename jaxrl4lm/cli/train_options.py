@@ -18,6 +18,7 @@ from jaxrl4lm.cli.options import (
     name_option,
     parse,
 )
+from jaxrl4lm.fields import number, size
 from jaxrl4lm.lm import ReinforcementConfig, SupervisedConfig
 from jaxrl4lm.lm.algorithms import (
     ALGORITHMS,
@@ -31,7 +32,6 @@ from jaxrl4lm.lm.algorithms import (
     Algorithm,
     adapt_entropy_price,
 )
-from jaxrl4lm.lm.config import number, size
 from jaxrl4lm.lm.credit import penalize_length
 from jaxrl4lm.lm.surrogates import select_top_entropy
 from jaxrl4lm.types import InputError

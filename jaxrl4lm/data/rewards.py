@@ -6,13 +6,10 @@ what its signature names, or everything if it has `**`. It may be `async`, and m
 
 import asyncio
 import copy
-import importlib.util
 import inspect
 import math
 import pathlib
 import re
-import sys
-import traceback
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -24,6 +21,7 @@ from jaxrl4lm.advantages import normalize_then_sum
 from jaxrl4lm.data.files import Message, find_last_text
 from jaxrl4lm.data.token_reward import TokenReward
 from jaxrl4lm.types import InputError
+from jaxrl4lm.user_file import describe_error, load_function
 
 Reward = Callable[..., Any]
 """Returns a list of floats, or whatever a user returns: `judge` checks it."""
@@ -94,33 +92,7 @@ def parse(text: str) -> Reward:
         raise InputError(
             f"--reward {text}: not a reward; use exact_match, numeric_answer, length:N, regex:PATTERN or FILE.py:function"
         )
-    return _load(pathlib.Path(path), function)
-
-
-def _load(path: pathlib.Path, function: str) -> Reward:
-    if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
-        raise InputError(f"--reward: {path} {what}: check the path")
-    spec = importlib.util.spec_from_file_location(f"_reward_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None  # the name ends in .py
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses and pickles look their module up by its name; files beside this one may be imported by it.
-    sys.modules[spec.name] = module
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    # Leave no __pycache__ beside the user's file.
-    keep, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the user's file does wrong
-        raise InputError(f"--reward: importing {path} raised {_describe(error)}: mend the file") from error
-    finally:
-        sys.dont_write_bytecode = keep
-    reward = getattr(module, function, None)
-    if not callable(reward):
-        raise InputError(f"--reward: {path} has no function {function!r}: name one that it defines")
-    return reward
+    return load_function(pathlib.Path(path), function, "--reward")
 
 
 def check_columns(reward: Reward, name: str, columns: Sequence[str]) -> None:
@@ -264,7 +236,7 @@ def check_scores(scores: Any, name: str, prompts: Sequence[str | list[Message]])
         raise scores
     if isinstance(scores, BaseException):
         raise InputError(
-            f"the reward {name} raised {_describe(scores)} ({first}): mend the function"
+            f"the reward {name} raised {describe_error(scores)} ({first}): mend the function"
         ) from scores
     try:
         if isinstance(scores, str | bytes | dict):
@@ -354,16 +326,6 @@ def gather_rewards(
             f"reward_weights has {len(weights)} numbers for {len(named)} rewards: give one for each"
         )
     return RewardSet(named, None if weights is None else tuple(weights), normalized)
-
-
-_MACHINERY = (__file__, "<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
-
-
-def _describe(error: BaseException) -> str:
-    """An exception on one line, with the line of code that raised it."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in _MACHINERY]
-    where = f" at {pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"{type(error).__name__}{where}: {' '.join(str(error).split()) or 'no message'}"
 
 
 def _shorten(prompt: str | Sequence[Message]) -> str:
