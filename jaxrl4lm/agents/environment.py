@@ -3,6 +3,7 @@
 Shapes: `T` time, `N` copies of the environment side by side.
 """
 
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.agents.actions import Actions, choose_actions
+from jaxrl4lm.envs.time_aware import TimeAware
 from jaxrl4lm.types import Array, InputError, Key
+from jaxrl4lm.user_file import describe_error, load_function
 
 MINATAR = "gymnax.environments.minatar"
 """The module of games whose observations are floats but of zeros and ones only; their declared space does not say so."""
@@ -76,17 +79,46 @@ class Place(NamedTuple):
     episodes: Episodes
 
 
-def make_environment(name: str) -> tuple[Any, Any]:
-    """A gymnax environment and its default parameters.
+def make_environment(name: str, *, time_aware: bool = False) -> tuple[Any, Any]:
+    """An environment and its default parameters.
 
+    Args:
+      name: of a gymnax environment, or FILE.py:function, which gives an environment of the gymnax 1.0 interface and its
+        parameters.
+      time_aware: whether observations tell the time that is left (`envs.time_aware`).
     Raises:
       InputError: if there is none of that name.
     """
+    path, _, function = name.rpartition(":")
+    if path.endswith(".py"):
+        environment, params = _make_own(pathlib.Path(path), function)
+    else:
+        try:
+            environment, params = gymnax.make(name)
+        except ValueError:
+            names = ", ".join(gymnax.registered_envs)
+            raise InputError(f"{name} is no environment: name FILE.py:function or one of {names}") from None
+    return (TimeAware(environment, params), params) if time_aware else (environment, params)
+
+
+def _make_own(path: pathlib.Path, function: str) -> tuple[Any, Any]:
+    """What a user's function gives, if it is an environment with its parameters."""
+    name = f"{path}:{function}"
     try:
-        return gymnax.make(name)
-    except ValueError:
-        names = ", ".join(gymnax.registered_envs)
-        raise InputError(f"{name} is no environment: name one of {names}") from None
+        made = load_function(path, function, name)()
+    except InputError:
+        raise
+    except Exception as error:  # whatever the user's function does wrong
+        raise InputError(f"{name} raised {describe_error(error)}: mend the function") from error
+    if not isinstance(made, tuple) or len(made) != 2 or not hasattr(made[0], "step"):
+        raise InputError(
+            f"{name} gave {type(made).__name__}: return an environment and its parameters, two values"
+        )
+    if not hasattr(made[1], "max_steps_in_episode"):
+        raise InputError(
+            f"{name}: its parameters have no max_steps_in_episode: say after how many steps an episode is cut"
+        )
+    return made
 
 
 def describe(environment: Any, params: Any) -> Spec:

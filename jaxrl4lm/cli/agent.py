@@ -68,7 +68,10 @@ class ProblemOptions:
     """What is learnt, by what, and how often."""
 
     env: str = "CartPole-v1"
-    """A gymnax environment by its name."""
+    """A gymnax environment by its name, or FILE.py:function, which returns one of your own and its parameters."""
+    time_aware: bool = False
+    """Observations tell the time that is left, and the limit is an end like others (arXiv:1712.00378). Otherwise a limit cuts an
+    episode whose values go on."""
     algorithm: Literal[
         "ppo",
         "ppo-kl",
@@ -162,8 +165,9 @@ def main(words: list[str]) -> int:
     check(arguments)
     enable_compilation_cache()
     training, options = build(arguments), arguments.run
-    fresh = dataclasses.replace(arguments, run=dataclasses.replace(options, resume=None))
-    name = f"{arguments.problem.env}-{arguments.problem.algorithm}-seed{options.seed}"
+    problem = dataclasses.replace(arguments.problem, env=make_absolute(arguments.problem.env))
+    fresh = dataclasses.replace(arguments, problem=problem, run=dataclasses.replace(options, resume=None))
+    name = f"{_name_world(problem.env).replace('.py:', '-')}-{problem.algorithm}-seed{options.seed}"
     path = options.resume or run_folder.choose_folder(options.out, name)
     console = Console()
     members = training.seeds * len(training.labels)
@@ -185,6 +189,17 @@ def main(words: list[str]) -> int:
         console.print(tabulate(training, run.progress.scores[training.stage.name]["held_out"]))
     scores = run.progress._replace(scores={})  # the table above says them
     return report(console, run._replace(progress=scores), "return", "agent", programs)
+
+
+def make_absolute(env: str) -> str:
+    """The same environment, named so that a run can go on from another folder."""
+    path, _, function = env.rpartition(":")
+    return f"{Path(path).absolute()}:{function}" if path.endswith(".py") else env
+
+
+def _name_world(env: str) -> str:
+    """An environment's name without folders."""
+    return env.split("/")[-1] if ".py:" in env else env
 
 
 def _find_algorithm(words: Sequence[str]) -> str:
@@ -234,7 +249,7 @@ def build(arguments: Any) -> Training:
     problem, run = arguments.problem, arguments.run
     make, kind = ALGORITHMS[problem.algorithm]
     try:
-        environment, params = make_environment(problem.env)
+        environment, params = make_environment(problem.env, time_aware=problem.time_aware)
     except InputError as error:
         raise InputError(f"--env {error}") from None
     try:
@@ -262,7 +277,7 @@ def build(arguments: Any) -> Training:
     except InputError as error:
         name, _, rest = str(error).partition(" ")
         raise InputError(f"{name_option(name)} {rest}" if name in given else str(error)) from None
-    title = f"{problem.env}, {problem.algorithm}"
+    title = f"{_name_world(problem.env)}, {problem.algorithm}"
     return Training(title, stage, name_settings(sweep), problem.seeds, start)
 
 

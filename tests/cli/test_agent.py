@@ -42,10 +42,11 @@ def test_a_finished_run_has_nothing_to_go_on_with(run, capsys):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--env", "Go"], "--env Go is no environment: name one of CartPole-v1"),
+        (["--env", "Go"], "--env Go is no environment: name FILE.py:function or one of CartPole-v1"),
         (["--steps", "1001"], "--steps 1001 is no whole number of updates of 1000 steps: give 1000"),
         (["--learning-rate", "0.1", "-1"], "--learning-rate must be positive, not -1.0"),
         (["--seeds", "0"], "--seeds must be positive, not 0"),
+        (["--env", "none.py:make"], "--env none.py:make: none.py does not exist: check the path"),
         (
             ["--algorithm", "sac"],
             "--algorithm sac: the actions of CartPole-v1 are numbers, sac needs vectors",
@@ -87,6 +88,26 @@ def test_vectors_of_actions_are_learnt_swept_and_scored(tmp_path, capsys):
     returns = json.loads(capsys.readouterr().out)["held_out"]
     assert len(returns) == 4
     assert max(returns) < 0
+
+
+def test_a_world_of_ones_own_that_tells_the_time(tmp_path, monkeypatch, capsys):
+    """Its run goes on, and is scored, from another folder."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine.py").write_text(
+        "import gymnax\n\ndef make():\n    world, params = gymnax.make('CartPole-v1')\n"
+        "    return world, params.replace(max_steps_in_episode=6)\n"
+    )
+    monkeypatch.chdir(tmp_path / "here")
+    words = ["--env", "mine.py:make", "--time-aware", *SMALL[2:], "--algorithm", "a2c", "--out", "run"]
+    assert main(["agent", *words]) == 0
+    assert "mine.py:make, a2c: 1 agents" in capsys.readouterr().out
+    config = json.loads((tmp_path / "here" / "run" / "config.json").read_text())
+    assert config["problem"]["env"] == f"{tmp_path}/here/mine.py:make"
+    monkeypatch.chdir(tmp_path)
+    assert main(["agent", "--resume", "here/run"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "here/run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["held_out"] == [6.0]
 
 
 def test_the_defaults_of_every_algorithm_fit():
