@@ -44,6 +44,7 @@ from jaxrl4lm.plots.best_of import draw_best_of
 from jaxrl4lm.tasks import Task, token_rewards
 from jaxrl4lm.training.candidates import (
     Candidates,
+    NothingKept,
     check_kept,
     choose_batch,
     draw_batches,
@@ -133,7 +134,7 @@ def main(words: list[str]) -> int:
         create(path, run_folder.describe_run("best-of-n", arguments))
     try:
         return _run(arguments, path)
-    except FolderExists:
+    except (FolderExists, NothingKept):  # to go on would end there again
         raise
     except InputError as error:
         if not any(path.rglob(ALL)):
@@ -162,6 +163,11 @@ def check(arguments: BestArguments) -> None:
         raise InputError(
             "--prompts needs a --reward (a task has its own prompts): name a built-in one or FILE.py:function"
         )
+    best = arguments.best
+    if best.keep is not None and best.keep > best.n:
+        raise InputError(f"--keep {best.keep}: of {best.n} completions of a prompt, keep at most {best.n}")
+    if best.from_base and not best.rounds:
+        raise InputError("--from-base says where each round begins: give --rounds, or leave it out")
     find_model(arguments.best.model)
 
 

@@ -57,6 +57,10 @@ def main(words: list[str]) -> int:
     parsed = parse(EvaluateArguments, words, "evaluate")
     if found := find_out_of_range(parsed):
         raise InputError(f"{name_option(found[0])} {found[1]}")
+    if parsed.success != EvaluateArguments.success and not parsed.draws:
+        raise InputError(
+            f"--success {parsed.success:g} is for pass@k and maj@k of draws: give --draws, or leave it out"
+        )
     enable_compilation_cache()
     if run_folder.read_command(parsed.run) == "agent":
         from jaxrl4lm.cli import agent

@@ -81,7 +81,8 @@ class RewardPool:
         if len(failed) > MOST_FAILED * len(answers):
             raise InputError(
                 f"the reward {self.__name__} failed for {len(failed)} of {len(answers)} completions, the last time because it "
-                f"{failed[-1]}: mend it, or give it more than {self._limit:g} seconds for each"
+                f"{failed[-1].removesuffix(': mend the function')}: mend it, or, if it is slow, give it more than "
+                f"{self._limit:g} seconds for each"
             )
         extra: dict[str, list] = {}
         for i, answer in enumerate(answers):

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -263,6 +264,9 @@ def check_scores(scores: Any, name: str, prompts: Sequence[str | list[Message]])
     return [math.nan if score is None else float(score) for score in scores]
 
 
+_normalize = jax.jit(normalize_then_sum)
+
+
 class RewardSet(NamedTuple):
     """Several rewards as one."""
 
@@ -283,7 +287,7 @@ class RewardSet(NamedTuple):
         weights = np.ones(len(scores)) if self.weights is None else np.asarray(self.weights, float)
         if self.normalized and copies > 1:
             grouped = scores.reshape(len(scores), -1, copies)
-            total = np.asarray(normalize_then_sum(jnp.asarray(grouped), jnp.asarray(weights))).reshape(-1)
+            total = np.asarray(_normalize(jnp.asarray(grouped), jnp.asarray(weights))).reshape(-1)
         else:
             total = np.nansum(weights[:, None] * scores, 0)
         return np.where(np.isnan(scores).all(0), math.nan, total)

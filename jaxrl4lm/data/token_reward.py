@@ -10,7 +10,8 @@ import jax
 import numpy as np
 
 from jaxrl4lm.data.corpus import bucket, pad
-from jaxrl4lm.types import Array
+from jaxrl4lm.types import Array, InputError
+from jaxrl4lm.user_file import describe_error
 
 
 class TokenReward:
@@ -19,6 +20,8 @@ class TokenReward:
     >>> @TokenReward
     ... def brevity(prompts, prompt_mask, completions, mask):
     ...     return -0.1 * mask.sum(-1)
+
+    It applies to every completion: where it is no finite number, the run stops.
     """
 
     def __init__(self, score: Callable[..., Array], params: Any = None, *, name: str | None = None):
@@ -26,7 +29,7 @@ class TokenReward:
 
         Args:
           score: `([params,] prompts [B, P], prompt_mask, completions [B, T], mask)` -> rewards `[B]`; prompts are padded on
-            the left, completions on the right.
+            the left, completions on the right, to the most tokens that one may have. The mask has the end token.
           params: a pytree that the function reads, its first argument then: an argument of the program, no constant in it.
           name: for messages and metrics; that of the function if None.
         """
@@ -43,10 +46,40 @@ class TokenReward:
         given = () if self.params is None else (params,)
         return self._score(*given, prompts, prompt_mask, completions, mask)
 
+    def check(self, name: str, room: int) -> None:
+        """Refuses a function that cannot be traced, or gives another shape.
+
+        Args:
+          name: of the reward, for the message.
+          room: the most tokens of a completion.
+        Raises:
+          InputError: saying what is wrong.
+        """
+        completions, prompts = (
+            (jax.ShapeDtypeStruct((4, width), dtype) for dtype in (np.int32, bool)) for width in (room, 8)
+        )
+        try:
+            said = jax.eval_shape(self.score, self.params, *prompts, *completions)
+        except Exception as error:  # whatever the user's function does wrong
+            raise InputError(
+                f"the reward {name} raised {describe_error(error)}: mend the function"
+            ) from error
+        if getattr(said, "shape", None) != (4,):
+            raise InputError(
+                f"the reward {name} gives {said} of 4 completions: return an array of shape (4,), a number for each"
+            )
+
     def __call__(
-        self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Sequence[int]],
+        room: int | None = None,
     ) -> np.ndarray:
-        """Rewards `[B]` of completions that were drawn elsewhere."""
-        sides = ((prompt_ids, True), (completion_ids, False))
-        padded = (pad(ids, bucket(max(map(len, ids))), 0, left=left) for ids, left in sides)
-        return np.asarray(self._compiled(self.params, *(x for pair in padded for x in pair)))
+        """Rewards `[B]` of completions that were drawn elsewhere.
+
+        Args:
+          room: T, the most tokens of a completion; enough for these if None.
+        """
+        room = room or bucket(max(map(len, completion_ids)))
+        prompts = pad(prompt_ids, bucket(max(map(len, prompt_ids))), 0, left=True)
+        return np.asarray(self._compiled(self.params, *prompts, *pad(completion_ids, room, 0, left=False)))

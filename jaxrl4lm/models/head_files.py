@@ -128,7 +128,10 @@ def load_with_head(
     form = find_form(hf, kind)
     name = next((name for name in (form.output, *NAMES) if f"{name}.weight" in tensors), None)
     if name is None:
-        raise CheckpointError(f"{folder} has no task head ({', '.join(NAMES)}): use models.load")
+        raise CheckpointError(
+            f"{folder} has no task head ({', '.join(NAMES)}): it is no reward model and no "
+            "classifier (jaxrl4lm reward and head train such); models.load reads it"
+        )
 
     def take(name: str, part: str) -> Any:
         tensor = tensors.pop(f"{name}.{part}", None)

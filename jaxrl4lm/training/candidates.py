@@ -18,7 +18,7 @@ from jaxrl4lm.data.files import Message
 from jaxrl4lm.data.rewards import RewardSet, gather_rewards
 from jaxrl4lm.decoding import Sampling
 from jaxrl4lm.models import LanguagePolicy
-from jaxrl4lm.training.evaluation import AT_ONCE, complete_prompts, judge_completions
+from jaxrl4lm.training.evaluation import AT_ONCE, compile_rewards, complete_prompts, judge_completions
 from jaxrl4lm.training.hosted_updates import fill_columns, hide_column
 from jaxrl4lm.training.language_stage import make_rows
 from jaxrl4lm.training.reinforcement_stage import LONGEST_COMPLETION, Rewards
@@ -103,13 +103,14 @@ def draw_batches(
       first: the prompt to begin with, the first of a batch; batches are the same whichever come before them.
     """
     complete = complete_prompts(policy, tokenizer, dataclasses.replace(sampling, copies=n))
+    rewards = compile_rewards(rewards, tokenizer, prompts, sampling.length)
     total, size = len(prompts.rows), choose_batch(n)
     for begin in range(first, total, size):
         count = min(size, total - begin)
         # The last batch is filled up, to keep the shape.
         chosen = prompts.select([min(i, total - 1) for i in range(begin, begin + size)])
         said = complete(params, chosen, jax.random.fold_in(key, begin))[: count * n]
-        each = judge_completions(rewards, chosen, range(count), said, n)
+        each = judge_completions(rewards, chosen, range(count), said, n, room=sampling.length)
         totals = rewards.add(each, n)
         several = dict(zip(rewards.functions, each, strict=True)) if len(each) > 1 else {}
         yield [
@@ -211,15 +212,19 @@ def summarize_candidates(candidates: Sequence[Candidates]) -> dict[str, Any]:
     }
 
 
+class NothingKept(InputError):
+    """No completion is good enough."""
+
+
 def check_kept(kept: Sequence[Mapping[str, Any]], candidates: Sequence[Candidates]) -> None:
-    """Raises InputError where nothing was kept, with the reason."""
+    """Raises NothingKept where nothing was, with the reason."""
     if kept:
         return
     scores = [s for each in candidates for s in each.scores if s is not None]
     ended = sum(sum(each.ended) for each in candidates)
     best = f"the best score is {max(scores):g}" if scores else "no reward applies to any"
     total = sum(len(each.ended) for each in candidates)
-    raise InputError(
+    raise NothingKept(
         f"no completion can be kept: {best}, and {ended} of {total} ended by themselves; lower the least score, raise "
         "--max-new-tokens, or keep those that were cut (--keep-unended)"
     )

@@ -141,7 +141,7 @@ def evaluate_prompts(
       sets: further prompts by names; their figures are NAME/reward, NAME/length, NAME/ended, and NAME/REWARD of each of several.
       best_by: the set by which evaluations are ranked; None: what is held out.
     """
-    judged = gather_rewards(rewards)
+    gathered = gather_rewards(rewards)
     complete = complete_prompts(policy, tokenizer, make_greedy(sampling) if greedy else sampling)
 
     @functools.cache
@@ -150,7 +150,9 @@ def evaluate_prompts(
 
     def evaluate(prompts: PromptSet, name: str) -> Evaluation:
         label = f"{name} mean reward ({'greedy' if greedy else 'sampled'})"
-        return _evaluate_set(prompts, judged, complete, draw_each, label)
+        judged = compile_rewards(gathered, tokenizer, prompts, sampling.length)
+        judge_each = partial(judge_completions, judged, room=sampling.length)
+        return _evaluate_set(prompts, judged, judge_each, complete, draw_each, label)
 
     each = {name: evaluate(those, name) for name, those in sets.items()}
     return _add_sets(evaluate(prompts, "held-out"), each, best_by)
@@ -159,13 +161,14 @@ def evaluate_prompts(
 def _evaluate_set(
     prompts: PromptSet,
     rewards: RewardSet,
+    judge_each: Callable[..., np.ndarray],
     complete: "Complete",
     draw_each: "Callable[[int], Complete]",
     label: str,
 ) -> Evaluation:
     def evaluate(params: Params, judged: PromptSet) -> tuple[list[Completion], np.ndarray]:
         completions = complete(params, judged)
-        return completions, judge_completions(rewards, judged, range(len(completions)), completions)
+        return completions, judge_each(judged, range(len(completions)), completions)
 
     def score(params: Params) -> Numbers:
         completions, scores = evaluate(params, prompts)
@@ -186,7 +189,7 @@ def _evaluate_set(
 
     def draw(params: Params, n: int) -> Draws:
         completions = draw_each(n)(params, prompts)
-        scores = judge_completions(rewards, prompts, range(len(prompts.rows)), completions, n)
+        scores = judge_each(prompts, range(len(prompts.rows)), completions, n)
         each = dict(zip(rewards.functions, scores, strict=True)) if len(scores) > 1 else {}
         return _arrange_draws(prompts.texts, completions, rewards.add(scores), each)
 
@@ -258,23 +261,45 @@ def judge_completions(
     state: TrainerState | None = None,
     log: Log | None = None,
     known: Mapping[str, np.ndarray] = MappingProxyType({}),
+    room: int | None = None,
 ) -> np.ndarray:
     """Scores `[rewards, completions]`, the copies of a prompt being consecutive; nan where a reward does not apply.
 
     Args:
       known: the scores of rewards that have been called, by their names.
+      room: the most tokens that a completion may have.
     """
     rows = [i for i in indices for _ in range(copies)]
     given, ids = [prompts.given[i] for i in rows], [each.ids for each in completions]
     said: dict[str, Any] = dict(known)
     for name, reward in rewards.functions.items():
         if name not in known and isinstance(reward, TokenReward):
-            said[name] = reward([prompts.ids[i] for i in rows], ids)
+            said[name] = reward([prompts.ids[i] for i in rows], ids, room)
     scores = {name: check_scores(np.asarray(each).tolist(), name, given) for name, each in said.items()}
     others = {name: reward for name, reward in rewards.functions.items() if name not in said}
     batch = Batch(given, [each.text for each in completions], ids, prompts.columns(indices, copies))
     scores |= zip(others, judge(others, batch, state, log), strict=True)
     return np.array([scores[name] for name in rewards.functions])
+
+
+def compile_rewards(rewards: RewardSet, tokenizer: Tokenizer, prompts: PromptSet, room: int) -> RewardSet:
+    """The rewards, with reward models that read the policy's own ids as functions of these: the same wherever they are asked.
+
+    Args:
+      tokenizer: of the policy.
+      prompts: what is completed.
+      room: the most tokens of a completion.
+    Raises:
+      InputError: if a reward of tokens cannot be called with such.
+    """
+    functions = {}
+    for name, reward in rewards.functions.items():
+        compile_for = getattr(reward, "compile_for", None)
+        inside = compile_for(tokenizer, prompts, room) if compile_for else None
+        functions[name] = inside or reward
+        if isinstance(reward, TokenReward):
+            reward.check(name, room)
+    return rewards._replace(functions=functions)
 
 
 class Completion(NamedTuple):

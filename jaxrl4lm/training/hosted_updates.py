@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl4lm import diagnostics
 from jaxrl4lm.data import Tokenizer
 from jaxrl4lm.data.corpus import PromptSet, encode_prompts, epoch_rows
 from jaxrl4lm.data.files import Row, check_messages
@@ -27,13 +28,13 @@ from jaxrl4lm.models import LanguagePolicy
 from jaxrl4lm.training.completion_table import CompletionLog, tabulate
 from jaxrl4lm.training.evaluation import (
     Evaluation,
+    compile_rewards,
     decode_completions,
     evaluate_prompts,
     judge_completions,
     mean_of,
 )
 from jaxrl4lm.training.language_stage import digest, fetch, make_rows, split_indices
-from jaxrl4lm.training.model_reward import ModelReward
 from jaxrl4lm.training.stage import TABLES, Numbers, StepFailed
 from jaxrl4lm.types import InputError
 
@@ -81,19 +82,6 @@ def split_prompts(prompts: PromptSet, held_out: int | None) -> tuple[PromptSet, 
     return prompts.select(training), prompts.select(kept_back)
 
 
-def _find_compiled(
-    rewards: RewardSet, tokenizer: Tokenizer, prompts: PromptSet, room: int
-) -> dict[str, TokenReward]:
-    """The rewards that can be part of the program that draws completions of at most `room` tokens."""
-    found: dict[str, TokenReward | None] = {}
-    for name, reward in rewards.functions.items():
-        if isinstance(reward, ModelReward):
-            found[name] = reward.compile_for(tokenizer, prompts, room)
-        elif isinstance(reward, TokenReward):
-            found[name] = reward
-    return {name: reward for name, reward in found.items() if reward is not None}
-
-
 def _name_kind(value: Any) -> str:
     return type(value).__name__
 
@@ -104,6 +92,8 @@ class _Scored(NamedTuple):
     totals: np.ndarray
     """float32 `[completions]`, what is learned from; nan where no reward applies."""
     metrics: Numbers
+    plain: Numbers
+    """Of the weighted sums, where something else is learned from: the same rewards normalised."""
     table: list[dict[str, Any]]
     """For people to read; empty where the log asks for none."""
 
@@ -131,11 +121,14 @@ class HostedUpdates:
         self._held_out = None
         if not isinstance(prompts, PromptSet):
             prompts, self._held_out = _encode(prompts, tokenizer, learner.policy, config.sampling.length)
-        self._config, self._tokenizer, self._prompts, self._rewards = config, tokenizer, prompts, rewards
+        self._config, self._tokenizer, self._prompts, self._given = config, tokenizer, prompts, rewards
+        self._rewards = rewards = compile_rewards(rewards, tokenizer, prompts, config.sampling.length)
         self._policy, self._seed, self._log = learner.policy, seed, log
 
         self._learner, self._curriculum = learner, curriculum
-        self._inside = _find_compiled(rewards, tokenizer, prompts, config.sampling.length)
+        self._inside = {
+            name: each for name, each in rewards.functions.items() if isinstance(each, TokenReward)
+        }
         self._inside_params = {name: reward.params for name, reward in self._inside.items()}
         count = config.prompts_per_update
         if curriculum is not None and count > len(prompts.rows):
@@ -185,7 +178,7 @@ class HostedUpdates:
         if self._held_out is None:
             return None
         sampling = self._config.sampling
-        return evaluate_prompts(self._policy, self._tokenizer, self._held_out, self._rewards, sampling)
+        return evaluate_prompts(self._policy, self._tokenizer, self._held_out, self._given, sampling)
 
     def complete(self, state: update_rule.ReinforcementState) -> update_rule.ReinforcementState:
         """The state with what the host's side remembers."""
@@ -222,17 +215,20 @@ class HostedUpdates:
         """The state after the update, its metrics, and a table of its first round."""
         state, drawn = self._take(state, update)
         state, pool, first = self._judge(state, drawn, update)
-        rounds = [first.metrics]
+        rounds = [first]
         for number in range(1, self._config.sampling_rounds):
             if bool(pool.informative.all()):
                 break
             state, fresh, scored = self._judge(state, self._draw(state, update, number), update)
             pool = self._keep(pool, fresh)
-            rounds.append(scored.metrics)
+            rounds.append(scored)
         pending = state.pending
         state, metrics = self._learn(state._replace(pending=None), pool)
-        means = {name: mean_of(values) for name, values in _stack(rounds).items()}
-        return state._replace(pending=pending), {**means, **metrics}, first.table
+        means, plain = (
+            {name: mean_of(values) for name, values in _stack(each).items()}
+            for each in zip(*((one.metrics, one.plain) for one in rounds), strict=True)
+        )
+        return state._replace(pending=pending), {**means, **metrics, **plain}, first.table
 
     def _take(self, state: Any, update: int) -> tuple[Any, Drawn]:
         """What this update learns from; with staleness those of the next one are on their way then."""
@@ -307,6 +303,12 @@ class HostedUpdates:
             self._rewards, self._prompts, indices, completions, copies, state, log, known=known
         )
         totals = self._rewards.add(each, copies).astype(np.float32)
+        shown, plain = totals, {}
+        if self._rewards.normalized and copies > 1:
+            shown = self._rewards._replace(normalized=False).add(each).astype(np.float32)
+            plain = jax.device_get(
+                _describe_scores(_fill(shown.reshape(-1, copies)), ~np.isnan(shown).reshape(-1, copies))
+            )
         named = zip(self._rewards.functions, each, strict=True) if len(each) > 1 else ()
         scores = {f"reward/{name}": said for name, said in named}
         metrics = {name: mean_of(said) for name, said in scores.items()}
@@ -316,10 +318,10 @@ class HostedUpdates:
             chosen,
             [self._prompts.given[i] for i in indices],
             [completion.text for completion in completions],
-            {"reward": totals, **scores},
+            {"reward": shown, **scores},
             log.columns,
         )
-        return _Scored(totals, metrics, table)
+        return _Scored(totals, metrics, plain, table)
 
     def prepare(self, state: Any, count: int) -> None:
         del count
@@ -341,6 +343,15 @@ class HostedUpdates:
         if self._config.sampling_rounds > 1:
             pool = jax.eval_shape(begin_pool, trajectories, scores)
         self._learn.lower(state, pool).compile()
+
+
+@jax.jit
+def _describe_scores(scores: jax.Array, scored: jax.Array) -> dict[str, jax.Array]:
+    """The metrics of scores `[G, n]`, some of which do not apply."""
+    seen = diagnostics.to_numbers(diagnostics.rewards(scores, scored))
+    return {
+        name: value for name, value in seen.items() if name != "group/frac_zero_std"
+    }  # of what is learned from
 
 
 def _fill(scores: np.ndarray) -> np.ndarray:

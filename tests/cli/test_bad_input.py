@@ -427,6 +427,10 @@ OTHERS = [
         "--prompt, line 1: '1x2=' has characters that the model's tokenizer does not know",
     ),
     ("generate run --prompt 1+1=1+1=1+1=", "the prompt has 12 tokens"),
+    (
+        "evaluate run --success 0.5",
+        "--success 0.5 is for pass@k and maj@k of draws: give --draws, or leave it out",
+    ),
     ("generate run --prompt 1+1= --max-new-tokens 70", "exceeds the context"),
     ("generate run --prompt 1+1= --max-new-tokens 0", "--max-new-tokens must be at least 1, not 0"),
     ("generate run --prompt 1+1= --n 0", "--n must be at least 1, not 0"),

@@ -99,6 +99,8 @@ BAD = {
     "--model MODEL --reward length:3": "--reward needs --prompts",
     "--model MODEL --prompts PROMPTS": "--prompts needs a --reward",
     "--model MODEL -n 0": "--n must be positive",
+    "--model MODEL -n 2 --keep 3": "--keep 3: of 2 completions of a prompt, keep at most 2",
+    "--model MODEL --from-base": "--from-base says where each round begins: give --rounds",
     "--model nowhere": "does not exist",
     "--model MODEL --digits 1 --problems 2": "the model reads",
     "--model MODEL --prompts PROMPTS --reward length:3 --least 9 --max-new-tokens 4": "no completion can be kept",
@@ -111,3 +113,4 @@ def test_bad_options(cli, text_run, options, tmp_path, words):
     result = cli("best-of-n", *named, "--out", tmp_path / "out")
     assert result.code == 2
     assert BAD[words] in " ".join(result.err.split())
+    assert "--resume" not in result.err, "it would end there again"

@@ -19,6 +19,7 @@ from jaxrl4lm.data.token_reward import TokenReward
 from jaxrl4lm.lm import algorithms
 from jaxrl4lm.lm.curriculum import prefer_informative
 from jaxrl4lm.lm.trainable import adapters, matching
+from jaxrl4lm.training.candidates import draw_candidates
 from jaxrl4lm.training.folder import COMPLETIONS
 from jaxrl4lm.training.hosted_updates import split_prompts
 from jaxrl4lm.training.language_stage import choose_keys, describe, init_params
@@ -176,6 +177,47 @@ def test_a_compiled_reward_that_is_no_number_stops_the_run():
 
     with pytest.raises(InputError, match="the reward broken returned nan for the prompt '09='"):
         training.fit([reinforce(PROMPTS[:1] * 4, broken)], PARAMS)
+
+
+def test_a_compiled_reward_sees_the_same_shapes_everywhere():
+    """T is the most tokens that are drawn, whatever was drawn: in the update, when held out, and of candidates."""
+
+    @TokenReward
+    def width(prompts, prompt_mask, completions, mask):
+        return jnp.full(len(mask), mask.shape[1], jnp.float32)
+
+    run = training.fit([reinforce(rewards=width, evaluation=None)], PARAMS)
+    length = CONFIG.sampling.length
+    assert set(np.ravel(run.history["reward/mean"])) == {length}
+    assert set(np.ravel(run.history["held_out"])) == {length}
+    drawn = draw_candidates(POLICY, PARAMS, TOKENIZER, PROMPTS, rewards=width, n=2, sampling=SAMPLING)
+    assert {score for each in drawn for score in each.scores} == {length}
+
+
+@pytest.mark.parametrize(
+    "score, words",
+    [
+        (lambda prompts, prompt_mask, completions, mask: 1 / 0, "raised ZeroDivisionError at test_"),
+        (lambda prompts, completions: 0, "raised TypeError"),
+        (lambda p, pm, c, mask: mask.sum(-1) if mask.any() else 0, "raised TracerBoolConversionError"),
+        (lambda p, pm, completions, mask: mask, r"of 4 completions: return an array of shape \(4,\)"),
+        (lambda p, pm, completions, mask: 1.0, r"gives 1.0 of 4 completions|gives ShapeDtype.* of 4"),
+    ],
+    ids=["raises", "signature", "branches", "shape", "scalar"],
+)
+def test_a_compiled_reward_that_cannot_be_traced_is_refused_before_the_run(score, words):
+    with pytest.raises(InputError, match=rf"the reward broken .*{words}"):
+        reinforce(rewards=TokenReward(score, name="broken"))
+
+
+def test_normalised_rewards_are_told_as_they_were_given():
+    """What is learned from has mean 0; the mean reward, pass@k and the table are of the plain sum."""
+    plain = RewardSet({"a": count_ones, "b": lambda completions: [1.0] * len(completions)}, (1.0, 2.0))
+    given = training.fit([reinforce(rewards=plain)], PARAMS)
+    normalised = training.fit([reinforce(rewards=plain._replace(normalized=True))], PARAMS)
+    for name in ("reward/mean", "reward/std", "pass_at_1", "pass_at_n"):
+        np.testing.assert_allclose(normalised.history[name][0], given.history[name][0], rtol=1e-6)
+    assert normalised.history["reward/mean"][0] >= 2
 
 
 def test_completions_that_no_reward_applies_to_are_left_out():

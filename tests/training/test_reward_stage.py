@@ -14,6 +14,7 @@ from jaxrl4lm.data import Example, Row, rewards
 from jaxrl4lm.data.corpus import encode_prompts
 from jaxrl4lm.lm import reward
 from jaxrl4lm.lm.trainable import adapters
+from jaxrl4lm.training.evaluation import Completion, compile_rewards, judge_completions
 from jaxrl4lm.training.judgements import pad_judgements, prepare_judgements
 from jaxrl4lm.training.reward_stage import SCALE, evaluate_rewards
 from jaxrl4lm.types import InputError
@@ -182,6 +183,13 @@ def test_a_folder_scores_the_ids_that_a_policy_draws(folder, tmp_path):
     )  # more than at once
     few = inside([prompts.ids[i] for i in rows[:3]], ids[:3])
     np.testing.assert_allclose(few, expected[:3], atol=1e-5)
+    read = compile_rewards(rewards.gather_rewards(judge), tokenizer, prompts, room)
+    cut = [Completion("3", ids[0][:-1], ended=False), Completion("me", ids[1], ended=True)]
+    scores = judge_completions(read, prompts, range(2), cut, room=room)[0]
+    np.testing.assert_allclose(scores, inside(prompts.ids, [each.ids for each in cut]), atol=1e-6)
+    assert abs(scores[0] - expected[0]) > 1e-4, (
+        "a completion that was cut has no end, in evaluation as in training"
+    )
     assert judge.compile_for(tokenizer, prompts, policy.config.context) is None
     assert judge.compile_for(TOKENIZER, encode(["2+1="], TOKENIZER, room), room) is None
     chats = encode([[{"role": "user", "content": "hi"}]], tokenizer, room)
