@@ -221,7 +221,7 @@ def kl_ucb(c: ScalarLike = 0.0) -> BanditAlgorithm:
         bounds = jnp.where(chosen, anew[None], followed)
         return KLBounds(estimates, bounds, entropies, time)
 
-    return BanditAlgorithm(init=init, select=select, update=update, noise=draw_nothing)
+    return BanditAlgorithm(init=init, select=select, update=update, noise=draw_nothing, unit_rewards=True)
 
 
 def kl_upper_bound(mean: Array, level: Array) -> Array:
@@ -350,7 +350,7 @@ def exp3(gamma: ScalarLike = 0.1) -> BanditAlgorithm:
     def init(num_arms: int, num_runs: int) -> Weights:
         return Weights(jnp.zeros((num_arms, num_runs)))
 
-    return BanditAlgorithm(init=init, select=select, update=update)
+    return BanditAlgorithm(init=init, select=select, update=update, unit_rewards=True)
 
 
 class Ridge(NamedTuple):

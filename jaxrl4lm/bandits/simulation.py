@@ -41,8 +41,8 @@ def run(key: Key, problem: Problem, algorithm: BanditAlgorithm, num_steps: int, 
         raise ValueError(f"num_steps and num_runs must be at least 1, not {num_steps} and {num_runs}")
     if algorithm.unit_rewards and not problem.unit_rewards:
         raise ValueError(
-            "the algorithm counts successes, and the problem's rewards may lie outside of [0, 1]: take"
-            " thompson_gaussian, or a problem with unit_rewards=True."
+            "the algorithm is for rewards in [0, 1], and the problem's may lie outside: take another one, such as"
+            " thompson_gaussian or ucb, or a problem with unit_rewards=True."
         )
     key_init, key_blocks = jax.random.split(key)
     num_blocks = -(-num_steps // BLOCK)

@@ -45,6 +45,10 @@ def main(arguments: list[str]) -> int:
             raise InputError(f"--{name} is {getattr(parsed, name)}: give at least {smallest}.")
     if parsed.means and (len(parsed.means) < 2 or not all(0 <= mean <= 1 for mean in parsed.means)):
         raise InputError(f"--means is {parsed.means}: give at least two probabilities, each from 0 to 1.")
+    if parsed.means and (parsed.arms != BanditArguments.arms or parsed.rewards != BanditArguments.rewards):
+        raise InputError(
+            "--means says how many arms there are and what they pay: leave out --arms and --rewards"
+        )
     if not -(2**63) <= parsed.seed < 2**63:
         raise InputError(f"--seed is {parsed.seed}: give a number of at most 18 digits.")
     try:
@@ -99,7 +103,10 @@ def _play(arguments: BanditArguments) -> int:
     if arguments.means:
         arms = f"arms that pay {', '.join(f'{mean:g}' for mean in arguments.means)}"
         bound = float(bandits.lai_robbins(np.array(arguments.means)))
-        console.print(f"No algorithm's regret grows slower than {bound:.1f} ln t in the end (Lai & Robbins).")
+        console.print(
+            f"No algorithm that copes with all means has a regret that grows slower than {bound:.1f} ln t in the end"
+            " (Lai & Robbins)."
+        )
     title = f"{arms}, {arguments.runs} runs"
     draw_learning_curves(curves, best, title, arguments.folder / "bandit.png", bound=bound)
     written = "bandit.png"

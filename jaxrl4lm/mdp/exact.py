@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.mdp.finite_mdp import FiniteMDP
-from jaxrl4lm.mdp.operators import action_values, policy_chain
+from jaxrl4lm.mdp.operators import action_values, check_feasible, policy_chain
 from jaxrl4lm.mdp.transitions import to_dense
 from jaxrl4lm.types import Array
 
@@ -20,7 +20,11 @@ def policy_values(mdp: FiniteMDP, policy: Array, held: Array | None = None) -> A
     Where `held` `[S]` is given and not nan, a state is worth that instead. At γ = 1 the policy must reach a terminal
     state from everywhere. Otherwise the matrix is singular and the result is meaningless or not finite;
     `evaluate_policy` reports that case.
+
+    Raises:
+      MDPError: if the policy takes an infeasible action; under `jit` the result is not finite then.
     """
+    check_feasible(mdp, policy)
     follows, rewards = policy_matrix(mdp, policy), policy_chain(mdp, policy).rewards[:, 0]
     if held is not None:
         free = jnp.isnan(held)
@@ -38,6 +42,7 @@ def visitation(mdp: FiniteMDP, policy: Array) -> Array:
 
     Reference: Sutton & Barto 2018, section 9.2 and box on p. 325.
     """
+    check_feasible(mdp, policy)
     system = jnp.eye(mdp.num_states, dtype=mdp.rewards.dtype) - mdp.discount * policy_matrix(mdp, policy)
     return jnp.linalg.solve(system.T, mdp.initial)
 

@@ -3,9 +3,11 @@
 import functools
 
 import jax
+import jax.core
 import jax.numpy as jnp
+import numpy as np
 
-from jaxrl4lm.mdp.finite_mdp import FiniteMDP
+from jaxrl4lm.mdp.finite_mdp import FiniteMDP, MDPError
 from jaxrl4lm.types import Array, ScalarLike
 
 MAX_COMPARED = 16
@@ -100,6 +102,21 @@ def policy_chain(mdp: FiniteMDP, policy: Array) -> FiniteMDP:
     return mdp._replace(
         transitions=mdp.transitions.under(policy), rewards=rewards[:, None], outcome_rewards=None
     )
+
+
+def check_feasible(mdp: FiniteMDP, policy: Array, name: str = "policy") -> None:
+    """Refuses a policy that takes an action which its state does not have; where terminal, it may hold anything.
+
+    Traced values are not looked at: their rewards are −inf then.
+    """
+    if any(isinstance(x, jax.core.Tracer) for x in (policy, mdp.rewards, mdp.terminal)):
+        return
+    given, feasible = np.asarray(policy), np.asarray(mdp.feasible)
+    taken = given > 0 if given.ndim == 2 else np.arange(feasible.shape[1]) == given[:, None]
+    wrong = np.argwhere(taken & ~feasible & ~np.asarray(mdp.terminal)[:, None])
+    if wrong.size:
+        s, a = wrong[0]
+        raise MDPError(f"{name} of state {s} takes action {a}, which is infeasible there: take another one.")
 
 
 def select_actions(q: Array, policy: Array) -> Array:

@@ -286,18 +286,8 @@ def _check_policy(policy: Array, mdp: FiniteMDP, name: str, shapes: list[tuple[i
     wrong = np.flatnonzero(~right & ~np.asarray(mdp.terminal))
     if wrong.size:
         raise MDPError(f"{name} of state {wrong[0]} is {given[wrong[0]]}: give {what}.")
-    if not isinstance(mdp.rewards, jax.core.Tracer):
-        _check_feasibility(np.asarray(held), np.asarray(mdp.feasible), name)
+    operators.check_feasible(mdp, policy, name)
     return held
-
-
-def _check_feasibility(policy: np.ndarray, feasible: np.ndarray, name: str) -> None:
-    """Refuses a policy that takes an action which its state does not have."""
-    taken = policy > 0 if policy.ndim == 2 else np.arange(feasible.shape[1]) == policy[:, None]
-    wrong = np.argwhere(taken & ~feasible)
-    if wrong.size:
-        s, a = wrong[0]
-        raise MDPError(f"{name} of state {s} takes action {a}, which is infeasible there: take another one.")
 
 
 def policy_iteration(

@@ -401,9 +401,10 @@ def test_equal_estimates_are_chosen_alike_if_asked_for():
     np.testing.assert_allclose(shares, [0.325, 0.025, 0.325, 0.325], atol=0.03)
 
 
-def test_successes_are_counted_only_where_rewards_are_in_the_unit_interval():
-    with pytest.raises(ValueError, match="rewards may lie outside"):
-        B.run(jax.random.key(0), B.gaussian(3), B.thompson_beta(), 2)
+@pytest.mark.parametrize("make", [B.thompson_beta, B.kl_ucb, B.exp3])
+def test_what_is_for_rewards_in_the_unit_interval_refuses_others(make):
+    with pytest.raises(ValueError, match=r"for rewards in \[0, 1\], and the problem's may lie outside"):
+        B.run(jax.random.key(0), B.gaussian(3), make(), 2)
 
 
 def test_the_least_regret_is_that_of_lai_and_robbins():

@@ -99,6 +99,14 @@ def test_what_is_infeasible_is_named():
     message = f"policy of state {state} takes action {action}, which is infeasible"
     with pytest.raises(M.MDPError, match=message):
         M.evaluate_policy(world, policy)
+    for exact in (M.policy_values, M.policy_action_values, M.visitation):
+        with pytest.raises(M.MDPError, match=message):
+            exact(world, policy)
+        with pytest.raises(M.MDPError, match="policy of state"):
+            exact(world, jnp.full(mask.shape, 1 / ACTIONS))
+        assert np.isfinite(
+            exact(world, jnp.argmax(world.feasible, axis=1))[np.asarray(world.terminal) == 0].max()
+        )
     with pytest.raises(M.MDPError, match="reference of state"):
         M.soft_value_iteration(world, reference=jnp.full(mask.shape, 1 / ACTIONS))
     assert not jax.jit(M.evaluate_policy)(world, policy).converged
