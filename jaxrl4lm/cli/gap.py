@@ -52,14 +52,12 @@ def main(arguments: list[str]) -> int:
     parsed = parse(GapArguments, arguments, "gap")
     if found := find_out_of_range(parsed):
         raise InputError(f"--{found[0].replace('_', '-')} {found[1]}")
+    if not parsed.betas:
+        raise InputError("--betas is missing its value: give at least one price")
     if wrong := [beta for beta in parsed.betas if not 0 < beta < float("inf")]:
         raise InputError(f"--betas has {wrong[0]:g}: a price is positive and finite.")
     if parsed.updates % parsed.points:
         raise InputError(f"--updates is {parsed.updates}: give a multiple of --points, {parsed.points}.")
-    try:
-        parsed.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--folder {parsed.folder} cannot be made ({error}): name another one.") from None
     return _compare(parsed)
 
 
@@ -85,6 +83,13 @@ def _compare(arguments: GapArguments) -> int:
         seed=arguments.seed,
         **{name: getattr(arguments, name) for name in sizes},
     )
+    try:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--folder {arguments.folder} cannot be made ({error}): name another one.") from None
+    samples = contest.samples * np.arange(arguments.points + 1)
+    settings = dataclasses.asdict(arguments) | {"only": names, "folder": str(arguments.folder)}
+    told = {"settings": settings, "samples": samples.tolist()}
     table = Table("algorithm", *(f"β = {beta:g}: gap, must end at" for beta in arguments.betas), "seconds")
     curves, rows = {}, {}
     for name in names:
@@ -101,12 +106,10 @@ def _compare(arguments: GapArguments) -> int:
             f"{seconds:.0f}",
         )
         rows[name] = {"gaps": curve.gaps.round(6).tolist(), "limits": limits.round(6).tolist()}
+        # Each is kept as soon as it is known, whatever stops the others.
+        (arguments.folder / "gap.json").write_text(json.dumps(told | {"algorithms": rows}) + "\n")
     console.print(table)
-    samples = contest.samples * np.arange(arguments.points + 1)
     draw_gaps(curves, samples, arguments.betas, arguments.folder / "gap.png")
-    settings = dataclasses.asdict(arguments) | {"only": names, "folder": str(arguments.folder)}
-    told = {"settings": settings, "samples": samples.tolist(), "algorithms": rows}
-    (arguments.folder / "gap.json").write_text(json.dumps(told) + "\n")
     seconds = time.perf_counter() - started
     count = (
         f"{len(contest.tree.completions)} completions, {arguments.seeds} seeds, {samples[-1]:,} draws a run"

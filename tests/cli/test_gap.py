@@ -57,6 +57,7 @@ def test_what_a_picture_shows(tmp_path, monkeypatch):
     "words, message",
     [
         (["--only", "ppx"], "--only has 'ppx': there are ppo"),
+        (["--betas"], "--betas is missing its value: give at least one price"),
         (["--betas", "0"], "--betas has 0: a price is positive"),
         (["--updates", "7", "--points", "2"], "--updates is 7: give a multiple of --points, 2"),
         (["--completions", "1"], "--completions must be at least 2"),
@@ -67,6 +68,7 @@ def test_what_a_picture_shows(tmp_path, monkeypatch):
     ],
 )
 def test_bad_input_is_refused(cli, tmp_path, words, message):
-    result = cli("gap", *words, "--folder", tmp_path)
+    result = cli("gap", *words, "--folder", tmp_path / "none")
     assert result.code == 2
     assert message in result.err
+    assert not (tmp_path / "none").exists()
