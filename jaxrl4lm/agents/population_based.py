@@ -148,7 +148,8 @@ def breed(
       values: hyper-parameters of the members, `[N]` each.
       config: the record of which they are fields; they stay in their ranges.
       share: of members that are replaced, rounded down, at most half; as many best ones are copied, each as likely.
-      factor: by which a copied number is multiplied or divided, each as likely.
+      factor: by which a copied number is multiplied or divided, each as likely; near an end of a range, as of
+        a discount, take one near 1.
     Raises:
       InputError: where these are out of range.
     """

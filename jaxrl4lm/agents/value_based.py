@@ -56,6 +56,14 @@ class ValueConfig(ExploringConfig, ReplayConfig):
     importance_exponent: ScalarLike = number(0.4, least=0, most=1)
     """How much of that their weights make up for at first; it rises to 1, all of it, at the end."""
 
+    def check(self) -> None:
+        """Raises InputError, naming the field, its value and the fix, where a number does not fit."""
+        super().check()
+        if self.n_step > (rows := self.buffer // self.environments):
+            raise InputError(
+                f"n_step {self.n_step} is more than the buffer holds of a copy: give at most {rows}"
+            )
+
 
 class Priorities(NamedTuple):
     """How often each step of the ring is drawn."""

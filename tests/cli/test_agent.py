@@ -46,6 +46,10 @@ def test_a_finished_run_has_nothing_to_go_on_with(run, capsys):
         (["--steps", "1001"], "--steps 1001 is no whole number of updates of 1000 steps: give 1000"),
         (["--learning-rate", "0.1", "-1"], "--learning-rate must be positive, not -1.0"),
         (["--seeds", "0"], "--seeds must be positive, not 0"),
+        (
+            ["--algorithm", "dqn", "--n-step", "200", "--buffer", "800"],
+            "--n-step 200 is more than the buffer holds of a copy: give at most 100",
+        ),
         (["--env", "none.py:make"], "--env none.py:make: none.py does not exist: check the path"),
         (
             ["--algorithm", "sac"],
