@@ -37,6 +37,7 @@ BY_NAME = {
     "informative_fraction": [0.0, 1.0],
     "label_smoothing": [0.0, 1.0],
     "lambda_": [0.0, 1.0],
+    "kappa": [0.0],
     "low": [0.0],
     "margin": [0.0],
     "negative_temperature": [SMALL],

@@ -19,7 +19,7 @@ Q(s, a) − V(s), and there are two ways to estimate it:
   makes the gradient wrong.
 
 n-step returns and GAE lie between the two. Below are both forms with a critic that is exact, and with one that knows
-nothing, V = 0.
+nothing, V = 0; step t weighs γᵗ, as in the theorem.
 """
 EPISODES, STEPS, DISCOUNT = 8192, 100, 0.9
 FORMS = {"Monte-Carlo": from_returns, "one step": from_one_step}

@@ -28,7 +28,7 @@ h1 { font-size: 1.9rem; margin: 0 0 .5rem; }
 h2 { font-size: 1.35rem; margin: 0 0 .6rem; }
 p, li { max-width: 46rem; }
 p:has(img) { max-width: none; }
-nav ol { columns: 18rem; padding-left: 1.6rem; margin: 1rem 0 0; }
+nav ol { columns: 24rem; padding-left: 1.6rem; margin: 1rem 0 0; }
 nav a { color: #1858b8; text-decoration: none; }
 nav a:hover { text-decoration: underline; }
 section { border-top: 1px solid #dde2ea; margin-top: 2.2rem; padding-top: 1.6rem; }

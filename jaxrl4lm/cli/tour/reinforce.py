@@ -13,10 +13,11 @@ from jaxrl4lm.cli.tour.learning import find_best
 from jaxrl4lm.plots.panels import Bars, Line, Panel
 
 TEXT = """
-**REINFORCE** takes the theorem at its word: play whole episodes, and step along the mean of (Gₜ − b(Sₜ)) ∇log π(Aₜ|Sₜ).
-As a loss that is −log π(Aₜ|Sₜ) · (Gₜ − b(Sₜ)), where returns are constants. Without the baseline b every action that
-was taken becomes likelier where all returns are positive, and less likely where all are negative. Which are the better
-ones shows only over many episodes.
+**REINFORCE** takes the theorem at its word: play whole episodes, and step along the mean of Σₜ γᵗ (Gₜ − b(Sₜ))
+∇log π(Aₜ|Sₜ). As a loss that is −γᵗ log π(Aₜ|Sₜ) · (Gₜ − b(Sₜ)), where returns are constants. (Practice leaves γᵗ out,
+and so does `jaxrl4lm agent`: what comes late in an episode is then learned from as much.) Without the baseline b every
+action that was taken becomes likelier where all returns are positive, and less likely where all are negative. Which are
+the better ones shows only over many episodes.
 
 The usual baseline is the value V(s) of the policy itself. It is computed exactly here; a critic would learn it.
 """

@@ -14,11 +14,11 @@ from jaxrl4lm.plots.panels import Bars, Line, Panel
 
 TEXT = """
 A distribution is not a text yet. **Greedy** decoding takes the likeliest token each time; **beam search** keeps several
-beginnings, and looks for the likeliest text. **Sampling** draws: at temperature τ from softmax(z/τ), among the k
-likeliest tokens (**top-k**), or among the fewest that have probability p together (**top-p**). Who draws from the
-distribution itself, τ = 1, gets its mistakes as well; who narrows it gets fewer, and says fewer different things. In
-reinforcement learning the texts are drawn from what is trained, so every log-probability must be of the distribution
-that was drawn from.
+beginnings, and looks for the likeliest text: by log π here, by the mean of log π over its tokens as it is usually
+called. **Sampling** draws: at temperature τ from softmax(z/τ), among the k likeliest tokens (**top-k**), or among the
+fewest that have probability p together (**top-p**). Who draws from the distribution itself, τ = 1, gets its mistakes as
+well; who narrows it gets fewer, and says fewer different things. In reinforcement learning the texts are drawn from
+what is trained, so every log-probability must be of the distribution that was drawn from.
 """
 DRAWS, PROMPT = 256, "the "
 
@@ -50,7 +50,7 @@ def compute() -> Findings:
         ]
 
     greedy = generate(params, ids, mask, jax.random.key(1), decoding.Sampling(**common, temperature=None))
-    beams = decoding.beam_search(policy, params, ids, mask, beams=4, **common)
+    beams = decoding.beam_search(policy, params, ids, mask, beams=4, length_penalty=0.0, **common)
     texts = {"greedy": read(greedy.tokens, greedy.mask), "4 beams": read(beams.tokens[0], beams.mask[0])[:1]}
     for name, setting in settings.items():
         sampling = decoding.Sampling(**common, copies=DRAWS, **setting)

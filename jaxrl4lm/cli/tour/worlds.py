@@ -14,7 +14,8 @@ equation: V\\*(s) = maxₐ E[R + γ V\\*(S′)]. Whoever knows V\\* knows the be
 
 The same map is two worlds. In the lecture's, moves go where they are meant to and only the ends pay. In that of Russell
 and Norvig moves slip to the side, and each step costs 0.04. Both are solved here at γ = 1 and γ = .9; each value comes
-with a proven bound on its error.
+with a proven bound on its error. An end is a state here that is worth ±1: who enters it has that in the next step, so it
+counts γ times in the last move.
 """
 WORLDS = {"lecture": mdp.lecture, "Russell & Norvig": mdp.russell_norvig}
 DISCOUNTS = (1.0, 0.9)
