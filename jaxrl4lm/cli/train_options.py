@@ -207,6 +207,11 @@ class AlgorithmOptions:
         chosen |= {"reduction": (REDUCTIONS, self.reduction), "kl": (KL_PLACEMENTS, self.kl)}
         algorithm = algorithm._replace(**{k: table[w] for k, (table, w) in chosen.items() if w is not None})
         if self.kl_controller is not None:
+            if not algorithm.kl.priced:
+                raise InputError(
+                    f"--kl-controller {self.kl_controller} moves the price of a KL, and {self.algorithm} has none here: name its "
+                    "place with --kl, or leave it out"
+                )
             controller = KL_CONTROLLERS[self.kl_controller]
             algorithm = algorithm._replace(kl=algorithm.kl._replace(controller=controller))
         penalized = getattr(algorithm.credit, "func", None) is penalize_length
@@ -371,6 +376,13 @@ def check(arguments: TrainArguments) -> None:
             f"--algorithm {algorithm.algorithm} compares completions of one prompt: --completions must be at least 2, "
             f"not {config.completions}"
         )
+    if algorithm.make(config).value_loss is None:
+        for name in ("value_clip", "whiten_rewards"):
+            if getattr(config, name) != getattr(ReinforcementConfig, name):
+                raise InputError(
+                    f"{name_option(name)} is of learned values, and {algorithm.algorithm} learns none: take --advantage ppo, or "
+                    "leave it out"
+                )
     if config.staleness and arguments.on_task:
         raise InputError(
             f"--staleness {config.staleness} needs a --reward (that of a task is part of the compiled update, nothing waits "

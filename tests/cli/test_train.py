@@ -205,6 +205,12 @@ def test_options_compose_an_algorithm():
     )
     for wrong, message in [
         ("--scale group", "does not compare"),
+        (
+            "--algorithm dr_grpo --kl-controller adaptive",
+            "moves the price of a KL, and dr_grpo has none here",
+        ),
+        ("--algorithm grpo --whiten-rewards", "--whiten-rewards is of learned values, and grpo learns none"),
+        ("--algorithm grpo --value-clip 1", "--value-clip is of learned values, and grpo learns none"),
         ("--algorithm grpo --correction truncated", "the ratio, which this surrogate has"),
         ("--curriculum hard", "give --prompts"),
         ("--critic nowhere", "--critic nowhere is no folder"),
