@@ -99,6 +99,21 @@ class ModelReward:
 
         self._params, self._score = (params, head), score
 
+        def score_drawn(
+            params: Any, prompts: Array, prompt_mask: Array, completions: Array, mask: Array
+        ) -> Array:
+            tokens, real = jnp.concatenate([prompts, completions], 1), jnp.concatenate([prompt_mask, mask], 1)
+            order = jnp.argsort(~real, axis=1, stable=True)  # padding goes to the end
+            arranged = (jnp.take_along_axis(x, order, 1) for x in (tokens, real))
+            batch = tuple(arranged)
+            if len(tokens) <= AT_ONCE or len(tokens) % AT_ONCE:
+                return self._score(params, *batch)
+            parts = jax.tree.map(lambda x: x.reshape(-1, AT_ONCE, x.shape[-1]), batch)
+            return jax.lax.map(lambda part: self._score(params, *part), parts).reshape(-1)
+
+        # One, so that it is compiled once for all sets of prompts.
+        self._of_tokens = TokenReward(score_drawn, self._params, name=self.__name__)
+
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[float | None]:
         """Scores; None of a text that it cannot read."""
         ids = [self._encode(*each) for each in zip(prompts, completions, strict=True)]
@@ -131,18 +146,7 @@ class ModelReward:
             return None
         if not any(self._reads_alike(tokenizer, prompts, text) for text in (PROBE, prompts.texts[0])):
             return None
-
-        def score(params: Any, prompts: Array, prompt_mask: Array, completions: Array, mask: Array) -> Array:
-            tokens, real = jnp.concatenate([prompts, completions], 1), jnp.concatenate([prompt_mask, mask], 1)
-            order = jnp.argsort(~real, axis=1, stable=True)  # padding goes to the end
-            arranged = (jnp.take_along_axis(x, order, 1) for x in (tokens, real))
-            batch = tuple(arranged)
-            if len(tokens) <= AT_ONCE or len(tokens) % AT_ONCE:
-                return self._score(params, *batch)
-            parts = jax.tree.map(lambda x: x.reshape(-1, AT_ONCE, x.shape[-1]), batch)
-            return jax.lax.map(lambda part: self._score(params, *part), parts).reshape(-1)
-
-        return TokenReward(score, self._params, name=self.__name__)
+        return self._of_tokens
 
     def _reads_alike(self, tokenizer: Tokenizer, prompts: PromptSet, text: str) -> bool:
         """Of the first prompt and this completion: a template, or what begins and ends a text, may be another there."""
