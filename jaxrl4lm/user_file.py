@@ -20,6 +20,12 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}{where}: {' '.join(str(error).split()) or 'no message'}"
 
 
+def name_absolutely(named: str) -> str:
+    """FILE.py:function with the whole path of the file, which other folders understand; any other name as it is."""
+    path, _, function = named.rpartition(":")
+    return f"{pathlib.Path(path).absolute()}:{function}" if path.endswith(".py") else named
+
+
 def load_function(path: pathlib.Path, function: str, option: str) -> Callable[..., Any]:
     """A function of a Python file, which may import its neighbours.
 

@@ -45,6 +45,7 @@ from jaxrl4lm.metrics import SINKS, check_sinks
 from jaxrl4lm.training import Stage, fit, folder
 from jaxrl4lm.training.agent_stage import agent, name_settings, start_agents
 from jaxrl4lm.types import InputError, Params, ScalarLike
+from jaxrl4lm.user_file import name_absolutely
 
 ALGORITHMS = {
     "ppo": (ppo.make, ppo.PPOConfig),
@@ -165,7 +166,7 @@ def main(words: list[str]) -> int:
     check(arguments)
     enable_compilation_cache()
     training, options = build(arguments), arguments.run
-    problem = dataclasses.replace(arguments.problem, env=make_absolute(arguments.problem.env))
+    problem = dataclasses.replace(arguments.problem, env=name_absolutely(arguments.problem.env))
     fresh = dataclasses.replace(arguments, problem=problem, run=dataclasses.replace(options, resume=None))
     name = f"{_name_world(problem.env).replace('.py:', '-')}-{problem.algorithm}-seed{options.seed}"
     path = options.resume or run_folder.choose_folder(options.out, name)
@@ -189,12 +190,6 @@ def main(words: list[str]) -> int:
         console.print(tabulate(training, run.progress.scores[training.stage.name]["held_out"]))
     scores = run.progress._replace(scores={})  # the table above says them
     return report(console, run._replace(progress=scores), "return", "agent", programs)
-
-
-def make_absolute(env: str) -> str:
-    """The same environment, named so that a run can go on from another folder."""
-    path, _, function = env.rpartition(":")
-    return f"{Path(path).absolute()}:{function}" if path.endswith(".py") else env
 
 
 def _name_world(env: str) -> str:

@@ -35,6 +35,7 @@ from jaxrl4lm.lm.algorithms import (
 from jaxrl4lm.lm.credit import penalize_length
 from jaxrl4lm.lm.surrogates import select_top_entropy
 from jaxrl4lm.types import InputError
+from jaxrl4lm.user_file import name_absolutely
 
 
 @dataclass(frozen=True)
@@ -355,10 +356,7 @@ def make_paths_absolute(arguments: TrainArguments) -> TrainArguments:
 
 def name_from_anywhere(reward: str) -> str:
     """The same reward, its file or folder named so that the run can go on from another folder."""
-    path, _, function = reward.rpartition(":")
-    if Path(reward).is_dir():
-        return str(Path(reward).absolute())
-    return f"{Path(path).absolute()}:{function}" if ".py:" in reward else reward
+    return str(Path(reward).absolute()) if Path(reward).is_dir() else name_absolutely(reward)
 
 
 def check(arguments: TrainArguments) -> None:
