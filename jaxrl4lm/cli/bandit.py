@@ -104,8 +104,7 @@ def _play(arguments: BanditArguments) -> int:
         arms = f"arms that pay {', '.join(f'{mean:g}' for mean in arguments.means)}"
         bound = float(bandits.lai_robbins(np.array(arguments.means)))
         console.print(
-            f"No algorithm that copes with all means has a regret that grows slower than {bound:.1f} ln t in the end"
-            " (Lai & Robbins)."
+            f"No regret of an algorithm for all means grows slower than {bound:.1f} ln t in the end (Lai & Robbins)."
         )
     title = f"{arms}, {arguments.runs} runs"
     draw_learning_curves(curves, best, title, arguments.folder / "bandit.png", bound=bound)

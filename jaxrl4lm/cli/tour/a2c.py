@@ -26,7 +26,7 @@ FORMS = {"Monte-Carlo": from_returns, "one step": from_one_step}
 ESTIMATORS = {"Monte-Carlo": on_policy.monte_carlo, "one step": on_policy.n_step(1)}
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     world = mdp.russell_norvig(DISCOUNT).mdp
     logits = jnp.zeros(world.rewards.shape)
     # What an end is worth is paid on the way into it, so that nothing is left of it there.
@@ -96,6 +96,6 @@ CHAPTER = Chapter(
         "agents.on_policy.n_step",
     ),
     picture="Angle and deviation of the gradient of both forms with an exact and a wrong critic, and learning curves",
-    compute=compute,
+    compute=_compute,
     commands=("jaxrl4lm agent --algorithm a2c",),
 )

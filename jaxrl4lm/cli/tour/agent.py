@@ -21,7 +21,7 @@ chooses any direction with the same probability.
 EPISODES, STEPS = 2000, 200
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     world = mdp.russell_norvig()
     cells = name_cells(world)
     uniform = jnp.full(world.mdp.rewards.shape, 1 / 4)
@@ -100,5 +100,5 @@ CHAPTER = Chapter(
     text=TEXT,
     functions=("mdp.russell_norvig", "envs.finite_mdp.as_environment", "mdp.value_iteration"),
     picture="The way of one random episode through the 4×3 world; what 2,000 episodes earn, and where they end",
-    compute=compute,
+    compute=_compute,
 )

@@ -20,7 +20,7 @@ DISCOUNTS = (0.0, 0.5, 0.9, 1.0)
 SHOWN = 0.9
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     rewards = jnp.array(REWARDS)
     gains = {g: np.asarray(returns.discounted_returns(rewards, discount=g)) for g in DISCOUNTS}
     following = np.append(gains[SHOWN][1:], 0.0)
@@ -54,5 +54,5 @@ CHAPTER = Chapter(
     text=TEXT,
     functions=("returns.discounted_returns",),
     picture="Rewards of six steps, and the returns that follow from them at four discounts",
-    compute=compute,
+    compute=_compute,
 )

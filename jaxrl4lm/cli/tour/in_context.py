@@ -25,7 +25,7 @@ SHOTS, TEMPLATE = 4, "{input}>{output} "
 ROWS, STEPS, BATCH, TESTS = 6000, 300, 64, 200
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     tokenizer = data.CharacterTokenizer("".join(sorted({*LETTERS, *"".join(RULES.values()), *"> "})))
     policy = models.LanguagePolicy(
         models.TransformerConfig(tokenizer.vocab_size, layers=2, width=64, heads=4, context=32)
@@ -103,6 +103,6 @@ CHAPTER = Chapter(
     text=TEXT,
     functions=("decoding.few_shot", "training.supervised", "training.fit"),
     picture="Probability of the right answer against the number of examples in the prompt, three tasks; the training loss",
-    compute=compute,
+    compute=_compute,
     commands=("jaxrl4lm generate DIR --prompt TEXT",),
 )

@@ -24,7 +24,7 @@ has two layers, and learns a language of 216 sentences, a tenth of which it neve
 PREFIX = "the old dog s"
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     language = teach()
     policy, tokenizer = language.policy, language.tokenizer
     losses, held = (read_metric(language.run, name) for name in ("loss", "held_out/loss"))
@@ -116,6 +116,6 @@ CHAPTER = Chapter(
         "lm.exact.log_probs",
     ),
     picture="Cross-entropy against steps of teacher forcing; probabilities of the next letter before and after",
-    compute=compute,
+    compute=_compute,
     commands=("jaxrl4lm sft --dataset FILE --model DIR",),
 )

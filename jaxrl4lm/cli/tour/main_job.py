@@ -76,7 +76,7 @@ def run_job() -> Job:
     return Job(task, policy, taught, training.fit([reinforce], taught.params), sampling)
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     job = run_job()
     steps = read_metric(job.taught, "loss")[0][-1]
     taught, learned = (read_metric(run, "held_out") for run in (job.taught, job.learned))
@@ -127,6 +127,6 @@ CHAPTER = Chapter(
         "lm.algorithms.PPO",
     ),
     picture="Loss of teacher forcing; reward and held-out score over updates of PPO; KL from the taught model",
-    compute=compute,
+    compute=_compute,
     commands=("jaxrl4lm train", "jaxrl4lm train --prompts FILE --reward FILE.py:function --model DIR"),
 )

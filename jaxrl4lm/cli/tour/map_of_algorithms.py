@@ -51,7 +51,7 @@ AGENTS: dict[str, tuple[Any, AgentConfig]] = {
 }
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     world = mdp.russell_norvig(0.9).mdp
     curves = {name: learn_table(world, algorithm) for name, algorithm in TABLES.items()}
     for name, (module, config) in AGENTS.items():
@@ -127,6 +127,6 @@ CHAPTER = Chapter(
         "mdp.policy_values",
     ),
     picture="Exact values of the start against steps, while ten algorithms learn Russell and Norvig's world",
-    compute=compute,
+    compute=_compute,
     commands=("jaxrl4lm agent --algorithm ppo --env CartPole-v1",),
 )

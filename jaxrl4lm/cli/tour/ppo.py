@@ -20,7 +20,7 @@ is cut: mistakes are always undone.
 DISCOUNT, EPS, STEPS, RATE = 0.9, 0.2, 100, 20.0
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     ratios = jnp.linspace(0.01, 2, 200)
     panels = []
     for advantage in (1.0, -1.0):
@@ -105,6 +105,6 @@ CHAPTER = Chapter(
         "The clipped surrogate against the ratio for a positive and a negative advantage; divergence over steps on"
         " one rollout"
     ),
-    compute=compute,
+    compute=_compute,
     commands=("jaxrl4lm agent --algorithm ppo",),
 )

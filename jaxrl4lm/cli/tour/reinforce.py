@@ -37,7 +37,7 @@ def _value(values):
     return values
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     world = mdp.russell_norvig(DISCOUNT).mdp
     baselines = {
         "none": _no_baseline,
@@ -126,6 +126,6 @@ CHAPTER = Chapter(
     text=TEXT,
     functions=("losses.reinforce", "returns.discounted_returns", "mdp.policy_gradient", "mdp.objective"),
     picture="Deviation of REINFORCE's gradient with three baselines, and learning curves with and without one",
-    compute=compute,
+    compute=_compute,
     commands=("jaxrl4lm agent --algorithm reinforce",),
 )

@@ -21,7 +21,7 @@ most.
 EVENINGS, RUNS = 300, 2000
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     problem = bandits.restaurants()
     algorithms = {
         "each once, then the best": bandits.epsilon_greedy(0.0, initial_value=11.0),
@@ -92,6 +92,6 @@ CHAPTER = Chapter(
         "bandits.run",
     ),
     picture="Share of runs at the best restaurant, and regret, against evenings, five algorithms",
-    compute=compute,
+    compute=_compute,
     commands=("jaxrl4lm bandit",),
 )

@@ -23,7 +23,7 @@ what is trained, so every log-probability must be of the distribution that was d
 DRAWS, PROMPT = 256, "the "
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     language = teach()
     policy, params, tokenizer = language.policy, language.params, language.tokenizer
     ids = jnp.array([[*tokenizer.begin_ids, *tokenizer.encode(PROMPT)]])
@@ -115,6 +115,6 @@ CHAPTER = Chapter(
         "decoding.reshape_logits",
     ),
     picture="The next letter's distribution under five schemes; share of right texts and number of different ones",
-    compute=compute,
+    compute=_compute,
     commands=("jaxrl4lm generate DIR --prompt TEXT --temperature 0.8 --top-p 0.9",),
 )

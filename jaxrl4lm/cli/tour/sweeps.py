@@ -17,7 +17,7 @@ SHOWN = (0, 1, 2, 3, 5)
 SWEEPS, DISCOUNT = 40, 0.9
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     with jax.enable_x64(True):
         world, slippery = mdp.lecture(DISCOUNT), mdp.russell_norvig(DISCOUNT)
         history, other = _sweep(world.mdp), _sweep(slippery.mdp)
@@ -81,6 +81,6 @@ CHAPTER = Chapter(
     text=TEXT,
     functions=("mdp.backup", "mdp.value_iteration"),
     picture="Values of the lecture's world after 0, 1, 2, 3 and 5 sweeps, and the largest error against sweeps",
-    compute=compute,
+    compute=_compute,
     commands=("jaxrl4lm solve MAP.txt --discount 0.9",),
 )

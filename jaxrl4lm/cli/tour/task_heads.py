@@ -20,7 +20,7 @@ different places. The same head is trained on a backbone that never learned anyt
 STEPS, BATCH, TAUGHT = 100, 16, 48
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     language = teach()
     rows = [
         data.Row(i, {"text": f"{text} ", "label": kind})
@@ -97,6 +97,6 @@ CHAPTER = Chapter(
         "training.fit",
     ),
     picture="Accuracy and cross-entropy of held-out rows against steps, for two frozen backbones and one that learns",
-    compute=compute,
+    compute=_compute,
     commands=("jaxrl4lm head --kind sequence --model DIR --dataset FILE",),
 )

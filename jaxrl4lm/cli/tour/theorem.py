@@ -23,7 +23,7 @@ A **baseline** b(s) taken from Gₜ changes nothing in the expectation, and much
 EPISODES, STEPS, DISCOUNT = 16_384, 100, 0.9
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     world = mdp.russell_norvig(DISCOUNT).mdp
     logits = jnp.zeros(world.rewards.shape)
     exact = jax.jit(mdp.policy_gradient)(world, logits)
@@ -89,5 +89,5 @@ CHAPTER = Chapter(
     text=TEXT,
     functions=("mdp.policy_gradient", "mdp.policy_values", "returns.discounted_returns", "losses.reinforce"),
     picture="Error of sampled gradients against the number of episodes, beside 1/√m; sampled and exact components",
-    compute=compute,
+    compute=_compute,
 )

@@ -25,7 +25,7 @@ of a prompt can be written down: J of the prompt is known exactly, and 1/√m ap
 DRAWS, DISCOUNT = 4096, 0.9
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     job = run_job()
     tokenizer = job.task.tokenizer
     problem = _choose_prompt(job)
@@ -119,5 +119,5 @@ CHAPTER = Chapter(
         "lm.exact.log_probs",
     ),
     picture="Probabilities of completions before and after PPO; error of the mean reward against the number of draws",
-    compute=compute,
+    compute=_compute,
 )

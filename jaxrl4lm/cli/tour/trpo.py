@@ -28,7 +28,7 @@ DISCOUNT, DELTA = 0.9, 0.03
 UPDATES, STEPS, RATE = 15, 20, 20.0
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     world = mdp.russell_norvig(DISCOUNT).mdp
     start = jnp.zeros(world.rewards.shape)
     rollout = jax.jit(roll_out)(world, start)
@@ -153,6 +153,6 @@ CHAPTER = Chapter(
         "mdp.visitation",
     ),
     picture="Promised and true gain along the natural gradient; divergence and value over updates with constraint and penalty",
-    compute=compute,
+    compute=_compute,
     commands=("jaxrl4lm agent --algorithm trpo", "jaxrl4lm agent --algorithm ppo-kl"),
 )

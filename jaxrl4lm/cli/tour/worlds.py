@@ -21,7 +21,7 @@ WORLDS = {"lecture": mdp.lecture, "Russell & Norvig": mdp.russell_norvig}
 DISCOUNTS = (1.0, 0.9)
 
 
-def compute() -> Findings:
+def _compute() -> Findings:
     panels, rows, values = [], [], {}
     solve = jax.jit(mdp.value_iteration)
     with jax.enable_x64(True):
@@ -63,6 +63,6 @@ CHAPTER = Chapter(
     text=TEXT,
     functions=("mdp.lecture", "mdp.russell_norvig", "mdp.value_iteration"),
     picture="Optimal values and actions of the two 4×3 worlds, at γ = 1 and γ = .9",
-    compute=compute,
+    compute=_compute,
     commands=("jaxrl4lm solve --world lecture --discount 1", "jaxrl4lm solve --world russell-norvig"),
 )
