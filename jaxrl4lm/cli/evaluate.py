@@ -82,10 +82,14 @@ def main(words: list[str]) -> int:
         print(json.dumps(drop_non_finite(record), allow_nan=False))
         return 0
     console = Console()
-    table = Table("prompt", "completion", "score", title=escape(session.title), title_justify="left")
-    for s in samples:
-        table.add_row(make_cell(s.prompt), make_cell(s.completion), "" if s.score is None else f"{s.score:g}")
-    console.print(table)
+    if samples:
+        table = Table("prompt", "completion", "score", title=escape(session.title), title_justify="left")
+        for s in samples:
+            score_cell = "" if s.score is None else f"{s.score:g}"
+            table.add_row(make_cell(s.prompt), make_cell(s.completion), score_cell)
+        console.print(table)
+    else:
+        console.print(session.title, markup=False)
     if sets:
         plain = {"reward": score["held_out"], **{k.removeprefix("held_out/"): v for k, v in score.items()}}
         plain.pop("held_out")

@@ -88,6 +88,7 @@ def test_a_reward_model(cli, pairs, preferred, tmp_path):
     best = next(r for r in seen if r["step"] == 4)
     np.testing.assert_allclose(scale["mean"], best["held_out/mean"], rtol=1e-6)
     assert json.loads(cli("evaluate", run, "--json").out)["held_out"] == seen[-1]["held_out"]
+    assert "completion" not in cli("evaluate", run).out  # no table of samples, where there are none
     assert cli("reward", "--resume", run).code == 0
     shutil.rmtree(base)
     assert json.loads(cli("evaluate", run, "--json").out)["held_out"] == seen[-1]["held_out"]
