@@ -1,0 +1,146 @@
+"""What does each control agent learn, over 16 seeds, and does it reach its bar?
+
+    python benchmarks/agents_learning.py [--only CartPole-v1/ppo ...] [--seeds 16] [--set learning_rate=1e-3 ...] [--table]
+
+A row is the returns of the last policy, by the likeliest actions, on episodes of each seed's own; IQM with a bootstrap interval
+(`agents.scores`). Seeds are one program, except for images, which go one after another. Each row is written as soon as it is
+known; with `--set` (a trial of other numbers) nothing is written. `--table` prints what is there as Markdown.
+"""
+
+import argparse
+import ast
+import json
+import pathlib
+import platform
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrl4lm.agents.agent import train
+from jaxrl4lm.agents.environment import make_environment
+from jaxrl4lm.agents.scores import bootstrap_interval, interquartile_mean
+from jaxrl4lm.cli.agent import ALGORITHMS
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "agents_learning.json"
+EPISODES = 64
+
+
+class Task(NamedTuple):
+    """A run: what is learnt, by what, in how many steps."""
+
+    environment: str
+    algorithm: str
+    steps: int
+    bar: float | None
+    """What the interquartile mean shall be at least; None where there is no figure to beat."""
+    numbers: dict
+    """Hyper-parameters that are not the defaults."""
+
+
+FALLING = {"final_learning_rate_share": 0.0}
+CARTPOLE = {"learning_rate": 2e-3, "discount": 0.98, "gae_lambda": 0.9, "entropy_coef": 0.01, **FALLING}
+TASKS = [
+    Task("CartPole-v1", "ppo", 100_000, 495, CARTPOLE),
+    Task("CartPole-v1", "ppo-kl", 100_000, 495, CARTPOLE),
+    Task("CartPole-v1", "trpo", 100_000, 495, {"discount": 0.98, "gae_lambda": 0.9, "learning_rate": 1e-3}),
+    Task("CartPole-v1", "a2c", 300_000, 495, {"rollout": 10, **CARTPOLE}),
+    Task("CartPole-v1", "reinforce", 500_000, 495, {"rollout": 1_000, "environments": 4, **FALLING}),
+    Task("CartPole-v1", "recurrent-ppo", 100_000, None, CARTPOLE),
+    Task(
+        "CartPole-v1", "dqn", 50_000, 495, {"n_step": 3, "learning_rate": 4e-3, "buffer": 50_000, **FALLING}
+    ),
+    Task(
+        "CartPole-v1",
+        "qr-dqn",
+        50_000,
+        495,
+        {"n_step": 3, "learning_rate": 4e-3, "buffer": 50_000, **FALLING},
+    ),
+    Task(
+        "CartPole-v1", "c51", 50_000, 495, {"n_step": 3, "learning_rate": 4e-3, "buffer": 50_000, **FALLING}
+    ),
+    Task("CartPole-v1", "pqn", 100_000, None, {"learning_rate": 8e-3, **FALLING}),
+]
+
+
+def play(task: Task, seeds: int) -> dict:
+    """The row of a task."""
+    environment, params = make_environment(task.environment)
+    make, kind = ALGORITHMS[task.algorithm]
+    agent = make(environment, params)
+    config = kind(steps=task.steps, **task.numbers)
+    config.check()
+
+    def run(key):
+        _, history = train(agent, key, config, params, episodes=EPISODES)
+        return history["evaluation"][-1]
+
+    keys = jax.vmap(jax.random.key)(np.arange(seeds))
+    begun = time.perf_counter()
+    images = len(agent.spec.shape) == 3
+    together = (lambda keys: jax.lax.map(run, keys)) if images else jax.vmap(run)
+    compiled = jax.jit(together).lower(keys).compile()
+    compiling = time.perf_counter() - begun
+    scores = np.asarray(compiled(keys))
+    seconds = time.perf_counter() - begun - compiling
+    return {
+        "steps": task.steps,
+        "bar": task.bar,
+        "iqm": round(interquartile_mean(scores), 2),
+        "interval": [round(x, 2) for x in bootstrap_interval(scores)],
+        "worst": round(float(scores.min()), 2),
+        "scores": [round(float(x), 2) for x in scores],
+        "numbers": task.numbers,
+        "compile_seconds": round(compiling, 1),
+        "steps_per_second": round(seeds * task.steps / seconds),
+    }
+
+
+def print_table(rows: dict) -> None:
+    """The rows as Markdown."""
+    print("| environment | algorithm | steps | IQM | interval | worst seed | bar | hyper-parameters |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, row in rows.items():
+        environment, algorithm = name.split("/")
+        numbers = ", ".join(f"`{key}` {value:g}" for key, value in row["numbers"].items())
+        low, high = row["interval"]
+        bar = "" if row["bar"] is None else f"{row['bar']:g}"
+        print(
+            f"| {environment} | {algorithm} | {row['steps']:,} | {row['iqm']:g} | {low:g} to {high:g} | {row['worst']:g} | "
+            f"{bar} | {numbers} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--seeds", type=int, default=16)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": {}}
+    if options.table:
+        print_table(results["rows"])
+        return
+    trial = {
+        name: ast.literal_eval(value) for name, _, value in (each.partition("=") for each in options.set)
+    }
+    for task in TASKS:
+        name = f"{task.environment}/{task.algorithm}"
+        if options.only is not None and name not in options.only:
+            continue
+        task = task._replace(numbers={**task.numbers, **trial}, steps=options.steps or task.steps)
+        row = play(task, options.seeds)
+        print(name, row, flush=True)
+        if not trial and not options.steps:
+            results["rows"][name] = row
+            results |= {"seeds": options.seeds, "episodes": EPISODES, "jax": jax.__version__}
+            results |= {"processor": platform.machine(), "device": jax.devices()[0].device_kind}
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
