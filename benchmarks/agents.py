@@ -4,8 +4,9 @@
 
 PYTHON is an interpreter of an environment with `rejax==0.1.3 gymnax==0.0.9`, or with `stable-baselines3`. All sides share one
 core and alternate, round by round; a round's ratio is peer / ours, whole training runs with one evaluation at the end, without
-compilation, which is said besides. rejax and ours have rejax's own numbers and network sizes. Stable-Baselines3 trains one agent
-after another, so that 256 of them take 256 times as long as one; ours, with its zoo's numbers, are one program.
+compilation, which is said besides. Seconds are CPU seconds of the process: on one core those of the clock on an idle machine.
+rejax and ours have rejax's own numbers and network sizes. Stable-Baselines3 trains one agent after another, so that 256 of them
+take 256 times as long as one; ours, with its zoo's numbers, are one program.
 """
 
 import argparse
@@ -98,15 +99,15 @@ def make_ours(agent, params, config, *, seeds: int = 1, evaluations: int = 1):
 
     keys = jax.random.split(jax.random.key(0), seeds)
     given = keys[0] if seeds == 1 else keys
-    begun = time.perf_counter()
+    begun = time.process_time()
     compiled = jax.jit(run if seeds == 1 else jax.vmap(run)).lower(given).compile()
-    compiling = time.perf_counter() - begun
+    compiling = time.process_time() - begun
     last: dict = {}
 
     def timed() -> float:
-        begun = time.perf_counter()
+        begun = time.process_time()
         last["return"] = np.asarray(jax.block_until_ready(compiled(given)))[..., -1]
-        return time.perf_counter() - begun
+        return time.process_time() - begun
 
     return timed, compiling, last
 
@@ -144,14 +145,16 @@ class Worker:
         self.process.wait()
 
 
-def alternate(ours: Callable[[], float], other: Callable[[], float], rounds: int) -> dict:
+def alternate(
+    ours: Callable[[], float], other: Callable[[], float], rounds: int, *, warm_up: bool = True
+) -> dict:
     """Seconds of both sides, in turn, and the ratios other / ours."""
     times: dict[str, list[float]] = {"ours": [], "other": []}
-    for i in range(rounds + 1):
+    for i in range(rounds + warm_up):
         sides = [("ours", ours), ("other", other)]
         for name, side in sides if i % 2 == 0 else sides[::-1]:
             times[name].append(side())
-    times = {name: each[1:] for name, each in times.items()}  # the first runs warm up
+    times = {name: each[warm_up:] for name, each in times.items()}
     ratios = [b / a for a, b in zip(times["ours"], times["other"], strict=True)]
     spread = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
     return {
@@ -217,7 +220,7 @@ def main() -> None:
     if options.sb3 and wanted("ppo256"):
         timed, compiling, _ = make_ours(agent, params, ZOO_PPO, seeds=256)
         worker = Worker(options.sb3, {"side": "sb3", "steps": ZOO_PPO.steps})
-        result = alternate(timed, lambda: 256 * worker(), min(options.rounds, 3))
+        result = alternate(timed, lambda: 256 * worker(), 1, warm_up=False)  # minutes each
         worker.end()
         keep("ppo256", {**result, "compile_seconds": round(compiling, 1), "other": "stable-baselines3 × 256"})
     if wanted("evaluation"):

@@ -46,7 +46,13 @@ TASKS = [
     Task("CartPole-v1", "ppo-kl", 100_000, 495, CARTPOLE),
     Task("CartPole-v1", "trpo", 100_000, 495, {"discount": 0.98, "gae_lambda": 0.9, "learning_rate": 1e-3}),
     Task("CartPole-v1", "a2c", 300_000, 495, {"rollout": 10, **CARTPOLE}),
-    Task("CartPole-v1", "reinforce", 500_000, 495, {"rollout": 1_000, "environments": 4, **FALLING}),
+    Task(
+        "CartPole-v1",
+        "reinforce",
+        500_000,
+        495,
+        {"learning_rate": 1e-2, "rollout": 1_000, "environments": 4, **FALLING},
+    ),
     Task("CartPole-v1", "recurrent-ppo", 100_000, None, CARTPOLE),
     Task(
         "CartPole-v1", "dqn", 50_000, 495, {"n_step": 3, "learning_rate": 4e-3, "buffer": 50_000, **FALLING}

@@ -42,14 +42,15 @@ def make_session(name: str, options: argparse.Namespace):
 def measure(name: str, options: argparse.Namespace, start) -> dict:
     """Held-out accuracy before and after, over the seeds; updates a second without the compilation."""
     stage = make_session(name, options).stages[-1]
-    begun, marks = time.process_time(), []
+    begun = time.process_time()
+    marks = [(0, begun)]
 
     def mark(report) -> None:
-        if report.progress.done > (marks[-1][0] if marks else 0):
+        if report.progress.done > marks[-1][0]:
             marks.append((report.progress.done, time.process_time()))
 
     run = training.fit([stage], start, on_progress=mark)
-    (early, since), (late, until) = marks[len(marks) // 2], marks[-1]  # the first half compiles
+    (early, since), (late, until) = marks[(len(marks) - 1) // 2], marks[-1]  # the first half compiles
     held_out = np.array(run.history["held_out"])
     row = {
         "before": float(held_out[0].mean()),

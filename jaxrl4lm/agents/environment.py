@@ -143,13 +143,12 @@ def begin(key: Key, spec: Spec, params: Any, count: int) -> Place:
 
 
 def step(
-    key: Key, spec: Spec, params: Any, place: Place, action: Array, extra: Any = ()
+    keys: Key, spec: Spec, params: Any, place: Place, action: Array, extra: Any = ()
 ) -> tuple[Place, Transition]:
-    """One step of every copy; where an episode ends the next one has begun."""
-    count = place.episodes.running.shape[0]
+    """One step of every copy, with a key each `[N]`; where an episode ends the next one has begun."""
     observation, state, reward, terminated, truncated, info = jax.vmap(
         spec.environment.step, (0, 0, 0, None)
-    )(jax.random.split(key, count), place.state, spec.actions.to_environment(action), params)
+    )(keys, place.state, spec.actions.to_environment(action), params)
     reward, terminated = reward.astype(jnp.float32), terminated.astype(bool)
     truncated = truncated.astype(bool) & ~terminated  # gymnax may set both, and an end is an end
     running, done = place.episodes.running + reward, terminated | truncated
@@ -180,11 +179,14 @@ def roll_out(
       choose: (key, observations `[N, ...]`) → (actions `[N, ...]`, what else to keep).
     """
 
-    def once(place: Place, key: Key) -> tuple[Place, Transition]:
-        key_choose, key_step = jax.random.split(key)
-        return step(key_step, spec, params, place, *choose(key_choose, place.observation))
+    def once(place: Place, keys: tuple[Key, Key]) -> tuple[Place, Transition]:
+        key_choose, keys_step = keys
+        return step(keys_step, spec, params, place, *choose(key_choose, place.observation))
 
-    return jax.lax.scan(once, place, jax.random.split(key, length))
+    # All keys at once: a split of a key in each step would cost more than the step of a small world.
+    keys = jax.vmap(jax.random.split)(jax.random.split(key, length))
+    keys_step = jax.vmap(lambda key: jax.random.split(key, place.episodes.running.shape[0]))(keys[:, 1])
+    return jax.lax.scan(once, place, (keys[:, 0], keys_step))
 
 
 def measure_returns(
@@ -211,7 +213,7 @@ def measure_returns(
         place, memory, alive, total = carry
         key_choose, key_step = jax.random.split(key)
         actions, memory = choose(memory, key_choose, place.observation)
-        place, transition = step(key_step, spec, params, place, actions)
+        place, transition = step(jax.random.split(key_step, episodes), spec, params, place, actions)
         total += jnp.where(alive, transition.reward, 0)
         return (place, memory, alive & ~(transition.terminated | transition.truncated), total), None
 

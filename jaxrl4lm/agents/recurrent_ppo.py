@@ -166,7 +166,14 @@ def collect(
         key_choose, key_step = jax.random.split(key)
         outputs, memory = learner.actor.step(state.params["actor"], memory, see(place.observation), begins)
         action = learner.spec.actions.sample(key_choose, outputs)
-        place, step = env.step(key_step, learner.spec, params, place, action, (outputs, begins))
+        place, step = env.step(
+            jax.random.split(key_step, config.environments),
+            learner.spec,
+            params,
+            place,
+            action,
+            (outputs, begins),
+        )
         return (place, memory, step.terminated | step.truncated), step
 
     start = state.place, before.actor, before.begins
