@@ -24,6 +24,9 @@ from jaxrl4lm.lm.algorithms import ALGORITHMS
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "algorithms.json"
 
+BESIDE_TRL = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo", "luspo", "vespo")
+"""tests/lm/test_algorithm_peers.py; the others are held to formulas by tests/lm/test_algorithms.py."""
+
 
 def make_session(name: str, options: argparse.Namespace):
     """The stages of `jaxrl4lm train --algorithm NAME`; groups of four, so that all can be compared."""
@@ -65,15 +68,18 @@ def measure(name: str, options: argparse.Namespace, start) -> dict:
 
 
 def print_table(results: dict) -> None:
+    """The rows as Markdown, the best first."""
     print(
-        "| algorithm | right, mean of seeds | least, most | rounds of drawing | updates/s |\n|---|---|---|---|---|"
+        "| algorithm | loss and gradient checked against | right, mean of seeds | least, most | rounds of drawing | updates/s |\n"
+        "|---|---|---|---|---|---|"
     )
     for name, row in sorted(results["rows"].items(), key=lambda item: -np.mean(item[1]["after"])):
         after = 100 * np.array(row["after"])
         rounds = f"{row['rounds']:.1f}" if "rounds" in row else "1"
+        checked = "TRL" if name in BESIDE_TRL else "formulas in NumPy"
         print(
-            f"| `{name}` | {after.mean():.1f} | {after.min():.1f}, {after.max():.1f} | {rounds} | "
-            f"{row['updates_per_second']:.1f} |"
+            f"| {name} | {checked} | {after.mean():.1f} | {after.min():.1f}, {after.max():.1f} | {rounds} | "
+            f"{row['updates_per_second']:.2f} |"
         )
 
 
