@@ -27,6 +27,18 @@ class Successor(NamedTuple):
     """`[A]`: of all actions there, under the behaviour."""
 
 
+class Experience(NamedTuple):
+    """One step, as it was played."""
+
+    state: Array
+    action: Array
+    reward: Array
+    following: Array
+    """The state after it, before any reset."""
+    terminated: Array
+    """The episode ended with it: `following` has no value."""
+
+
 class TabularAlgorithm(NamedTuple):
     """A learner; all of it is static."""
 
@@ -223,12 +235,27 @@ def update(
     A time limit is not a death: after a truncation the return bootstraps from the last state. (Monte-Carlo never
     bootstraps, and treats it as the end.)
     """
+    state, metrics, _ = advance(state, environment, params, algorithm, hyperparameters, policy=policy)
+    return state, metrics
+
+
+def advance(
+    state: TabularState,
+    environment: Any,
+    params: Any,
+    algorithm: TabularAlgorithm,
+    hyperparameters: Hyperparameters,
+    *,
+    policy: Array | None = None,
+) -> tuple[TabularState, Metrics, Experience]:
+    """`update`, and the step that it took."""
     key, key_step, key_next, key_reset, key_coin = jax.random.split(state.key, 5)
     observation, environment_state, reward, terminated, truncated, info = environment.step(
         key_step, state.environment, state.action, params
     )
     done = terminated | truncated
     last = info["final_observation"]
+    experience = Experience(state.observation, state.action, reward, last, terminated)
     probabilities = action_probabilities(algorithm, state.tables, last, hyperparameters, policy)
     following = _draw(key_next, probabilities)
     order = _table_order(key_coin, algorithm.num_tables)
@@ -240,7 +267,7 @@ def update(
         actions=jnp.append(state.actions[1:], state.action if algorithm.learns_actions else 0),
         rewards=jnp.append(state.rewards[1:], reward),
     )
-    tables, counts = _learn(state, algorithm, hyperparameters, order[0], bootstrap, done)
+    tables, counts = learn(state, algorithm, hyperparameters, order[0], bootstrap, done)
     again = action_probabilities(algorithm, tables, observation, hyperparameters, policy)
     state = state._replace(
         tables=tables,
@@ -251,7 +278,7 @@ def update(
         action=jnp.where(done, _draw(key_reset, again), following),
         key=key,
     )
-    return state, {"reward": reward, "done": done}
+    return state, {"reward": reward, "done": done}, experience
 
 
 def train(
@@ -279,7 +306,7 @@ def train(
     return jax.lax.scan(step, start, length=num_steps)
 
 
-def _learn(
+def learn(
     state: TabularState,
     algorithm: TabularAlgorithm,
     hyperparameters: Hyperparameters,
@@ -287,7 +314,14 @@ def _learn(
     bootstrap: Array,
     done: Array,
 ) -> tuple[Array, Array]:
-    """Update the entries whose return is complete: the oldest, or all at the end of an episode."""
+    """(tables, counts) after the entries whose return is complete: the oldest, or all at the end of an episode.
+
+    Args:
+      state: with the steps to learn from.
+      table: number of the one to update.
+      bootstrap: the value of what follows the newest step, 0 if nothing does.
+      done: whether the episode ended or was cut.
+    """
     returns = discounted_returns(state.rewards, next_values=bootstrap, discount=hyperparameters.discount)
     waiting = state.states >= 0
     ready = waiting & (done | (jnp.arange(algorithm.steps) == 0))
