@@ -165,6 +165,25 @@ def step(
     return Place(state, spec.keep(observation), episodes), transition
 
 
+Choose = Callable[[Key, Place], tuple[Array, Any]]
+"""(key, where the copies are) → actions `[N, ...]`, and what else to keep."""
+
+
+def play(
+    key: Key, spec: Spec, params: Any, place: Place, choose: Choose, length: int
+) -> tuple[Place, Transition]:
+    """`length` steps of every copy, by a choice that may look at more than observations."""
+
+    def once(place: Place, keys: tuple[Key, Key]) -> tuple[Place, Transition]:
+        key_choose, keys_step = keys
+        return step(keys_step, spec, params, place, *choose(key_choose, place))
+
+    # All keys at once: a split of a key in each step would cost more than the step of a small world.
+    keys = jax.vmap(jax.random.split)(jax.random.split(key, length))
+    keys_step = jax.vmap(lambda key: jax.random.split(key, place.episodes.running.shape[0]))(keys[:, 1])
+    return jax.lax.scan(once, place, (keys[:, 0], keys_step))
+
+
 def roll_out(
     key: Key,
     spec: Spec,
@@ -178,15 +197,7 @@ def roll_out(
     Args:
       choose: (key, observations `[N, ...]`) → (actions `[N, ...]`, what else to keep).
     """
-
-    def once(place: Place, keys: tuple[Key, Key]) -> tuple[Place, Transition]:
-        key_choose, keys_step = keys
-        return step(keys_step, spec, params, place, *choose(key_choose, place.observation))
-
-    # All keys at once: a split of a key in each step would cost more than the step of a small world.
-    keys = jax.vmap(jax.random.split)(jax.random.split(key, length))
-    keys_step = jax.vmap(lambda key: jax.random.split(key, place.episodes.running.shape[0]))(keys[:, 1])
-    return jax.lax.scan(once, place, (keys[:, 0], keys_step))
+    return play(key, spec, params, place, lambda key, place: choose(key, place.observation), length)
 
 
 def measure_returns(

@@ -261,21 +261,29 @@ def n_step(n: int) -> Estimator:
 
 
 def collect(
-    state: State, config: OnPolicyConfig, learner: Learner, params: Any, estimate: Estimator = generalized
+    state: State,
+    config: OnPolicyConfig,
+    learner: Learner,
+    params: Any,
+    estimate: Estimator = generalized,
+    choose: env.Choose | None = None,
 ) -> tuple[State, Batch, Metrics]:
     """Plays a rollout, and says how much better than expected each action was.
 
     The critic is asked once, for the whole rollout. A time limit bootstraps from the observation that it cut off.
+
+    Args:
+      choose: decides what is played; it also gives outputs of which the action was drawn. None: the actor.
     """
     key, key_play = jax.random.split(state.key)
     normalize = config.normalize_observations
 
-    def choose(key: Key, observations: Array) -> tuple[Array, Array]:
-        outputs = act(learner, state.params, see(learner.spec, state.statistics, observations, normalize))
-        action = learner.spec.actions.sample(key, outputs)
-        return action, outputs
+    def ask_actor(key: Key, place: env.Place) -> tuple[Array, Array]:
+        seen = see(learner.spec, state.statistics, place.observation, normalize)
+        outputs = act(learner, state.params, seen)
+        return learner.spec.actions.sample(key, outputs), outputs
 
-    place, steps = env.roll_out(key_play, learner.spec, params, state.place, choose, config.rollout)
+    place, steps = env.play(key_play, learner.spec, params, state.place, choose or ask_actor, config.rollout)
     seen, after = (
         see(learner.spec, state.statistics, x, normalize)
         for x in (steps.observation, steps.final_observation)
