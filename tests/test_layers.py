@@ -28,6 +28,7 @@ ORDER = {room: i for i, room in enumerate(room for floor in FLOORS for room in f
 # Heavy packages, and the rooms that may import them at module level.
 HEAVY = {
     "chex": {"agents", "training", "models", "decoding"},
+    "mctx": {"agents"},
     "flax": {"models", "envs"},  # in envs: flax.struct, of which gymnax states are made
     "gymnax": {"envs", "agents"},
     "optax": {"agents", "lm", "models"},

@@ -10,6 +10,7 @@ import pytest
 
 from jaxrl4lm.agents import (
     a2c,
+    alphazero,
     c51,
     ddpg,
     dqn,
@@ -71,6 +72,10 @@ AGENTS["recurrent-ppo"] = (
     recurrent_ppo.make,
     recurrent_ppo.RecurrentPPOConfig(steps=3200, rollout=16, epochs=4, **FAST),
 )
+AGENTS["alphazero"] = (
+    alphazero.make,
+    alphazero.AlphaZeroConfig(steps=3200, rollout=16, epochs=4, simulations=8, **FAST),
+)
 OFF_POLICY = {
     "steps": 64 + 3200,
     "rollout": 8,
@@ -91,7 +96,7 @@ CONTINUOUS = {
 AGENTS |= CONTINUOUS
 FAMILIES = [
     *("ppo", "a2c", "ppo-kl", "trpo", "reinforce", "recurrent-ppo"),
-    *("dqn", "dqn, prioritized", "qr-dqn", "c51", "pqn", "sac", "td3", "ddpg"),
+    *("dqn", "dqn, prioritized", "qr-dqn", "c51", "pqn", "sac", "td3", "ddpg", "alphazero"),
 ]
 """Agents with an update of their own."""
 

@@ -11,6 +11,7 @@ import pytest
 from jaxrl4lm import training
 from jaxrl4lm.agents import (
     a2c,
+    alphazero,
     c51,
     ddpg,
     dqn,
@@ -45,6 +46,10 @@ ALGORITHMS |= {
     "pqn": (pqn.make, pqn.PQNConfig(epochs=2, minibatches=2, **SIZES)),
     "recurrent-ppo": (recurrent_ppo.make, recurrent_ppo.RecurrentPPOConfig(epochs=2, minibatches=2, **SIZES)),
 }
+ALGORITHMS["alphazero"] = (
+    alphazero.make,
+    alphazero.AlphaZeroConfig(epochs=2, simulations=4, **SIZES),
+)
 OFF_POLICY = SIZES | {"steps": 200, "buffer": 80, "warmup": 40, "gradient_steps": 2, "batch": 8}
 CONTINUOUS = {
     "sac": (sac.make, sac.SACConfig(**OFF_POLICY)),
