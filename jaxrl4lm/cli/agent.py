@@ -18,6 +18,7 @@ from rich.table import Table
 
 from jaxrl4lm.agents import (
     a2c,
+    alphazero,
     c51,
     ddpg,
     dqn,
@@ -61,6 +62,7 @@ ALGORITHMS = {
     "sac": (sac.make, sac.SACConfig),
     "td3": (td3.make, td3.TD3Config),
     "ddpg": (ddpg.make, ddpg.DDPGConfig),
+    "alphazero": (alphazero.make, alphazero.AlphaZeroConfig),
 }
 
 
@@ -87,6 +89,7 @@ class ProblemOptions:
         "sac",
         "td3",
         "ddpg",
+        "alphazero",
     ] = "ppo"
     """Its hyper-parameters are the options below; --algorithm NAME --help shows those of another."""
     seeds: int = size(1)

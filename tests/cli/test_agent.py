@@ -63,6 +63,11 @@ def test_a_finished_run_has_nothing_to_go_on_with(run, capsys):
             ["--algorithm", "td3", "--env", "Pendulum-v1", "--gradient-steps", "3"],
             "--gradient-steps 3 is no multiple of the policy_delay 2: give 4",
         ),
+        (
+            ["--algorithm", "alphazero", "--env", "Pendulum-v1"],
+            "--algorithm alphazero: the actions of Pendulum-v1 are vectors: the search needs numbers",
+        ),
+        (["--algorithm", "alphazero", "--simulations", "0"], "--simulations must be positive, not 0"),
         (["--mesh", "1", "1", "1"], "--mesh spreads a language model over devices"),
     ],
 )
