@@ -183,7 +183,8 @@ def plan(
         return on_policy.act(learner, state.params, seen), on_policy.value(learner, state.params, seen)
 
     def expand(_: tuple, key: Key, action: Array, node: Node) -> tuple[Any, Node]:
-        following, step = env.step(key, learner.spec, params, node.place, action)
+        keys = jax.random.split(key, action.shape[0])
+        following, step = env.step(keys, learner.spec, params, node.place, action)
         logits, values = look(step.final_observation)
         values = jnp.where(node.over, node.value, jnp.where(step.terminated, 0, values))
         reward = scale(state.return_statistics, step.reward) if config.normalize_rewards else step.reward
