@@ -41,7 +41,7 @@ class Task(NamedTuple):
 
 FALLING = {"final_learning_rate_share": 0.0}
 CARTPOLE = {"learning_rate": 2e-3, "discount": 0.98, "gae_lambda": 0.9, "entropy_coef": 0.01, **FALLING}
-VALUES = {"n_step": 3, "learning_rate": 4e-3, "buffer": 50_000, **FALLING}
+VALUES = {"n_step": 3, "learning_rate": 1e-3, "buffer": 50_000, **FALLING}
 ACROBOT = {"learning_rate": 2e-3, "entropy_coef": 0.01, **FALLING}
 CAR = {"environments": 16, "normalize_observations": True, "normalize_rewards": True, "gae_lambda": 0.98}
 TASKS = [
@@ -71,7 +71,7 @@ TASKS = [
         -110,
         {**VALUES, "learning_rate": 1e-3, "discount": 0.98, "buffer": 10_000, "epsilon": 0.07},
     ),
-    Task("MountainCar-v0", "ppo", 1_000_000, -115, {"learning_rate": 1e-3, **CAR, **FALLING}),
+    Task("MountainCar-v0", "ppo", 1_000_000, -115, {"learning_rate": 3e-3, **CAR, **FALLING}),
     Task("Catch-bsuite", "ppo", 100_000, 1, {"learning_rate": 2e-3, **FALLING}),
     Task("DeepSea-bsuite", "ppo", 100_000, None, {"learning_rate": 2e-3, "entropy_coef": 0.01, **FALLING}),
     Task("DeepSea-bsuite", "dqn", 100_000, None, {"learning_rate": 1e-3, **FALLING}),
