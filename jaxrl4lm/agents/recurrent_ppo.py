@@ -1,13 +1,14 @@
 """Proximal policy optimisation with a memory, for worlds whose observations do not tell all.
 
-    play a rollout, with a gated recurrent unit that forgets where an episode begins → advantages by GAE
+    play a rollout, with a memory that is empty where an episode begins → advantages by GAE
     → epochs × minibatches of whole sequences: clipped surrogate + value loss − entropy
 
 A minibatch is the rollouts of some copies of the environment; each is gone through again from the memory with which it began.
+The memory is a gated recurrent unit's, or whatever another `models.MemoryPolicy` remembers, as a transformer its KV cache.
 
 Reference: Schulman et al. 2017, arXiv:1707.06347; Hausknecht & Stone 2015, arXiv:1507.06527, sec. 6, for the sequences.
 
-Shapes: `T` time, `N` copies of the environment, `H` units of the memory.
+Shapes: `T` time, `N` copies of the environment.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from jaxrl4lm.agents import on_policy, ppo
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.on_policy import Batch, State
 from jaxrl4lm.agents.ppo import PPOConfig
-from jaxrl4lm.models import RecurrentPolicy
+from jaxrl4lm.models import MemoryPolicy, RecurrentPolicy
 from jaxrl4lm.types import Array, InputError, Key, Metrics, Params
 
 
@@ -46,19 +47,19 @@ class Learner(NamedTuple):
     """An environment and the networks that learn to play it; static."""
 
     spec: env.Spec
-    actor: RecurrentPolicy
+    actor: MemoryPolicy
     """Its outputs are those that `spec.actions` reads."""
-    critic: RecurrentPolicy
+    critic: MemoryPolicy
     """One output, the value."""
 
 
 class Memory(NamedTuple):
     """What the networks remember of the episodes under way; `extra` of the state."""
 
-    actor: Array
-    """`[N, H]`."""
-    critic: Array
-    """`[N, H]`."""
+    actor: Any
+    """`[N, ...]`, as `start` of the network gives it."""
+    critic: Any
+    """The same of the critic."""
     begins: Array
     """bool `[N]`: an episode begins with the next observation."""
 
@@ -78,15 +79,15 @@ def make(
     environment: Any,
     params: Any,
     *,
-    actor: RecurrentPolicy | None = None,
-    critic: RecurrentPolicy | None = None,
+    actor: MemoryPolicy | None = None,
+    critic: MemoryPolicy | None = None,
 ) -> Agent:
     """PPO with a memory on an environment.
 
     Args:
       params: the environment's; only shapes, the action space and the time limit are read here.
-      actor: with outputs that the actions of the environment read. None: 64 units.
-      critic: with one output. None: 64 units.
+      actor: with outputs that the actions of the environment read. None: a recurrent unit of width 64.
+      critic: with one output. None: the same.
     """
     spec = env.describe(environment, params)
     actions = spec.actions
@@ -96,7 +97,7 @@ def make(
         critic or RecurrentPolicy(1, spec.shape),
     )
 
-    def recall(known: Any, memory: Array, key: Key, observations: Array) -> tuple[Array, Array]:
+    def recall(known: Any, memory: Any, key: Key, observations: Array) -> tuple[Array, Any]:
         seen = on_policy.see_known(spec, known, observations)
         going_on = jnp.zeros(seen.shape[0], bool)
         outputs, memory = learner.actor.step(known["params"]["actor"], memory, seen, going_on)
@@ -161,7 +162,7 @@ def collect(
     def see(observations: Array) -> Array:
         return on_policy.see(learner.spec, state.statistics, observations, config.normalize_observations)
 
-    def once(carry: tuple[env.Place, Array, Array], key: Key) -> tuple[Any, env.Transition]:
+    def once(carry: tuple[env.Place, Any, Array], key: Key) -> tuple[Any, env.Transition]:
         place, memory, begins = carry
         key_choose, key_step = jax.random.split(key)
         outputs, memory = learner.actor.step(state.params["actor"], memory, see(place.observation), begins)
@@ -183,7 +184,8 @@ def collect(
     critic = state.params["critic"]
     values, memories = learner.critic.apply(critic, before.critic, seen, begun)
     next_values, _ = jax.vmap(partial(learner.critic.step, critic))(memories, after, jnp.zeros_like(begun))
-    state = state._replace(place=place, extra=Memory(memory, memories[-1], begins), key=key)
+    last = jax.tree.map(lambda x: x[-1], memories)
+    state = state._replace(place=place, extra=Memory(memory, last, begins), key=key)
     state, batch, metrics = on_policy.conclude(
         state,
         steps._replace(extra=outputs),

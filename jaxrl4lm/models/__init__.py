@@ -7,6 +7,7 @@ from jaxrl4lm.models.control import Convolution, Network, Perceptron, RecurrentP
 from jaxrl4lm.models.head_files import load_backbone, load_with_head, new_head, save_with_head
 from jaxrl4lm.models.heads import Head, Pooler, init_head, sequence_outputs, span_outputs, token_outputs
 from jaxrl4lm.models.huggingface import load, save
+from jaxrl4lm.models.memory_policy import MemoryPolicy, TransformerPolicy
 from jaxrl4lm.models.partitioning import combine, match_paths, partition
 from jaxrl4lm.models.policy import Carry, LanguagePolicy, parameter_count, positions_of
 from jaxrl4lm.models.sharding import batch_sharding, make_mesh, place, put_batch, shardings
@@ -20,6 +21,7 @@ __all__ = [
     "Convolution",
     "Head",
     "LanguagePolicy",
+    "MemoryPolicy",
     "Network",
     "Perceptron",
     "Pooler",
@@ -28,6 +30,7 @@ __all__ = [
     "Rope",
     "Transformer",
     "TransformerConfig",
+    "TransformerPolicy",
     "batch_sharding",
     "combine",
     "init_head",

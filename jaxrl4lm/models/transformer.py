@@ -240,7 +240,7 @@ class Transformer(nn.Module):
         """Final hidden states `[B, T, D]`, and the keys and values that this call made.
 
         Args:
-          tokens_BT: token ids.
+          tokens_BT: token ids; or floats `[B, T, V]`, weights by which embeddings are added up: one-hot vectors are ids.
           positions_BT: their positions; `EMPTY` at padding.
           prefix: keys and values of `G` prompts, which every query may read; `B` is a multiple of `G`.
           cache: where to store keys and values, from `slot` on. None: queries read the prefix and the call's own tokens.
@@ -248,14 +248,15 @@ class Transformer(nn.Module):
           room: how many tokens may follow. LongRoPE chooses a text's factors by the length that it may come to have, so
             that no state depends on a later token, and no cached key must be rotated again.
           places_BT: the tokens' places in their rows, `EMPTY` at padding, where a row holds several documents one after
-            another, each with positions from 0; without a prefix or a cache. None: a row is one document.
+            another, each with positions from 0; without a cache. The first document of a row may go on with one that a prefix
+            holds, whose positions then are places, too. None: a row is one document.
           types_BT: the part of the text, from 0, that each token belongs to. None: there is one.
         Returns:
           The hidden states; the updated cache, or without one the keys and values of the tokens as a prefix.
         """
         c = self.config
-        chex.assert_rank(tokens_BT, 2)
-        chex.assert_equal_shape([tokens_BT, positions_BT])
+        chex.assert_rank(tokens_BT, {2, 3})
+        chex.assert_shape(positions_BT, tokens_BT.shape[:2])
         x_BTD = self._embed(tokens_BT, positions_BT, types_BT)
         positions = positions_BT
         if cache is not None:
@@ -264,7 +265,7 @@ class Transformer(nn.Module):
         if places_BT is None:
             lengths_BT = count_tokens(positions_BT, prefix, cache, slot) + room
         else:
-            chex.assert_equal((prefix, cache), (None, None))  # documents that share a row follow nothing
+            assert cache is None, "documents that share a row are read whole"
             lengths_BT = _measure_documents(positions_BT, places_BT)
             back_BT = positions_BT + 1  # to the first token of the document
             windows = tuple(back_BT if w is None else jnp.minimum(w, back_BT) for w in windows)
@@ -334,11 +335,14 @@ class Transformer(nn.Module):
 
     def _embed(self, tokens_BT: Array, positions_BT: Array, types_BT: Array | None) -> Array:
         c = self.config
-        x_BTD = gather_rows(self.embedding)[tokens_BT].astype(c.dtype)
+        if tokens_BT.ndim == 3:
+            x_BTD = tokens_BT.astype(c.dtype) @ self.embedding.astype(c.dtype)
+        else:
+            x_BTD = gather_rows(self.embedding)[tokens_BT].astype(c.dtype)
         if c.embedding_scale != 1.0:
             x_BTD = x_BTD * jnp.asarray(c.embedding_scale, c.dtype)
         if c.token_types:
-            types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
+            types_BT = jnp.zeros_like(positions_BT) if types_BT is None else types_BT
             x_BTD = x_BTD + self.type_embedding[types_BT].astype(c.dtype)
         if c.rope_theta is None:
             rows_BT = jnp.minimum(positions_BT, c.context - 1) + c.position_offset

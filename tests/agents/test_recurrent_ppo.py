@@ -13,7 +13,7 @@ from jaxrl4lm.agents import agent as A
 from jaxrl4lm.agents import environment as env
 from jaxrl4lm.agents import ppo, recurrent_ppo
 from jaxrl4lm.agents.recurrent_ppo import Learner, RecurrentPPOConfig
-from jaxrl4lm.models import RecurrentPolicy
+from jaxrl4lm.models import RecurrentPolicy, TransformerPolicy
 from jaxrl4lm.types import InputError
 from tests.agents.probes import Recall, RecallParams
 from tests.agents.test_on_policy import Corridor
@@ -22,21 +22,62 @@ SIZES = {"steps": 6400, "environments": 16, "rollout": 20, "epochs": 4, "minibat
 SIZES |= {"learning_rate": 2e-3, "final_learning_rate_share": 0.0, "gae_lambda": 1.0}
 
 
+TRANSFORMER = {"shape": (6,), "span": 4, "layers": 1, "width": 16, "heads": 2}
+play_by_transformer = functools.partial(
+    recurrent_ppo.make, actor=TransformerPolicy(2, **TRANSFORMER), critic=TransformerPolicy(1, **TRANSFORMER)
+)
+
+
+def score(make, config):
+    """What agents of four seeds earn on average in 64 episodes of the world of memory, `[4]`."""
+    config.check()
+    params = RecallParams()
+    train = functools.partial(A.train, make(Recall(), params), config=config, params=params, episodes=64)
+    keys = jax.random.split(jax.random.key(0), 4)
+    return np.asarray(jax.jit(jax.vmap(lambda key: train(key)[1]["evaluation"][-1]))(keys))
+
+
 @pytest.mark.slow
 def test_memory_decides():
     """The cue of the first step decides the last action: with a memory every episode earns 1, without one 0 on average."""
+    np.testing.assert_array_equal(score(recurrent_ppo.make, RecurrentPPOConfig(**SIZES)), 1)
+    assert np.abs(score(ppo.make, ppo.PPOConfig(**SIZES)).mean()) < 0.3
+
+
+@pytest.mark.slow
+def test_a_transformer_decides_by_its_cache():
+    """The policy of the language models plays the same world, and earns all; where its cache holds too little, nothing."""
+    config = RecurrentPPOConfig(**SIZES)
+    np.testing.assert_array_equal(score(play_by_transformer, config), 1)
+    short = {**TRANSFORMER, "span": 2}
+    forgets = functools.partial(
+        recurrent_ppo.make, actor=TransformerPolicy(2, **short), critic=TransformerPolicy(1, **short)
+    )
+    assert np.abs(score(forgets, config).mean()) < 0.3
+
+
+def test_a_transformer_is_trained():
+    """Two updates: all of it moves, and the first minibatch is on-policy, also where an episode began before the rollout."""
+    config = RecurrentPPOConfig(steps=56, environments=4, rollout=7, epochs=1, minibatches=1)
     params = RecallParams()
-    keys = jax.random.split(jax.random.key(0), 4)
+    agent = play_by_transformer(Recall(), params)
 
-    def score(module, config):
-        config.check()
-        train = functools.partial(
-            A.train, module.make(Recall(), params), config=config, params=params, episodes=64
+    @jax.jit
+    def run(key):
+        start = agent.init(key, config, params)
+        return start, jax.lax.scan(lambda state, _: agent.update(state, config, params), start, length=2)
+
+    start, (state, told) = run(jax.random.key(0))
+    np.testing.assert_array_equal(state.extra.actor.time, 14 % 4)  # moments of the fourth episode
+    assert (told["kl"] < 1e-9).all()
+    still = {
+        jax.tree_util.keystr(path[-1:], simple=True)
+        for path, x in jax.tree.leaves_with_path(
+            jax.tree.map(lambda x, y: x == y, start.params, state.params)
         )
-        return np.asarray(jax.jit(jax.vmap(lambda key: train(key)[1]["evaluation"][-1]))(keys))
-
-    np.testing.assert_array_equal(score(recurrent_ppo, RecurrentPPOConfig(**SIZES)), 1)
-    assert np.abs(score(ppo, ppo.PPOConfig(**SIZES)).mean()) < 0.3
+        if x.all()
+    }
+    assert still == {"constants", "value_head"}  # there are none, and the critic is a network of its own
 
 
 CONFIG = RecurrentPPOConfig(environments=4, rollout=7, gae_lambda=0.0, discount=0.5, minibatches=2)

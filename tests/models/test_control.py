@@ -1,32 +1,76 @@
-"""A network with a memory: step by step it says what it says of whole sequences, and an episode knows nothing of the last."""
+"""Networks with a memory: step by step they say what they say of whole sequences, and an episode knows nothing of the last."""
+
+import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jaxrl4lm.models import RecurrentPolicy
+from jaxrl4lm.models import RecurrentPolicy, Transformer, TransformerPolicy
 
 POLICY = RecurrentPolicy(3, (2, 4), width=8, constants=2)
+TRANSFORMER = TransformerPolicy(3, (2, 4), width=8, heads=2, constants=2)
+POLICIES = {
+    "recurrent": POLICY,
+    "transformer": TRANSFORMER,
+    "transformer of a short memory": dataclasses.replace(TRANSFORMER, span=2),
+}
 rng = np.random.default_rng(0)
 OBSERVATIONS = jnp.asarray(rng.normal(size=(6, 5, 2, 4)), jnp.float32)
 BEGINS = jnp.asarray(rng.random((6, 5)) < 0.3)
 MEMORY = jnp.asarray(rng.normal(size=(5, 8)), jnp.float32)
+BEFORE = jnp.asarray(rng.normal(size=(4, 5, 2, 4)), jnp.float32)
 
 
-def step_through(params, memory, observations, begins):
-    outputs, memories = [], []
-    for observation, begin in zip(observations, begins, strict=True):
-        out, memory = POLICY.step(params, memory, observation, begin)
-        outputs.append(out)
-        memories.append(memory)
-    return jnp.stack(outputs), jnp.stack(memories)
+def begin(policy):
+    """Parameters far from zero, and the memory after four moments of an episode."""
+    params = jax.jit(policy.init)(jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.2 * jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
+    begins = jnp.zeros((4, 5), bool).at[0].set(True)
+    _, memories = jax.jit(policy.apply)(params, policy.start(5), BEFORE, begins)
+    return params, jax.tree.map(lambda x: x[-1], memories)
 
 
-def test_steps_are_the_sequence():
-    params = jax.jit(POLICY.init)(jax.random.key(0))
-    given = params, MEMORY, OBSERVATIONS, BEGINS
-    for whole, parts in zip(jax.jit(POLICY.apply)(*given), jax.jit(step_through)(*given), strict=True):
-        np.testing.assert_allclose(whole, parts, rtol=1e-5, atol=1e-6)
+def step_through(policy, params, memory, observations, begins):
+    def once(memory, at):
+        outputs, memory = policy.step(params, memory, *at)
+        return memory, (outputs, memory)
+
+    return jax.lax.scan(once, memory, (observations, begins))[1]
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_steps_are_the_sequence(policy):
+    given = *begin(policy), OBSERVATIONS, BEGINS
+    whole = jax.jit(policy.apply)(*given)
+    parts = jax.jit(step_through, static_argnums=0)(policy, *given)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), whole, parts)
+
+
+@pytest.mark.parametrize("span", [2, 64])
+def test_a_transformer_plays_an_episode_as_it_reads_a_text(span):
+    """What remembers and forgets says what the language model says of each episode alone, as one text."""
+    policy = dataclasses.replace(TRANSFORMER, span=span)
+    params, memory = begin(policy)
+    outputs, _ = jax.jit(policy.apply)(params, memory, OBSERVATIONS, BEGINS)
+    np.testing.assert_array_equal(outputs[..., 3:], np.broadcast_to(params["constants"], (6, 5, 2)))
+    network = Transformer(policy.language.config)
+    assert policy.language.config.windows == (span + 1,) * 2
+    read = jax.jit(
+        lambda text: network.apply({"params": params["transformer"]}, text, jnp.arange(10)[None])[0]
+    )
+    for copy in range(5):
+        seen = np.concatenate([BEFORE[:, copy], OBSERVATIONS[:, copy]]).reshape(10, 8)
+        weights = np.concatenate([seen, np.ones((10, 1))], 1)  # 1 for the bias
+        begins = [0, *(4 + np.flatnonzero(BEGINS[:, copy])), 10]
+        for first, end in itertools.pairwise(begins):
+            text = np.zeros((1, 10, 9), np.float32)
+            text[0, : end - first] = weights[first:end]
+            shown = max(first, 4)
+            said = read(text)[0, shown - first : end - first, :3]
+            np.testing.assert_allclose(outputs[shown - 4 : end - 4, copy, :3], said, rtol=1e-4, atol=1e-5)
 
 
 def test_the_unit_is_that_of_the_paper():
@@ -50,19 +94,27 @@ def test_the_unit_is_that_of_the_paper():
     np.testing.assert_array_equal(output[:, 3:], np.broadcast_to(read["constants"], (5, 2)))
 
 
-def test_an_episode_knows_nothing_of_the_last_and_all_of_its_own():
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_an_episode_knows_nothing_of_the_last_and_all_of_its_own(policy):
     """By gradients: of the outputs of a moment with respect to each observation, and to the memory from before."""
-    params = jax.jit(POLICY.init)(jax.random.key(0))
+    params, memory = begin(policy)
     begins = jnp.zeros((6, 5), bool).at[3].set(True)
+    numbers, structure = jax.tree.flatten(memory)
+    floats = [x for x in numbers if jnp.issubdtype(x.dtype, jnp.floating)]
 
     def measure(t):
-        return jax.jit(
-            jax.grad(lambda x, memory: POLICY.apply(params, memory, x, begins)[0][t, :, :3].sum(), (0, 1))
-        )(OBSERVATIONS, MEMORY)
+        def output(seen, floats):
+            given = iter(floats)
+            full = [next(given) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in numbers]
+            memory = jax.tree.unflatten(structure, full)
+            return policy.apply(params, memory, seen, begins)[0][t, :, :3].sum()
 
-    seen, memory = measure(5)
-    np.testing.assert_array_equal(np.abs(seen).sum((1, 2, 3)) > 0, [0, 0, 0, 1, 1, 1])
-    assert not memory.any()
-    seen, memory = measure(2)
-    np.testing.assert_array_equal(np.abs(seen).sum((1, 2, 3)) > 0, [1, 1, 1, 0, 0, 0])
-    assert memory.any()
+        seen, memory = jax.jit(jax.grad(output, (0, 1)))(OBSERVATIONS, floats)
+        return np.abs(seen).sum((1, 2, 3)) > 0, any(bool(x.any()) for x in memory)
+
+    seen, remembers = measure(5)
+    np.testing.assert_array_equal(seen, [0, 0, 0, 1, 1, 1])
+    assert not remembers
+    seen, remembers = measure(2)
+    np.testing.assert_array_equal(seen, [1, 1, 1, 0, 0, 0])
+    assert remembers
