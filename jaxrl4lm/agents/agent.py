@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxrl4lm.agents.config import AgentConfig
-from jaxrl4lm.agents.environment import Spec, measure_returns
+from jaxrl4lm.agents.environment import Film, Recall, Spec, film_episode, measure_returns
 from jaxrl4lm.types import Array, InputError, Key, Metrics
 
 EVALUATION = 2**32 - 3
@@ -49,12 +49,24 @@ def evaluate(agent: Agent, seen: Any, key: Key, params: Any, episodes: int) -> A
       params: of the environment.
     """
 
+    return measure_returns(key, agent.spec, params, _choose(agent, seen), agent.start(episodes), episodes)
+
+
+def film(agent: Agent, seen: Any, key: Key, params: Any, episodes: int, length: int) -> Film:
+    """The first of the episodes by which `evaluate` judges the agent, or its first `length` steps. Arguments as of it."""
+    choose, start = _choose(agent, seen), agent.start(episodes)
+    return film_episode(key, agent.spec, params, choose, start, episodes, length=length)
+
+
+def _choose(agent: Agent, seen: Any) -> Recall:
+    """How the agent acts where it is judged."""
+
     def choose(memory: Any, key: Key, observations: Array) -> tuple[Array, Any]:
         if agent.recall is None:
             return agent.act(seen, key, observations), memory
         return agent.recall(seen, memory, key, observations)
 
-    return measure_returns(key, agent.spec, params, choose, agent.start(episodes), episodes)
+    return choose
 
 
 def train(

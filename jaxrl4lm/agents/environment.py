@@ -200,34 +200,70 @@ def roll_out(
     return play(key, spec, params, place, lambda key, place: choose(key, place.observation), length)
 
 
-def measure_returns(
-    key: Key,
-    spec: Spec,
-    params: Any,
-    choose: Callable[[Any, Key, Array], tuple[Array, Any]],
-    memory: Any,
-    episodes: int,
-) -> Array:
+Recall = Callable[[Any, Key, Array], tuple[Array, Any]]
+"""(memory, key, observations `[N, ...]`) → (actions `[N, ...]`, the memory after them)."""
+
+
+def measure_returns(key: Key, spec: Spec, params: Any, choose: Recall, memory: Any, episodes: int) -> Array:
     """Undiscounted returns `[episodes]` of so many episodes, one of each copy; a policy is judged by their mean.
 
     A scan over the horizon, with what comes after an end masked: its program has no branches, however it is mapped.
 
     Args:
-      choose: (memory, key, observations `[N, ...]`) → (actions `[N, ...]`, the memory after them).
       memory: before the first step; () of policies without one.
+    """
+    start, go_on, keys = _begin_episodes(key, spec, params, choose, memory, episodes)
+
+    def once(carry: tuple[Any, Array], key: Key) -> tuple[tuple[Any, Array], None]:
+        playing, total = carry
+        playing, transition, alive = go_on(playing, key)
+        return (playing, total + jnp.where(alive, transition.reward, 0)), None
+
+    return jax.lax.scan(once, (start, jnp.zeros(episodes)), keys)[0][1]
+
+
+class Film(NamedTuple):
+    """An episode as it was played, `[T, ...]`."""
+
+    observation: Array
+    """Before each step."""
+    reward: Array
+    final_observation: Array
+    """After each step, before any reset."""
+    alive: Array
+    """bool: the step is of the episode; False after its end, in another one."""
+
+
+def film_episode(
+    key: Key, spec: Spec, params: Any, choose: Recall, memory: Any, episodes: int, *, length: int
+) -> Film:
+    """The first of the episodes that `measure_returns` plays with the same arguments; of a longer one `length` steps."""
+    start, go_on, keys = _begin_episodes(key, spec, params, choose, memory, episodes)
+
+    def once(playing: Any, key: Key) -> tuple[Any, Film]:
+        playing, transition, alive = go_on(playing, key)
+        shown = transition.observation, transition.reward, transition.final_observation, alive
+        return playing, Film(*(x[0] for x in shown))
+
+    return jax.lax.scan(once, start, keys[:length])[1]
+
+
+def _begin_episodes(
+    key: Key, spec: Spec, params: Any, choose: Recall, memory: Any, episodes: int
+) -> tuple[Any, Callable[[Any, Key], tuple[Any, Transition, Array]], Array]:
+    """(where they begin, how they go on, a key for each step).
+
+    They go on by (where they are, key) → (where they are then, the step, whether it is of the first episode of each copy).
     """
     key_begin, key_play = jax.random.split(key)
 
-    def once(
-        carry: tuple[Place, Any, Array, Array], key: Key
-    ) -> tuple[tuple[Place, Any, Array, Array], None]:
-        place, memory, alive, total = carry
+    def go_on(playing: tuple[Place, Any, Array], key: Key) -> tuple[Any, Transition, Array]:
+        place, memory, alive = playing
         key_choose, key_step = jax.random.split(key)
         actions, memory = choose(memory, key_choose, place.observation)
         place, transition = step(jax.random.split(key_step, episodes), spec, params, place, actions)
-        total += jnp.where(alive, transition.reward, 0)
-        return (place, memory, alive & ~(transition.terminated | transition.truncated), total), None
+        going_on = alive & ~(transition.terminated | transition.truncated)
+        return (place, memory, going_on), transition, alive
 
-    place = begin(key_begin, spec, params, episodes)
-    start = place, memory, jnp.ones(episodes, bool), jnp.zeros(episodes)
-    return jax.lax.scan(once, start, jax.random.split(key_play, spec.horizon))[0][3]
+    start = begin(key_begin, spec, params, episodes), memory, jnp.ones(episodes, bool)
+    return start, go_on, jax.random.split(key_play, spec.horizon)

@@ -43,6 +43,7 @@ from jaxrl4lm.cli.progress import ProgressLine
 from jaxrl4lm.cli.report import report
 from jaxrl4lm.fields import size
 from jaxrl4lm.metrics import SINKS, check_sinks
+from jaxrl4lm.plots.episode import ANIMATION, STRIP
 from jaxrl4lm.training import Stage, fit, folder
 from jaxrl4lm.training.agent_stage import agent, name_settings, start_agents
 from jaxrl4lm.types import InputError, Params, ScalarLike
@@ -142,7 +143,8 @@ def _make_arguments(algorithm: str) -> type:
     made = dataclasses.make_dataclass("AgentArguments", fields, frozen=True)
     made.__doc__ = """Train agents on an environment: seeds and swept hyper-parameters are one program.
 
-    The run folder keeps config.json, metrics.jsonl, learning_curve.png and checkpoints.
+    The run folder keeps config.json, metrics.jsonl, learning_curve.png, checkpoints and, where the environment can be drawn,
+    episode/ with a strip and an animation of an episode.
     """
     return made
 
@@ -192,7 +194,17 @@ def main(words: list[str]) -> int:
     if run.interrupted is None:
         console.print(tabulate(training, run.progress.scores[training.stage.name]["held_out"]))
     scores = run.progress._replace(scores={})  # the table above says them
-    return report(console, run._replace(progress=scores), "return", "agent", programs)
+    code = report(console, run._replace(progress=scores), "return", "agent", programs)
+    if run.interrupted is None:
+        _tell_of_pictures(console, training, path)
+    return code
+
+
+def _tell_of_pictures(console: Console, training: Training, path: Path) -> None:
+    """Says where an episode can be looked at, if it can be."""
+    if folder.EPISODE in training.stage.exports:
+        line = f"an episode of the first agent: {path / folder.EPISODE / STRIP} and {ANIMATION}"
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _name_world(env: str) -> str:
@@ -292,15 +304,29 @@ def tabulate(training: Training, returns: Any) -> Table:
 
 
 def evaluate_run(path: Path, as_json: bool) -> int:
-    """Scores the newest checkpoint of a run, as `jaxrl4lm evaluate` does."""
+    """Scores the newest checkpoint of a run and draws its episode, as `jaxrl4lm evaluate` does."""
     arguments, _ = run_folder.read_arguments(path, ARGUMENTS[read_algorithm(path)])
     training = build(arguments)
-    params, progress = run_folder.restore_newest(path, (training.stage,), lambda: training.start)
+    state, progress = run_folder.restore_newest_state(path, (training.stage,), lambda: training.start)
+    params = training.stage.params_of(state)
     returns = np.asarray(training.stage.evaluate(params)["held_out"]).tolist()
+    drawn = _draw_again(training, state, path)
     if as_json:
         print(json.dumps({"stage": training.stage.name, "step": progress.done, "held_out": returns}))
         return 0
     console = Console()
     console.print(f"{training.title}, update {progress.done}/{training.stage.steps}", highlight=False)
     console.print(tabulate(training, returns))
+    if drawn:
+        _tell_of_pictures(console, training, path)
     return 0
+
+
+def _draw_again(training: Training, state: Any, path: Path) -> bool:
+    """Writes the pictures of an episode anew; whether that could be done: a folder that one may only read is left as it is."""
+    try:
+        for name, export in training.stage.exports.items():
+            folder.replace_folder(path / name, lambda into, export=export: export(into, state, {}))
+    except OSError:
+        return False
+    return True

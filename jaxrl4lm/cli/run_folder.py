@@ -106,7 +106,15 @@ def take_up(command: str, arguments: Any, check: Callable[[Any], None]) -> Any:
 def restore_newest(
     path: pathlib.Path, stages: Sequence[Stage], start: Callable[[], Params]
 ) -> tuple[Params, Progress]:
-    """The newest parameters of a run, and how far it is.
+    """The newest parameters of a run, and how far it is. Arguments as of `restore_newest_state`."""
+    state, progress = restore_newest_state(path, stages, start)
+    return stages[progress.stage].params_of(state), progress
+
+
+def restore_newest_state(
+    path: pathlib.Path, stages: Sequence[Stage], start: Callable[[], Params]
+) -> tuple[Any, Progress]:
+    """The newest state of a run, and how far it is.
 
     Args:
       start: gives the parameters that the first stage began with, of which the shapes are looked at.
@@ -115,7 +123,7 @@ def restore_newest(
     progress: Any = Progress(**checkpoints.notes())
     stage = stages[progress.stage]
     shapes = jax.eval_shape(stage.init, jax.eval_shape(start))
-    return stage.params_of(checkpoints.restore({"state": shapes})["state"]), progress
+    return checkpoints.restore({"state": shapes})["state"], progress
 
 
 def refuse_changes(path: pathlib.Path, changed: list[str]) -> None:

@@ -33,7 +33,7 @@ class TimeAware(environment.Environment):
             raise InputError(
                 f"the observation of {inner.name} is no array: the time cannot be one more number of it"
             )
-        self._size = observation.size + 1
+        self._shape, self._size = observation.shape, observation.size + 1
 
     @property
     def default_params(self) -> Any:
@@ -76,6 +76,10 @@ class TimeAware(environment.Environment):
         """Never: an end by time is an end."""
         del params
         return jnp.zeros_like(state.time, bool)
+
+    def without_time(self, observations: Array) -> Array:
+        """Observations `[..., size]` as those of the environment within, `[..., *shape]`, in float32."""
+        return observations[..., :-1].reshape(*observations.shape[:-1], *self._shape)
 
     def _tell(self, observation: Array, state: Any, params: Any) -> Array:
         left = 1 - state.time / params.max_steps_in_episode

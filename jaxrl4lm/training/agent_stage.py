@@ -1,6 +1,7 @@
 """A control agent as a stage: many seeds, and many settings of its hyper-parameters, as one program."""
 
 import itertools
+import pathlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 
 from jaxrl4lm.agents.agent import Agent, evaluate, view
 from jaxrl4lm.agents.config import AgentConfig
+from jaxrl4lm.training.episode import make_picture
+from jaxrl4lm.training.folder import EPISODE
 from jaxrl4lm.training.stage import Numbers, Stage
 from jaxrl4lm.types import Array, InputError, Key, Metrics, Params
 
@@ -63,6 +66,8 @@ def agent(
 ) -> Stage:
     """Trains an agent of each setting and seed. It begins with what `start_agents` gives.
 
+    Where the environment can be drawn, its run leaves pictures of the first agent's first episode of an evaluation.
+
     Args:
       algorithm: as `agents.ppo.make` and its siblings give it.
       config: the hyper-parameters that are not swept.
@@ -113,6 +118,13 @@ def agent(
             numbers |= {f"held_out/{label}": part for label, part in zip(labels, parts, strict=True)}
         return numbers
 
+    picture = make_picture(algorithm, params, seed=seed, episodes=episodes)
+
+    def export(path: pathlib.Path, states: Any, scores: Any) -> None:
+        del scores
+        assert picture is not None
+        picture(path, view(states))
+
     several = {f"held_out/{label}": label for label in labels} if len(labels) > 1 else {}
     return Stage(
         name=algorithm.name,
@@ -123,6 +135,7 @@ def agent(
         evaluate=judge,
         headline=lambda metrics: f"mean return {float(np.mean(metrics['held_out'])):.1f}",
         params_of=view,
+        exports={} if picture is None else {EPISODE: export},
         panels=several or {"held_out": f"return of {episodes} episodes", "return": "return while learning"},
         config={"algorithm": algorithm.name, "seeds": seeds, "seed": seed, "sweep": sweep},
     )

@@ -1,5 +1,5 @@
 """The folder of a run: config.json, metrics.jsonl, completions.jsonl, samples.txt, learning_curve.png, checkpoints/, model/
-and best/."""
+and best/; of agents episode/."""
 
 import json
 import pathlib
@@ -16,6 +16,7 @@ from jaxrl4lm.types import InputError
 CONFIG, METRICS, SAMPLES, CURVE = "config.json", "metrics.jsonl", "samples.txt", "learning_curve.png"
 COMPLETIONS = "completions.jsonl"
 CHECKPOINTS, MODEL, BEST, ADAPTER = "checkpoints", "model", "best", "adapter"
+EPISODE = "episode"
 
 
 class FolderExists(InputError):
@@ -72,12 +73,7 @@ class RunFolder:
 
     def export(self, name: str, write: Callable[[pathlib.Path], None]) -> None:
         """Has a folder of the run written, and puts it in the place of an older one when it is whole."""
-        whole, unfinished = self.path / name, self.path / f".{name}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        write(unfinished)
-        shutil.rmtree(whole, ignore_errors=True)
-        unfinished.rename(whole)
+        replace_folder(self.path / name, write)
 
     def close(self) -> None:
         """Waits for the saves under way."""
@@ -87,6 +83,16 @@ class RunFolder:
             self.jsonl.close()
             if self._tables is not None:
                 self._tables.close()
+
+
+def replace_folder(whole: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+    """Has a folder written, and puts it in the place of an older one when it is whole."""
+    unfinished = whole.with_name(f".{whole.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    write(unfinished)
+    shutil.rmtree(whole, ignore_errors=True)
+    unfinished.rename(whole)
 
 
 def create(path: pathlib.Path, config: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from jaxrl4lm.cli import main
 from jaxrl4lm.cli.agent import ALGORITHMS
+from jaxrl4lm.training import folder
 
 SMALL = ["--env", "Catch-bsuite", "--steps", "64", "--environments", "2", "--rollout", "8", "--episodes", "2"]
 
@@ -30,6 +31,27 @@ def test_a_run_leaves_its_records_and_is_scored(run, capsys):
     shown = capsys.readouterr().out
     assert "learning_rate=0.001" in shown
     assert "IQM" in shown
+
+
+def test_a_run_leaves_an_episode_to_look_at(run, capsys, monkeypatch):
+    """`evaluate` draws it again, and scores the run also where it cannot be drawn."""
+    strip, animation = run / "episode" / "filmstrip.png", run / "episode" / "animation.gif"
+    before = strip.read_bytes(), animation.read_bytes()
+    strip.unlink()
+    assert main(["evaluate", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert f"an episode of the first agent: {strip} and animation.gif" in shown
+    assert (strip.read_bytes(), animation.read_bytes()) == before
+    assert sorted(path.name for path in run.iterdir() if "episode" in path.name) == ["episode"]
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", str(strip))
+
+    monkeypatch.setattr(folder, "replace_folder", refuse)
+    assert main(["evaluate", str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert "IQM" in shown
+    assert "an episode" not in shown
 
 
 def test_a_finished_run_has_nothing_to_go_on_with(run, capsys):
@@ -110,6 +132,7 @@ def test_a_world_of_ones_own_that_tells_the_time(tmp_path, monkeypatch, capsys):
     words = ["--env", "mine.py:make", "--time-aware", *SMALL[2:], "--algorithm", "a2c", "--out", "run"]
     assert main(["agent", *words]) == 0
     assert "mine.py:make, a2c: 1 agents" in capsys.readouterr().out
+    assert (tmp_path / "here" / "run" / "episode" / "filmstrip.png").exists()
     config = json.loads((tmp_path / "here" / "run" / "config.json").read_text())
     assert config["problem"]["env"] == f"{tmp_path}/here/mine.py:make"
     monkeypatch.chdir(tmp_path)

@@ -36,6 +36,7 @@ def test_it_is_the_environment_with_one_more_number(name):
     for i, (plain, told) in enumerate(zip(play(inner), play(aware), strict=True)):
         for a, b in zip(plain[:2], told[:2], strict=True):
             np.testing.assert_array_equal(np.asarray(a, np.float32).reshape(-1), b[:-1])
+            np.testing.assert_array_equal(aware.without_time(b), a)
         assert told[2] == plain[2]
         ended = i == 3
         assert (bool(told[3]), bool(told[4])) == (ended, False)

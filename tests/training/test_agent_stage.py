@@ -25,7 +25,11 @@ from jaxrl4lm.agents import (
     td3,
     trpo,
 )
+from jaxrl4lm.agents.agent import evaluate
+from jaxrl4lm.agents.environment import make_environment
 from jaxrl4lm.agents.scores import bootstrap_interval, interquartile_mean
+from jaxrl4lm.plots.episode import _draw_pendulum
+from jaxrl4lm.training import episode
 from jaxrl4lm.types import InputError
 from tests.selection import slow_but
 
@@ -135,3 +139,51 @@ def test_scores_over_seeds():
     assert 3 < low < 5.5 < high < 60
     assert bootstrap_interval(scores) == (low, high)
     assert bootstrap_interval(np.ones(3)) == (1, 1)
+
+
+@pytest.mark.parametrize("aware", [False, True])
+def test_the_episode_that_is_drawn_is_the_one_evaluated(aware, tmp_path, monkeypatch):
+    """Each reward of Pendulum is a function of what is seen and done: summed over the picture's states, they are the return of
+    the first episode. It is the first agent's."""
+    environment, params = make_environment("Pendulum-v1", time_aware=aware)
+    params = params.replace(max_steps_in_episode=20)
+    algorithm = a2c.make(environment, params)
+    given = algorithm, a2c.A2CConfig(**SIZES), params
+    stage = training.agent(*given, seed=5, seeds=2, episodes=3)
+    drawn = []
+    monkeypatch.setattr(episode, "draw_episode", lambda *shown: drawn.append(shown))
+    state = jax.jit(stage.init)(training.start_agents(*given, seed=5, seeds=2))
+    stage.exports["episode"](tmp_path, state, {})
+    ((draw, shown, title, path),) = drawn
+    assert (draw, title, path) == (_draw_pendulum, "Pendulum-v1, a2c", tmp_path)
+    first = jax.tree.map(lambda x: x[0], stage.params_of(state))
+    returns = jax.jit(lambda seen: evaluate(algorithm, seen, jax.random.key(5), params, 3))(first)
+    left = 1 - np.arange(20)[:, None] / 20
+    known = np.concatenate([shown.observations[:-1], left], 1) if aware else shown.observations[:-1]
+    actions = np.asarray(jax.jit(algorithm.act)(first, jax.random.key(0), known))[:, 0]
+    cos, sin, speed = shown.observations.T
+    angle, torque = np.arctan2(sin, cos), 2 * actions.clip(-1, 1)
+    rewards = -(angle[:-1] ** 2 + 0.1 * speed[:-1] ** 2 + 0.001 * torque**2)
+    np.testing.assert_allclose(shown.rewards, rewards, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(rewards.sum(), returns[0], rtol=1e-4)
+    np.testing.assert_allclose(np.diff(np.unwrap(angle)), 0.05 * speed[1:], atol=1e-5)
+
+
+def test_what_cannot_be_drawn_leaves_no_picture():
+    environment, params = gymnax.make("Reacher-misc")
+    algorithm = a2c.make(environment, params.replace(max_steps_in_episode=20))
+    stage = training.agent(algorithm, a2c.A2CConfig(**SIZES), params)
+    assert dict(stage.exports) == {}
+
+
+def test_of_an_endless_episode_the_beginning_is_drawn(tmp_path, monkeypatch):
+    environment, params = gymnax.make("Pendulum-v1")
+    monkeypatch.setattr(episode, "LONGEST", 7)
+    algorithm = a2c.make(environment, params)
+    drawn = []
+    monkeypatch.setattr(episode, "draw_episode", lambda *shown: drawn.append(shown))
+    seen = training.start_agents(algorithm, a2c.A2CConfig(**SIZES), params)
+    episode.make_picture(algorithm, params, seed=0, episodes=1)(tmp_path, seen)
+    ((_, shown, title, _),) = drawn
+    assert title == "Pendulum-v1, a2c, the beginning"
+    assert (shown.observations.shape, shown.rewards.shape) == ((8, 3), (7,))
