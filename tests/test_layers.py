@@ -31,6 +31,7 @@ HEAVY = {
     "mctx": {"agents"},
     "flax": {"models", "envs"},  # in envs: flax.struct, of which gymnax states are made
     "gymnax": {"envs", "agents"},
+    "gymnasium": {"envs"},
     "optax": {"agents", "lm", "models"},
     "orbax": {"checkpoint"},
     "matplotlib": {"plots"},

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl4lm.agents.actions import Actions, choose_actions
+from jaxrl4lm.envs import gymnasium_bridge
 from jaxrl4lm.envs.time_aware import TimeAware
 from jaxrl4lm.types import Array, InputError, Key
 from jaxrl4lm.user_file import describe_error, load_function
@@ -83,8 +84,8 @@ def make_environment(name: str, *, time_aware: bool = False) -> tuple[Any, Any]:
     """An environment and its default parameters.
 
     Args:
-      name: of a gymnax environment, or FILE.py:function, which gives an environment of the gymnax 1.0 interface and its
-        parameters.
+      name: of a gymnax environment; gym:ID of one of Gymnasium (`envs.gymnasium_bridge`); or FILE.py:function, which gives an
+        environment of the gymnax 1.0 interface and its parameters.
       time_aware: whether observations tell the time that is left (`envs.time_aware`).
     Raises:
       InputError: if there is none of that name.
@@ -92,12 +93,16 @@ def make_environment(name: str, *, time_aware: bool = False) -> tuple[Any, Any]:
     path, _, function = name.rpartition(":")
     if path.endswith(".py"):
         environment, params = _make_own(pathlib.Path(path), function)
+    elif name.startswith(gymnasium_bridge.PREFIX):
+        environment, params = gymnasium_bridge.make(name)
     else:
         try:
             environment, params = gymnax.make(name)
         except ValueError:
             names = ", ".join(gymnax.registered_envs)
-            raise InputError(f"{name} is no environment: name FILE.py:function or one of {names}") from None
+            raise InputError(
+                f"{name} is no environment: name gym:ID, FILE.py:function or one of {names}"
+            ) from None
     return (TimeAware(environment, params), params) if time_aware else (environment, params)
 
 

@@ -41,6 +41,7 @@ from jaxrl4lm.cli.compilation_cache import count_programs, enable_compilation_ca
 from jaxrl4lm.cli.options import Group, RunOptions, check_numbers, check_seeds, name_option, parse
 from jaxrl4lm.cli.progress import ProgressLine
 from jaxrl4lm.cli.report import report
+from jaxrl4lm.envs.gymnasium_bridge import PREFIX
 from jaxrl4lm.fields import size
 from jaxrl4lm.metrics import SINKS, check_sinks
 from jaxrl4lm.plots.episode import ANIMATION, STRIP
@@ -72,7 +73,8 @@ class ProblemOptions:
     """What is learnt, by what, and how often."""
 
     env: str = "CartPole-v1"
-    """A gymnax environment by its name, or FILE.py:function, which returns one of your own and its parameters."""
+    """A gymnax environment by its name; gym:ID or gym:ID:STEPS, one of Gymnasium, which is slow, with a limit of steps; or
+    FILE.py:function, which returns one of your own and its parameters."""
     time_aware: bool = False
     """Observations tell the time that is left, and the limit is an end like others (arXiv:1712.00378). Otherwise a limit cuts an
     episode whose values go on."""
@@ -173,7 +175,7 @@ def main(words: list[str]) -> int:
     training, options = build(arguments), arguments.run
     problem = dataclasses.replace(arguments.problem, env=name_absolutely(arguments.problem.env))
     fresh = dataclasses.replace(arguments, problem=problem, run=dataclasses.replace(options, resume=None))
-    name = f"{_name_world(problem.env).replace('.py:', '-')}-{problem.algorithm}-seed{options.seed}"
+    name = f"{_name_folder(problem.env)}-{problem.algorithm}-seed{options.seed}"
     path = options.resume or run_folder.choose_folder(options.out, name)
     console = Console()
     members = training.seeds * len(training.labels)
@@ -210,6 +212,11 @@ def _tell_of_pictures(console: Console, training: Training, path: Path) -> None:
 def _name_world(env: str) -> str:
     """An environment's name without folders."""
     return env.split("/")[-1] if ".py:" in env else env
+
+
+def _name_folder(env: str) -> str:
+    """An environment's name as a part of a file's."""
+    return _name_world(env).replace(".py:", "-").removeprefix(PREFIX).replace("/", "-").replace(":", "-")
 
 
 def _find_algorithm(words: Sequence[str]) -> str:

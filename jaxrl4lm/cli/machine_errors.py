@@ -1,4 +1,4 @@
-"""Errors of the machine's, its disk and its memory, as sentences for its user."""
+"""Errors of the machine's, its disk and its memory, and of what a program calls, as sentences for its user."""
 
 import os
 
@@ -6,6 +6,8 @@ import jax
 
 from jaxrl4lm.types import InputError
 
+CALLED = f"\n{InputError.__name__}: "
+"""What XLA writes before the message of an `InputError` that a callback of a program has raised."""
 COPIES = 5
 """Float32 numbers a parameter: itself, its reference, its gradient and Adam's two moments."""
 
@@ -27,6 +29,8 @@ def check_memory(parameters: int, what: str) -> None:
 
 def explain_error(error: BaseException) -> InputError | None:
     """What to tell the user, or None where the error is not of the machine's (or only says that nobody reads our output)."""
+    if CALLED in str(error):  # a JaxRuntimeError of a first call, a plain ValueError of later ones
+        return InputError(str(error).rpartition(CALLED)[2].strip())
     if isinstance(error, OSError) and error.strerror and not isinstance(error, BrokenPipeError):
         what = f"{error.filename} cannot be used" if error.filename else "a file cannot be written"
         return InputError(f"{what} ({error.strerror}): make room, or mend the path and its permissions")

@@ -64,7 +64,8 @@ def test_a_finished_run_has_nothing_to_go_on_with(run, capsys):
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--env", "Go"], "--env Go is no environment: name FILE.py:function or one of CartPole-v1"),
+        (["--env", "Go"], "--env Go is no environment: name gym:ID, FILE.py:function or one of CartPole-v1"),
+        (["--env", "gym:Go-v0"], "--env gym:Go-v0 is no environment of Gymnasium"),
         (["--steps", "1001"], "--steps 1001 is no whole number of updates of 1000 steps: give 1000"),
         (["--learning-rate", "0.1", "-1"], "--learning-rate must be positive, not -1.0"),
         (["--seeds", "0"], "--seeds must be positive, not 0"),
@@ -140,6 +141,50 @@ def test_a_world_of_ones_own_that_tells_the_time(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["evaluate", "here/run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["held_out"] == [6.0]
+
+
+FAULTY = """
+import gymnasium
+import numpy as np
+from jaxrl4lm.envs.gymnasium_bridge import wrap
+
+class Faulty(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.left = 5
+        return np.zeros(2), {}
+
+    def step(self, action):
+        self.left -= 1
+        if not self.left:
+            raise RuntimeError("no power")
+        return np.zeros(2), 0.0, False, False, {}
+
+def make():
+    return wrap(Faulty, limit=8)
+"""
+
+
+def test_an_environment_of_gymnasium(tmp_path, monkeypatch, capsys):
+    """It is played, drawn and scored as those of gymnax are; what goes wrong in one is a sentence."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--algorithm", "a2c", *SMALL[2:]]
+    assert main(["agent", "--env", "gym:CartPole-v1:12", *words]) == 0
+    assert "gym:CartPole-v1:12, a2c: 1 agents" in capsys.readouterr().out
+    run = tmp_path / "runs" / "CartPole-v1-12-a2c-seed0"
+    assert (run / "episode" / "filmstrip.png").exists()
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert main(["evaluate", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["held_out"] == last["held_out"]
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    assert main(["agent", "--env", "faulty.py:make", *words]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        said
+        == "jaxrl4lm agent: Faulty, as it was played, raised RuntimeError at faulty.py:17: no power: mend it"
+    )
 
 
 def test_the_defaults_of_every_algorithm_fit():

@@ -84,7 +84,7 @@ def test_an_environment_of_ones_own(tmp_path):
         ("mine.py:raises", "raised ValueError at mine.py:.*: no world today: mend the function"),
         ("mine.py:nothing", "has no function 'nothing': name one that it defines"),
         ("none.py:make", "does not exist: check the path"),
-        ("CartPole-v9", "is no environment: name FILE.py:function or one of"),
+        ("CartPole-v9", "is no environment: name gym:ID, FILE.py:function or one of"),
     ],
 )
 def test_what_is_no_environment_is_refused(tmp_path, name, words):
