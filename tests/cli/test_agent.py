@@ -6,6 +6,7 @@ import pytest
 
 from jaxrl4lm.cli import main
 from jaxrl4lm.cli.agent import ALGORITHMS
+from jaxrl4lm.plots import episode
 from jaxrl4lm.training import folder
 
 SMALL = ["--env", "Catch-bsuite", "--steps", "64", "--environments", "2", "--rollout", "8", "--episodes", "2"]
@@ -124,6 +125,8 @@ def test_vectors_of_actions_are_learnt_swept_and_scored(tmp_path, capsys):
 
 def test_a_world_of_ones_own_that_tells_the_time(tmp_path, monkeypatch, capsys):
     """Its run goes on, and is scored, from another folder."""
+    monkeypatch.setattr(episode, "FRAMES", 2)
+    monkeypatch.setattr(episode, "MOMENTS", 2)
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "mine.py").write_text(
         "import gymnax\n\ndef make():\n    world, params = gymnax.make('CartPole-v1')\n"
@@ -167,6 +170,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_an_environment_of_gymnasium(tmp_path, monkeypatch, capsys):
     """It is played, drawn and scored as those of gymnax are; what goes wrong in one is a sentence."""
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ from jaxrl4lm import training
 from jaxrl4lm.agents import a2c, dqn, ppo, sac
 from jaxrl4lm.agents import agent as A
 from jaxrl4lm.agents.environment import make_environment
+from jaxrl4lm.cli.machine_errors import explain_error
 from jaxrl4lm.envs import gymnasium_bridge
 from jaxrl4lm.envs.time_aware import TimeAware
 from jaxrl4lm.types import InputError
@@ -261,7 +262,7 @@ def learn(name, evaluations):
 @pytest.mark.parametrize("name", slow_but(AGENTS, ["ppo"]))
 def test_agents_learn_on_it(name):
     """Mapped over seeds: finite, the same numbers again, and other seeds are other runs."""
-    run, keys = learn(name, 2), jax.random.split(jax.random.key(7), 2)
+    run, keys = learn(name, 0), jax.random.split(jax.random.key(7), 2)
     state, told = run(keys)
     assert all(np.isfinite(x).all() for metric, x in told.items() if metric != "return")
     jax.tree.map(np.testing.assert_array_equal, state.params, run(keys)[0].params)
@@ -350,15 +351,18 @@ def test_without_gymnasium_it_says_what_to_install(monkeypatch):
         make_environment("gym:CartPole-v1")
 
 
-def test_what_goes_wrong_while_it_is_played_is_named():
+def test_what_goes_wrong_while_it_is_played_is_a_sentence():
+    """Of the first call of a program, and of a later one."""
     environment, params = count(limit=2)
-    step = jax.jit(environment.step)
     longer = params.replace(max_steps_in_episode=9)
     _, state = environment.reset(jax.random.key(0), params)
-    for _ in range(2):
-        _, state, *_ = step(jax.random.key(0), state, 1, longer)
-    with pytest.raises(
-        (jax.errors.JaxRuntimeError, ValueError),
-        match="an episode of Counter is longer than 2 steps: cut it there",
-    ):
-        jax.block_until_ready(step(jax.random.key(0), state, 1, longer))
+    cut = dataclasses.replace(state, time=jnp.int32(2))
+    for calls in range(2):
+        step = jax.jit(environment.step)
+        for _ in range(calls):
+            step(jax.random.key(0), state, 1, longer)
+        with pytest.raises((jax.errors.JaxRuntimeError, ValueError)) as caught:
+            jax.block_until_ready(step(jax.random.key(0), cut, 1, longer))
+        assert (
+            str(explain_error(caught.value)) == "an episode of Counter is longer than 2 steps: cut it there"
+        )
