@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl4lm.fields import find_out_of_range, number, size
-from jaxrl4lm.lm.optimizer import step_if_finite
+from jaxrl4lm.finite_step import step_if_finite
 from jaxrl4lm.types import Array, InputError, Params, ScalarLike
 
 

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl4lm.finite_step import step_if_finite
 from jaxrl4lm.lm.config import DescentConfig
-from jaxrl4lm.lm.optimizer import Optimizer, step_if_finite
+from jaxrl4lm.lm.optimizer import Optimizer
 from jaxrl4lm.lm.trainable import ADAPTERS
 from jaxrl4lm.types import Array, Key, Metrics, Params
 

@@ -1,10 +1,9 @@
-"""The optimizers of language-model training, and the rule that a non-finite update is never applied."""
+"""The optimizers of language-model training."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -91,19 +90,3 @@ def _find_kernels(params: Params) -> Params:
 
 def _find_matrices(params: Params) -> Params:
     return jax.tree.map(lambda x: x.ndim > 1, params)
-
-
-def step_if_finite(
-    tx: optax.GradientTransformation, grads: Params, opt_state: optax.OptState, params: Params
-) -> tuple[Params, optax.OptState, Array, Array]:
-    """One optimizer step, or none at all where the gradient is not finite.
-
-    Returns:
-      (params, opt_state, norm of the gradient before the clip, whether the step was applied).
-    """
-    norm = optax.global_norm(grads)
-    finite = jnp.isfinite(norm)
-    updates, new_opt_state = tx.update(grads, opt_state, params)
-    new = (optax.apply_updates(params, updates), new_opt_state)
-    params, opt_state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (params, opt_state))
-    return params, opt_state, norm, finite

@@ -18,13 +18,14 @@ import optax
 from jaxrl4lm import diagnostics, losses, reduce
 from jaxrl4lm.decoding import Sampling
 from jaxrl4lm.diagnostics import Diagnostics
+from jaxrl4lm.finite_step import step_if_finite
 from jaxrl4lm.lm.algorithms import Algorithm, measure_old_kl
 from jaxrl4lm.lm.config import ReinforcementConfig
 from jaxrl4lm.lm.credit import shape_rewards
 from jaxrl4lm.lm.critic import Critic
 from jaxrl4lm.lm.curriculum import Record
 from jaxrl4lm.lm.experience import Experience, shuffle
-from jaxrl4lm.lm.optimizer import Optimizer, adam, step_if_finite
+from jaxrl4lm.lm.optimizer import Optimizer, adam
 from jaxrl4lm.lm.pool import Pool, begin_pool, keep_informative
 from jaxrl4lm.lm.rollouts import Drawn, Rollout, diagnose, rollout, score
 from jaxrl4lm.lm.trainable import ADAPTERS, Trainable, everything
