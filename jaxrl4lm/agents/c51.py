@@ -5,7 +5,6 @@
 How one plays and remembers is in `value_based`. Reference: Bellemare et al. 2017, arXiv:1707.06887, alg. 1.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,9 +15,9 @@ import jax.numpy as jnp
 from jaxrl4lm import losses
 from jaxrl4lm.agents import value_based
 from jaxrl4lm.agents.agent import Agent
-from jaxrl4lm.agents.environment import Spec
+from jaxrl4lm.agents.distributional import Returns, divide, look_ahead, look_now
 from jaxrl4lm.agents.replay import Sample
-from jaxrl4lm.agents.value_based import Learner, ValueConfig, pick, select
+from jaxrl4lm.agents.value_based import Learner, ValueConfig
 from jaxrl4lm.fields import number
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, InputError, Key, Params, ScalarLike
@@ -58,50 +57,32 @@ def make(environment: Any, params: Any, *, network: Network | None = None, atoms
     """
     spec = value_based.describe(environment, params)
     network = network or value_based.choose_value_network(spec, spec.actions.outputs * atoms)
-    look_at = partial(look, spec, network)
+    returns = Returns(
+        spec, look=lambda params, seen: divide(network, spec, params["network"], seen), mean=average
+    )
 
     def begin(key: Key, config: C51Config) -> Params:
         support = jnp.linspace(config.least_return, config.largest_return, atoms)
         return {"network": value_based.begin(spec, network, key), "support": support}
 
-    learner = Learner(
-        spec=spec,
-        begin=begin,
-        values=lambda params, seen: means(look_at(params, seen), params),
-        loss=partial(loss, spec, look_at),
-    )
+    learner = Learner(spec=spec, begin=begin, values=returns.values, loss=partial(loss, returns))
     return value_based.make_agent("c51", learner)
 
 
-def look(spec: Spec, network: Network, params: Params, seen: Array) -> Array:
-    """Logits of the returns of all actions `[..., A, atoms]`."""
-    outputs = jnp.asarray(network.apply({"params": params["network"]}, seen))
-    return outputs.reshape(*outputs.shape[:-1], spec.actions.outputs, -1)
-
-
-def means(logits: Array, params: Params) -> Array:
-    """Expected returns of all actions `[..., A]`."""
+def average(logits: Array, params: Params) -> Array:
+    """Expected returns of all actions `[..., A]`, of logits of the fixed returns."""
     support = jax.lax.stop_gradient(params["support"])
     return jax.nn.softmax(logits, axis=-1) @ support
 
 
 def loss(
-    spec: Spec,
-    look: Callable[[Params, Array], Array],
-    network: Params,
-    target: Params,
-    part: Sample,
-    config: C51Config,
+    returns: Returns, network: Params, target: Params, part: Sample, config: C51Config
 ) -> tuple[Array, Array]:
     """Cross-entropies with the targets `[B]`, and what is left of them beyond the targets' own entropies."""
-    seen, after = map(spec.encode, (part.observation, part.next_observation))
-    older, support = look(target, after), target["support"]
-    best = select(means(older, target), means(look(network, after), network), config)
-    going_on = jnp.where(part.terminated, 0, part.discount)[:, None]
+    following, worth = look_ahead(returns, network, target, part, config)
+    support = target["support"]
     targets = losses.project_categorical(
-        part.reward[:, None] + going_on * support[None],
-        jax.nn.softmax(pick(older, best), axis=-1),
-        support=support,
+        part.reward[:, None] + worth * support[None], jax.nn.softmax(following, axis=-1), support=support
     )
-    each = losses.categorical_value(pick(look(network, seen), part.action), targets)
+    each = losses.categorical_value(look_now(returns, network, part), targets)
     return each, each + jax.scipy.special.xlogy(targets, targets).sum(-1)

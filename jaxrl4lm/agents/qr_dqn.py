@@ -5,20 +5,18 @@
 How one plays and remembers is in `value_based`. Reference: Dabney et al. 2018, arXiv:1710.10044, alg. 1.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxrl4lm import losses
 from jaxrl4lm.agents import value_based
 from jaxrl4lm.agents.agent import Agent
-from jaxrl4lm.agents.environment import Spec
+from jaxrl4lm.agents.distributional import Returns, divide, look_ahead, look_now
 from jaxrl4lm.agents.replay import Sample
-from jaxrl4lm.agents.value_based import Learner, ValueConfig, pick, select
+from jaxrl4lm.agents.value_based import Learner, ValueConfig
 from jaxrl4lm.fields import number
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, Params, ScalarLike
@@ -45,35 +43,23 @@ def make(environment: Any, params: Any, *, network: Network | None = None, quant
     """
     spec = value_based.describe(environment, params)
     network = network or value_based.choose_value_network(spec, spec.actions.outputs * quantiles)
-    look_at = partial(look, spec, network)
+    returns = Returns(
+        spec, look=partial(divide, network, spec), mean=lambda quantiles, params: quantiles.mean(-1)
+    )
     learner = Learner(
         spec=spec,
         begin=lambda key, config: value_based.begin(spec, network, key),
-        values=lambda params, seen: look_at(params, seen).mean(-1),
-        loss=partial(loss, spec, look_at),
+        values=returns.values,
+        loss=partial(loss, returns),
     )
     return value_based.make_agent("qr-dqn", learner)
 
 
-def look(spec: Spec, network: Network, params: Params, seen: Array) -> Array:
-    """Quantiles of the returns of all actions `[..., A, quantiles]`."""
-    outputs = jnp.asarray(network.apply({"params": params}, seen))
-    return outputs.reshape(*outputs.shape[:-1], spec.actions.outputs, -1)
-
-
 def loss(
-    spec: Spec,
-    look: Callable[[Params, Array], Array],
-    network: Params,
-    target: Params,
-    part: Sample,
-    config: QRDQNConfig,
+    returns: Returns, network: Params, target: Params, part: Sample, config: QRDQNConfig
 ) -> tuple[Array, Array]:
     """Quantile Huber losses `[B]`, by which memories are ranked as well."""
-    seen, after = map(spec.encode, (part.observation, part.next_observation))
-    older = look(target, after)
-    best = select(older.mean(-1), look(network, after).mean(-1), config)
-    going_on = jnp.where(part.terminated, 0, part.discount)[:, None]
-    targets = part.reward[:, None] + going_on * pick(older, best)
-    each = losses.quantile_huber(pick(look(network, seen), part.action), targets, kappa=config.kappa)
+    following, worth = look_ahead(returns, network, target, part, config)
+    targets = part.reward[:, None] + worth * following
+    each = losses.quantile_huber(look_now(returns, network, part), targets, kappa=config.kappa)
     return each, each

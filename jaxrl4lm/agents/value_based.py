@@ -228,22 +228,6 @@ def explore(
     return jnp.where(explores, _choose_any(spec, key_any, observations)[0], best), ()
 
 
-def select(values: Array, others: Array, config: ValueConfig) -> Array:
-    """The next actions `[...]` by which a target is computed, of values `[..., A]`.
-
-    Args:
-      values: by the older network, which values the chosen action.
-      others: by the network that learns, which chooses where `double`.
-    Reference: van Hasselt et al. 2016, arXiv:1509.06461, eq. 4.
-    """
-    return jnp.argmax(others if config.double else values, axis=-1)
-
-
-def pick(array: Array, actions: Array) -> Array:
-    """What an array `[..., A, K]` says of actions `[...]`: `[..., K]`."""
-    return jnp.take_along_axis(array, actions[..., None, None], axis=-2)[..., 0, :]
-
-
 def _choose_any(spec: env.Spec, key: Key, observations: Array) -> tuple[Array, tuple]:
     """Any action, each as likely."""
     return jax.random.randint(key, observations.shape[:1], 0, spec.actions.outputs), ()
