@@ -17,14 +17,14 @@ from jaxrl4lm import losses
 from jaxrl4lm.agents import on_policy
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import descend
-from jaxrl4lm.agents.on_policy import Batch, Estimator, Learner, OnPolicyConfig, State
+from jaxrl4lm.agents.on_policy import AdvantageConfig, Batch, Estimator, Learner, LossConfig, State
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, Metrics, Params
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class A2CConfig(OnPolicyConfig):
+class A2CConfig(AdvantageConfig, LossConfig):
     """Of A2C."""
 
 

@@ -25,12 +25,6 @@ class OnPolicyConfig(AgentConfig):
 
     rollout: int = size(125)
     """Steps of each copy before an update."""
-    gae_lambda: ScalarLike = number(0.95, least=0, most=1)
-    """λ: from one-step advantages (0) to Monte-Carlo (1)."""
-    value_coef: ScalarLike = number(0.5, least=0)
-    """Weight of the value loss."""
-    entropy_coef: ScalarLike = number(0.0, least=0)
-    """Price paid for a nat of entropy, against early certainty."""
     normalize_observations: bool = size(False)
     """Standardise observations by running statistics."""
     normalize_rewards: bool = size(False)
@@ -43,7 +37,27 @@ class OnPolicyConfig(AgentConfig):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class EpochConfig(OnPolicyConfig):
+class AdvantageConfig(OnPolicyConfig):
+    """Of agents that say by GAE how much better than expected an action was."""
+
+    gae_lambda: ScalarLike = number(0.95, least=0, most=1)
+    """λ: from one-step advantages (0) to Monte-Carlo (1)."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LossConfig(OnPolicyConfig):
+    """Of agents whose actor and critic go down one loss."""
+
+    value_coef: ScalarLike = number(0.5, least=0)
+    """Weight of the value loss."""
+    entropy_coef: ScalarLike = number(0.0, least=0)
+    """Price paid for a nat of entropy, against early certainty."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EpochConfig(AdvantageConfig):
     """Of agents that learn from a rollout more than once."""
 
     epochs: int = size(10)
@@ -370,7 +384,7 @@ def shuffle(key: Key, batch: Any, minibatches: int) -> Any:
 
 
 def add_critic(
-    policy: Array, networks: Params, part: Batch, outputs: Array, config: OnPolicyConfig, learner: Learner
+    policy: Array, networks: Params, part: Batch, outputs: Array, config: LossConfig, learner: Learner
 ) -> tuple[Array, Metrics]:
     """The loss of the policy + c_v · value loss − c_H · entropy, and metrics.
 
@@ -382,7 +396,7 @@ def add_critic(
 
 
 def add_value_loss(
-    policy: Array, values: Array, part: Batch, outputs: Array, config: OnPolicyConfig, spec: env.Spec
+    policy: Array, values: Array, part: Batch, outputs: Array, config: LossConfig, spec: env.Spec
 ) -> tuple[Array, Metrics]:
     """The same, of values that are known."""
     critic = losses.squared_value(values, part.target).mean()

@@ -15,7 +15,7 @@ from jaxrl4lm import losses, reduce
 from jaxrl4lm.agents import on_policy
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.environment import Spec
-from jaxrl4lm.agents.on_policy import Batch, EpochConfig, Learner, State
+from jaxrl4lm.agents.on_policy import Batch, EpochConfig, Learner, LossConfig, State
 from jaxrl4lm.fields import number, size
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, Metrics, Params, ScalarLike
@@ -23,7 +23,7 @@ from jaxrl4lm.types import Array, Metrics, Params, ScalarLike
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PPOConfig(EpochConfig):
+class PPOConfig(EpochConfig, LossConfig):
     """Of PPO."""
 
     clip_eps: ScalarLike = number(0.2, above=0)

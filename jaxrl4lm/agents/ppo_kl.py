@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxrl4lm import losses, reduce
 from jaxrl4lm.agents import on_policy
 from jaxrl4lm.agents.agent import Agent
-from jaxrl4lm.agents.on_policy import Batch, EpochConfig, Learner, State
+from jaxrl4lm.agents.on_policy import Batch, EpochConfig, Learner, LossConfig, State
 from jaxrl4lm.fields import number
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, Key, Metrics, Params, ScalarLike
@@ -25,7 +25,7 @@ from jaxrl4lm.types import Array, Key, Metrics, Params, ScalarLike
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PPOKLConfig(EpochConfig):
+class PPOKLConfig(EpochConfig, LossConfig):
     """Of PPO with a price on the divergence."""
 
     kl_coef: ScalarLike = number(1.0, least=0)

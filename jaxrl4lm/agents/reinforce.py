@@ -19,7 +19,7 @@ from jaxrl4lm.agents import environment as env
 from jaxrl4lm.agents import on_policy
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import descend
-from jaxrl4lm.agents.on_policy import Batch, Learner, OnPolicyConfig, State
+from jaxrl4lm.agents.on_policy import Batch, Learner, LossConfig, State
 from jaxrl4lm.fields import size
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, InputError, Metrics, Params
@@ -27,7 +27,7 @@ from jaxrl4lm.types import Array, InputError, Metrics, Params
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ReinforceConfig(OnPolicyConfig):
+class ReinforceConfig(LossConfig):
     """Of REINFORCE. A rollout must be at least as long as the longest episode."""
 
     rollout: int = size(500)
