@@ -1,6 +1,4 @@
-"""Q-learning with a table as network reaches Q*, also where every episode is cut short, and no update copies the memories."""
-
-import re
+"""Q-learning with a table as network reaches Q*, also where every episode is cut short."""
 
 import gymnax
 import jax
@@ -10,7 +8,8 @@ import pytest
 
 from jaxrl4lm import mdp as M
 from jaxrl4lm.agents import agent as A
-from jaxrl4lm.agents import dqn, value_based
+from jaxrl4lm.agents import dqn, replay, value_based
+from jaxrl4lm.agents.distributional import Returns, look_ahead
 from jaxrl4lm.envs.finite_mdp import as_environment
 from jaxrl4lm.types import InputError
 from tests.agents.probes import Table
@@ -70,27 +69,6 @@ def test_three_steps_reach_the_optimal_values_where_later_actions_do_not_matter(
     np.testing.assert_allclose(state.params["table"][:4], optimal[:4], atol=1e-2)
 
 
-@pytest.mark.parametrize("prioritized, seeds", [(False, 1), (True, 1), (False, 2), (True, 2)])
-def test_an_update_copies_no_memories(prioritized, seeds):
-    """In the compiled program of updates of donated states, nothing of the size of the ring is copied or chosen."""
-    environment, params = as_environment(WORLD, one_hot=True, max_steps=2)
-    agent = dqn.make(environment, params)
-    config = TABLE.replace(buffer=11_104, prioritized=prioritized, n_step=2)
-    config.check()
-    keys = jax.random.split(jax.random.key(0), seeds)
-    states = jax.eval_shape(jax.vmap(lambda key: agent.init(key, config, params)), keys)
-
-    def chunk(states):
-        update = jax.vmap(lambda state: agent.update(state, config, params)[0])
-        return jax.lax.scan(lambda states, _: (update(states), None), states, length=3)[0]
-
-    lines = jax.jit(chunk, donate_argnums=0).lower(states).compile().as_text().splitlines()
-    made = re.compile(rf"= \w+\[(?:{seeds},)?11104[],][^ ]* ([\w-]+)\(")
-    operations = {found.group(1) for line in lines if (found := made.search(line))}
-    assert "get-tuple-element" in operations
-    assert not {"copy", "select", "copy-start", "convert", "add"} & operations
-
-
 @pytest.fixture(scope="module")
 def ranked():
     """(sizes of errors, priorities after them, a large batch) of 64 memories of a ring of 640."""
@@ -120,6 +98,37 @@ def test_a_larger_error_is_drawn_more_often_and_weighs_less(ranked):
     weights = exact[np.asarray(part.index)] ** -0.75  # β is half-way from 0.5 to 1
     np.testing.assert_allclose(part.weight, weights / weights.max(), rtol=1e-3)
     np.testing.assert_allclose(priorities.largest, 1.001**0.6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_the_network_chooses_what_the_older_one_values(double):
+    """Errors by hand: r + γ Q′(s′, argmax Q(s′, ·)) − Q(s, a), or max Q′; an end is worth its reward; within δ squared."""
+    rng = np.random.default_rng(0)
+    network, target = rng.normal(size=(2, 4, 2)).astype(np.float32)
+    assert (network.argmax(-1) != target.argmax(-1)).any()
+    place, action, after = rng.integers(0, [[4], [2], [4]], (3, 30))
+    reward, terminated = rng.normal(size=30).astype(np.float32), rng.random(30) < 0.3
+    environment, params = as_environment(WORLD, one_hot=True)
+    spec, look = value_based.describe(environment, params), lambda params, seen: seen @ params
+    part = replay.Sample(
+        *(jax.nn.one_hot(place, 4), jnp.asarray(action), jnp.asarray(reward), jnp.full(30, 0.9)),
+        *(jnp.asarray(terminated), jax.nn.one_hot(after, 4), jnp.ones(30), jnp.arange(30)),
+    )
+    config = TABLE.replace(double=double, huber_delta=0.5)
+    found, sizes = dqn.loss(spec, look, jnp.asarray(network), jnp.asarray(target), part, config)
+    best = (network if double else target)[after].argmax(-1)
+    errors = reward + 0.9 * ~terminated * target[after, best] - network[place, action]
+    np.testing.assert_allclose(sizes, np.abs(errors), rtol=1e-5, atol=1e-6)
+    huber = np.where(np.abs(errors) < 0.5, errors**2 / 2, 0.5 * (np.abs(errors) - 0.25))
+    np.testing.assert_allclose(found, huber, rtol=1e-5, atol=1e-6)
+
+    means = lambda numbers, params: numbers.mean(-1)  # noqa: E731
+    returns = Returns(
+        spec, lambda params, seen: (seen @ params)[..., None] + jnp.array([[[-1.0, 1.0]]]), means
+    )
+    said, worth = look_ahead(returns, jnp.asarray(network), jnp.asarray(target), part, config)
+    np.testing.assert_allclose(said, target[after, best][:, None] + [[-1, 1]], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(worth[:, 0], 0.9 * ~terminated, rtol=1e-6)
 
 
 def test_dueling_values_average_to_the_value_of_the_state():

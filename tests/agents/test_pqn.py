@@ -59,6 +59,24 @@ def test_targets_are_lambda_returns_at_every_step(lambda_):
         np.testing.assert_allclose(found[:, n], expected, rtol=1e-5, atol=1e-6)
 
 
+def test_targets_are_those_of_the_algorithm():
+    """Numbers by hand, where bootstrapping one step too late gives 24.9, 33.1, 39, 40."""
+    environment, params = as_environment(WORLD, one_hot=True)
+    learner = pqn.Learner(value_based.describe(environment, params), Table(2), lambda params, seen: seen)
+    column = jnp.arange(1.0, 5.0)[:, None]
+    steps = Transition(
+        observation=10 * column[..., None] - 10,
+        action=jnp.zeros((4, 1), jnp.int32),
+        reward=column,
+        terminated=jnp.zeros((4, 1), bool),
+        truncated=jnp.zeros((4, 1), bool),
+        final_observation=10 * column[..., None],
+        extra=(),
+    )
+    found = pqn.find_targets(steps, {}, pqn.PQNConfig(discount=0.9, return_lambda=0.5), learner)
+    np.testing.assert_allclose(found[:, 0], [17.43625, 26.525, 34.5, 40], rtol=1e-6)
+
+
 def test_a_table_reaches_the_optimal_values():
     """λ = 0, as what follows random actions is not what follows the best ones. Episodes are cut after two steps."""
     environment, params = as_environment(WORLD, one_hot=True, max_steps=2)

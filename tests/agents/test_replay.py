@@ -1,4 +1,7 @@
-"""A ring against a list: what is drawn is what was played, also across its end, at ends, at cuts and at the newest steps."""
+"""A ring against a list: what is drawn is what was played, also across its end, at ends, at cuts and at the newest steps; and no
+update of an agent copies it."""
+
+import re
 
 import gymnax
 import jax
@@ -6,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrl4lm.agents import c51, ddpg, dqn, qr_dqn, sac, td3
 from jaxrl4lm.agents import environment as env
 from jaxrl4lm.agents import replay as R
 from jaxrl4lm.agents.environment import Transition
+from tests.agents.probes import all_continuous_probes, all_probes
 from tests.selection import slow_but
 
 COPIES, TIME, SIZE, DISCOUNT = 3, 4, 36, 0.5
@@ -148,3 +153,39 @@ def test_games_of_zeros_and_ones_are_remembered_as_booleans(name):
     ring = jax.eval_shape(lambda steps: R.init(steps, 100_000, spec.horizon), kept)
     cells = np.prod(spec.shape)
     assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(ring)) < 100_000 * (cells * 1.01 + 13)
+
+
+RING = {"environments": 8, "rollout": 4, "buffer": 11_104, "warmup": 64, "gradient_steps": 2, "batch": 16}
+RING |= {"steps": 64 + 320}
+REMEMBERING = {
+    "dqn": (dqn, dqn.DQNConfig(**RING, n_step=2)),
+    "dqn, prioritized": (dqn, dqn.DQNConfig(**RING, n_step=2, prioritized=True)),
+    "qr-dqn": (qr_dqn, qr_dqn.QRDQNConfig(**RING)),
+    "c51": (c51, c51.C51Config(**RING)),
+    "sac": (sac, sac.SACConfig(**RING)),
+    "td3": (td3, td3.TD3Config(**RING)),
+    "ddpg": (ddpg, ddpg.DDPGConfig(**RING)),
+}
+CASES = [("dqn", 1), *((name, 2) for name in REMEMBERING)]
+
+
+@pytest.mark.parametrize("name, seeds", slow_but(CASES, [("dqn", 2), ("dqn, prioritized", 2)]))
+def test_an_update_copies_no_memories(name, seeds):
+    """In the compiled program of updates of donated states, nothing of the size of the ring is copied or chosen."""
+    module, config = REMEMBERING[name]
+    config.check()
+    environment, worlds = all_continuous_probes() if module in (sac, td3, ddpg) else all_probes()
+    params = jax.tree.map(lambda x: x[4], worlds)
+    agent = module.make(environment, params)
+    keys = jax.random.split(jax.random.key(0), seeds)
+    states = jax.eval_shape(jax.vmap(lambda key: agent.init(key, config, params)), keys)
+
+    def chunk(states):
+        update = jax.vmap(lambda state: agent.update(state, config, params)[0])
+        return jax.lax.scan(lambda states, _: (update(states), None), states, length=3)[0]
+
+    lines = jax.jit(chunk, donate_argnums=0).lower(states).compile().as_text().splitlines()
+    made = re.compile(rf"= \w+\[(?:{seeds},)?11104[],][^ ]* ([\w-]+)\(")
+    operations = {found.group(1) for line in lines if (found := made.search(line))}
+    assert "get-tuple-element" in operations
+    assert not {"copy", "select", "copy-start", "convert", "add"} & operations
