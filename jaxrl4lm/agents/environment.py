@@ -130,7 +130,8 @@ def describe(environment: Any, params: Any) -> Spec:
     """The spec of an environment. Only shapes, the action space and the time limit are read from `params`."""
     observation, _ = jax.eval_shape(environment.reset, jax.random.key(0), params)
     is_number = observation.shape == () and jnp.issubdtype(observation.dtype, jnp.integer)
-    categories = environment.observation_space(params).n if is_number else None
+    # Shapes are those of real observations: what spaces declare is wrong in some environments of gymnax.
+    categories = getattr(environment.observation_space(params), "n", None) if is_number else None
     return Spec(
         environment=environment,
         actions=choose_actions(environment, params),

@@ -35,9 +35,9 @@ PROBES = {
 """World by name: critic; input of the critic; discounting; actor; both together."""
 
 
-def all_probes():
+def all_probes(*, one_hot=True):
     """(environment, params with a leading axis of probes): one program solves them all."""
-    pairs = [as_environment(world, one_hot=True, max_steps=20) for world in PROBES.values()]
+    pairs = [as_environment(world, one_hot=one_hot, max_steps=20) for world in PROBES.values()]
     return pairs[0][0], jax.tree.map(lambda *x: jnp.stack(x), *(params for _, params in pairs))
 
 

@@ -15,7 +15,8 @@ from jaxrl4lm.agents import a2c, on_policy, ppo, ppo_kl, reinforce, trpo
 from jaxrl4lm.agents import environment as env
 from jaxrl4lm.agents.normalization import add_batch, begin_statistics, standardize
 from jaxrl4lm.envs.finite_mdp import as_environment
-from tests.agents.probes import Table
+from jaxrl4lm.models import Perceptron
+from tests.agents.probes import Table, all_continuous_probes
 from tests.selection import slow_but
 
 WORLD = M.from_arrays(
@@ -29,27 +30,58 @@ WORLD = M.from_arrays(
 UNIFORM = np.full((3, 2), 0.5)
 
 
-def a2c_gradients(max_steps, estimate, *, death=False, rollouts=400):
-    """Gradients of the logits `[rollouts, 3, 2]`, a whole episode's worth each, with the exact critic of the uniform policy."""
+def sample_gradients(estimate, differentiate, config, max_steps, *, value=None):
+    """Gradients of the logits `[rollouts, 3, 2]`, a whole episode's worth each.
+
+    Args:
+      differentiate: (networks, batch, config, learner) → that gradient of a rollout.
+      value: of every state, by the critic; None: the exact one of the uniform policy.
+    """
     environment, params = as_environment(WORLD, one_hot=True, max_steps=max_steps)
     learner = on_policy.Learner(env.describe(environment, params), Table(2), Table(1))
-    values = jnp.asarray(M.policy_values(WORLD, jnp.asarray(UNIFORM)))[:, None]
-    config = a2c.A2CConfig(discount=1.0, value_coef=0.0, rollout=24, environments=64, gae_lambda=0.9)
+    values = jnp.asarray(M.policy_values(WORLD, jnp.asarray(UNIFORM)))[:, None].at[2].set(0)
+    values = values if value is None else jnp.full((3, 1), value)
 
     def once(key):
         state = on_policy.init(key, config, learner, params)
-        networks = {"actor": {"table": jnp.zeros((3, 2))}, "critic": {"table": values.at[2].set(0)}}
-        _, batch, _ = on_policy.collect(
-            state._replace(params=networks), config, learner, params, _die(estimate) if death else estimate
-        )
-        grads, _ = jax.grad(a2c.loss, has_aux=True)(networks, batch, config, learner)
-        starts = (
-            batch.observation
-        )  # the number of visits of a state that an episode makes on average is known
-        return -grads["actor"]["table"] / starts.mean((0, 1))[:, None].clip(1e-9)
+        networks = {"actor": {"table": jnp.zeros((3, 2))}, "critic": {"table": values}}
+        _, batch, _ = on_policy.collect(state._replace(params=networks), config, learner, params, estimate)
+        return -differentiate(networks, batch, config, learner)["actor"]["table"]
 
-    gradients = jax.jit(jax.vmap(once))(jax.random.split(jax.random.key(0), rollouts))
-    return np.asarray(gradients) * np.asarray(M.visitation(WORLD, jnp.asarray(UNIFORM)))[:, None]
+    return np.asarray(jax.jit(jax.vmap(once))(jax.random.split(jax.random.key(0), 400)))
+
+
+def weigh_states(grads, batch, counted):
+    """A mean gradient of the steps that count, with each state as often as in a whole episode, wherever episodes are cut."""
+    share = (batch.observation * counted[..., None]).sum((0, 1)) / counted.sum()
+    visits = M.visitation(WORLD, jnp.asarray(UNIFORM))
+    return jax.tree.map(lambda x: x * (visits / share.clip(1e-9))[:, None], grads)
+
+
+def a2c_gradients(max_steps, estimate):
+    """Those of A2C."""
+    config = a2c.A2CConfig(discount=1.0, value_coef=0.0, rollout=24, environments=64, gae_lambda=0.9)
+
+    def differentiate(networks, batch, config, learner):
+        grads, _ = jax.grad(a2c.loss, has_aux=True)(networks, batch, config, learner)
+        return weigh_states(grads, batch, jnp.ones_like(batch.done))
+
+    return sample_gradients(estimate, differentiate, config, max_steps)
+
+
+def reinforce_gradients(max_steps, estimate=on_policy.monte_carlo, *, baseline=True, value=None):
+    """Those of REINFORCE. Where no episode is cut, by the number of whole ones: a choice of states would show."""
+    sizes = {"rollout": max(24, max_steps * 3 // 2), "environments": 64, "baseline": baseline}
+    config = reinforce.ReinforceConfig(discount=1.0, value_coef=0.0, **sizes)
+
+    def differentiate(networks, batch, config, learner):
+        whole = reinforce.choose_whole_episodes(batch.done, max_steps)
+        grads, _ = jax.grad(reinforce.loss, has_aux=True)(networks, batch, whole, config, learner)
+        if max_steps == 2:
+            return weigh_states(grads, batch, whole)
+        return jax.tree.map(lambda x: x * whole.sum() / (batch.done & whole).sum(), grads)
+
+    return sample_gradients(estimate, differentiate, config, max_steps, value=value)
 
 
 def _die(estimate):
@@ -83,8 +115,29 @@ def test_mean_gradient_is_the_exact_policy_gradient(estimate, max_steps):
     assert deviations(a2c_gradients(max_steps, estimate)).max() < 4
 
 
-def test_truncation_as_death_would_be_found():
-    assert deviations(a2c_gradients(2, on_policy.n_step(1), death=True)).max() > 8
+@pytest.mark.parametrize(
+    "max_steps, settings",
+    slow_but(
+        [
+            (60, {"value": 2.0}),
+            (60, {"value": 2.0, "baseline": False}),
+            (2, {}),
+            (2, {"baseline": False}),
+        ],
+        1,
+    ),
+)
+def test_mean_gradient_of_reinforce_is_the_exact_policy_gradient(max_steps, settings):
+    """No bias by the lengths of episodes, whatever the baseline is; where they are cut, with the exact critic."""
+    assert deviations(reinforce_gradients(max_steps, **settings)).max() < 4
+
+
+DEATHS = [(a2c_gradients, on_policy.n_step(1)), (reinforce_gradients, on_policy.monte_carlo)]
+
+
+@pytest.mark.parametrize("gradients, estimate", slow_but(DEATHS, 1))
+def test_truncation_as_death_would_be_found(gradients, estimate):
+    assert deviations(gradients(2, _die(estimate))).max() > 8
 
 
 class Corridor:
@@ -131,6 +184,11 @@ def test_advantages_across_resets_are_those_by_hand(end, limit, one_step):
     """GAE of each episode alone; the observation after a reset, 10, is in no target."""
     params = EnvParams(max_steps_in_episode=limit)
     learner = on_policy.Learner(env.describe(Corridor(end), params), Table(2), Identity(1))
+    place, third = env.begin(jax.random.key(0), learner.spec, params, 1), np.arange(1, 8) % 3 == 0
+    stand = lambda key, seen: (jnp.zeros(1, jnp.int32), ())  # noqa: E731
+    _, steps = env.roll_out(jax.random.key(0), learner.spec, params, place, stand, 7)
+    np.testing.assert_array_equal(steps.terminated[:, 0], third & (end == 3))
+    np.testing.assert_array_equal(steps.truncated[:, 0], third & (end != 3))  # an end wins over a limit
     config = a2c.A2CConfig(rollout=7, environments=1, discount=0.5, gae_lambda=0.4)
     state = on_policy.init(jax.random.key(0), config, learner, params)
     _, batch, metrics = on_policy.collect(state, config, learner, params)
@@ -197,10 +255,14 @@ def test_statistics_are_of_elements_and_hold_from_the_first_observation():
     np.testing.assert_allclose(whole.mean, every.mean(0), rtol=1e-4)
 
     config = ppo.PPOConfig(environments=4, rollout=4, normalize_observations=True)
-    _, state, after, batch, _ = played("CartPole-v1", config)
+    learner, state, after, batch, _ = played("CartPole-v1", config)
     assert state.statistics.mean.shape == (4,)
     first = standardize(state.statistics, state.place.observation)
     np.testing.assert_allclose(batch.observation[0], first, rtol=1e-6)
+    said = on_policy.act(
+        learner, state.params, batch.observation
+    )  # what was played by is what is learnt from
+    np.testing.assert_allclose(batch.outputs, said, rtol=1e-4, atol=1e-6)
     assert after.statistics.count == 1 + 4 + 16
 
 
@@ -216,34 +278,24 @@ def test_rewards_are_divided_by_the_deviation_of_returns():
 
 
 def test_a_clipped_action_keeps_the_log_prob_of_the_drawn_one():
-    """The environment is given −2..2; the action that is learnt from lies where it was drawn."""
-    environment, params = gymnax.make("Pendulum-v1")
-    actions = env.describe(environment, params).actions
-    outputs = jnp.array([[0.0, 1.0]])
-    drawn = jnp.array([[3.0]])
-    np.testing.assert_array_equal(actions.to_environment(drawn), [[2.0]])
-    expected = -0.5 * (3 / np.e) ** 2 - 1 - 0.5 * np.log(2 * np.pi)
-    np.testing.assert_allclose(actions.log_prob(outputs, drawn), [expected], rtol=1e-6)
-
-
-@pytest.mark.parametrize("baseline", slow_but([True, False], 1))
-def test_mean_gradient_of_reinforce_is_the_exact_policy_gradient(baseline):
-    """Of whole episodes, an episode's worth a time: no bias by their lengths, whatever the baseline is."""
-    environment, params = as_environment(WORLD, one_hot=True, max_steps=60)
-    learner = on_policy.Learner(env.describe(environment, params), Table(2), Table(1, start=2.0))
-    config = reinforce.ReinforceConfig(
-        discount=1.0, value_coef=0.0, rollout=90, environments=64, baseline=baseline
-    )
-
-    def once(key):
-        state = on_policy.init(key, config, learner, params)
-        _, batch, _ = on_policy.collect(state, config, learner, params, on_policy.monte_carlo)
-        whole = reinforce.choose_whole_episodes(batch.done, 60)
-        grads, _ = jax.grad(reinforce.loss, has_aux=True)(state.params, batch, whole, config, learner)
-        return -grads["actor"]["table"] * whole.sum() / (batch.done & whole).sum()
-
-    gradients = np.asarray(jax.jit(jax.vmap(once))(jax.random.split(jax.random.key(0), 400)))
-    assert deviations(gradients).max() < 4
+    """The environment is given −1..1, which its rewards show; the action that is learnt from lies where it was drawn, and its
+    log-prob is that of the normal distribution there."""
+    environment, worlds = all_continuous_probes()
+    params = jax.tree.map(lambda x: x[4], worlds)
+    config = a2c.A2CConfig(rollout=8, environments=4)
+    learner = on_policy.make_learner(environment, params)
+    state = on_policy.init(jax.random.key(0), config, learner, params)
+    actor = jax.tree.map(jnp.zeros_like, state.params["actor"])
+    actor["_Readout_0"]["constants"] += 1.0  # log σ: more than half of all actions are beyond the bounds
+    state = state._replace(params=state.params | {"actor": actor})
+    _, batch, metrics = jax.jit(lambda state: on_policy.collect(state, config, learner, params))(state)
+    drawn = np.asarray(batch.action[..., 0])
+    assert (np.abs(drawn) > 1).mean() > 0.5
+    expected = -0.5 * (drawn / np.e) ** 2 - 1 - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(batch.log_prob, expected, rtol=1e-5)
+    best = np.array([0.5, -0.5, 0])[batch.observation.argmax(-1)]
+    earned = 1 - (np.clip(drawn, -1, 1) - best) ** 2
+    np.testing.assert_allclose(metrics["reward"], earned.mean(), rtol=1e-5)
 
 
 def test_whole_episodes_are_those_that_began_early_enough():
@@ -270,6 +322,71 @@ def test_trpo_stays_within_its_region_and_a_refused_step_leaves_the_bits():
     same, refused = improve(batch._replace(advantage=jnp.ones_like(batch.advantage)))
     assert not refused.accepted
     jax.tree.map(np.testing.assert_array_equal, same, actor)
+
+
+@pytest.mark.parametrize("name", slow_but(["CartPole-v1", "Pendulum-v1"], 1))
+def test_the_direction_of_trpo_is_a_dense_solve(name):
+    """(F + λI)⁻¹g by NumPy, F = E[Jᵀ M J], J the derivative of the outputs by all parameters, M the Fisher information of the
+    distribution by its outputs; and the length √(2δ / xᵀ(F + λI)x), shortened by 0.8 so many times."""
+    environment, params = gymnax.make(name)
+    actions = env.describe(environment, params).actions
+    actor = Perceptron(actions.outputs, widths=(3,), constants=actions.constants)
+    learner = on_policy.make_learner(environment, params, actor, Perceptron(1, widths=(3,)))
+    config = trpo.TRPOConfig(rollout=16, environments=4, cg_iterations=60, damping=0.1, trust_region=1e-3)
+    state = on_policy.init(jax.random.key(0), config, learner, params)
+    _, batch, _ = on_policy.collect(state, config, learner, params)
+    old = state.params["actor"]
+    new, info = jax.jit(lambda batch: trpo.improve(old, batch, config, learner))(batch)
+    flat, unflatten = jax.flatten_util.ravel_pytree(old)
+
+    def look(flat):
+        outputs = on_policy.act(learner, {"actor": unflatten(flat)}, batch.observation)
+        return outputs.reshape(-1, outputs.shape[-1]), actions.log_prob(outputs, batch.action).reshape(-1)
+
+    outputs = np.asarray(batch.outputs, float).reshape(64, -1)
+    slopes, scores = (np.asarray(x, float) for x in jax.jit(jax.jacobian(look))(flat))
+    if actions.discrete:
+        p = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
+        metric = p[:, :, None] * np.eye(2) - p[:, :, None] * p[:, None]
+    else:
+        metric = np.stack([np.diag([np.exp(-2 * log_std), 2]) for _, log_std in outputs])
+    fisher = np.einsum("bip,bij,bjq->pq", slopes, metric, slopes) / 64 + 0.1 * np.eye(len(flat))
+    advantages = np.asarray(batch.advantage, float).reshape(-1)
+    gradient = ((advantages - advantages.mean()) / advantages.std()) @ scores / 64
+    natural = np.linalg.solve(fisher, gradient)
+    moved = np.asarray(jax.flatten_util.ravel_pytree(new)[0] - flat)
+    np.testing.assert_allclose(moved / np.linalg.norm(moved), natural / np.linalg.norm(natural), atol=1e-3)
+    full = np.sqrt(2 * 1e-3 / (natural @ fisher @ natural)) * np.linalg.norm(natural)
+    np.testing.assert_allclose(np.linalg.norm(moved), info.fraction * full, rtol=1e-3)
+    steepest = gradient / np.linalg.norm(gradient)
+    assert (
+        np.abs(moved / np.linalg.norm(moved) - steepest).max() > 1e-2
+    )  # another direction than the gradient's
+
+
+@pytest.mark.slow
+def test_every_update_of_trpo_stays_within_its_region():
+    """By the KL of the distributions themselves, of twenty updates; where none is accepted the bits stay."""
+    config = trpo.TRPOConfig(rollout=16, environments=2, trust_region=0.01, epochs=1)
+    environment, params = gymnax.make("CartPole-v1")
+    learner = on_policy.make_learner(environment, params)
+
+    def once(state, _):
+        _, batch, _ = on_policy.collect(
+            state, config, learner, params
+        )  # the same rollout as that of the update
+        after, told = trpo.update(state, config, learner, params)
+        outputs = on_policy.act(learner, after.params, batch.observation)
+        kl = learner.spec.actions.kl(batch.outputs, outputs).mean()
+        old, new = (jax.flatten_util.ravel_pytree(x.params["actor"])[0] for x in (state, after))
+        return after, (told["accepted"], kl, (old == new).all())
+
+    state = trpo.init(jax.random.key(0), config, learner, params)
+    _, (accepted, kl, same) = jax.jit(lambda state: jax.lax.scan(once, state, length=20))(state)
+    assert accepted.sum() > 10
+    assert (kl <= 0.01 * (1 + 1e-4)).all()
+    assert (kl[accepted > 0] > 1e-4).all()
+    np.testing.assert_array_equal(same, accepted == 0)
 
 
 def test_the_price_of_divergence_follows_its_rule():

@@ -11,8 +11,9 @@ from jaxrl4lm import lm
 from jaxrl4lm.agents import agent as A
 from jaxrl4lm.agents import population_based as P
 from jaxrl4lm.agents import ppo
+from jaxrl4lm.checkpoint import Checkpoints
 from jaxrl4lm.types import InputError
-from tests.agents.probes import all_probes
+from tests.agents.probes import all_probes, optimal_values
 
 CONFIG = ppo.PPOConfig(steps=1280, environments=4, rollout=16, epochs=2, minibatches=2, discount=0.5)
 
@@ -93,6 +94,53 @@ def test_it_finds_the_rates_that_learn():
         assert np.isclose(ratios, 1.2, atol=1e-5).sum() + np.isclose(ratios, 1 / 1.2, atol=1e-5).sum() == 2
     data = jax.random.key_data(population.states.key)
     assert len(np.unique(data, axis=0)) == 8  # nobody goes on with the random numbers of another
+
+
+@pytest.mark.slow
+def test_a_population_solves_the_probes():
+    """All five as one program: the member that could not learn has gone on from one that can, and all act as is best."""
+    environment, worlds = all_probes()
+    agent = ppo.make(environment, jax.tree.map(lambda x: x[0], worlds))
+    agent = agent._replace(spec=agent.spec._replace(horizon=2))
+    values = {"learning_rate": jnp.array([1e-7, 2e-2, 2e-2, 2e-2])}
+    config = CONFIG.replace(steps=3200, environments=8, epochs=4)
+
+    @jax.jit
+    @jax.vmap
+    def solve(params):
+        run = functools.partial(P.train, agent=agent, config=config, params=params, values=values)
+        population, _ = run(jax.random.key(0), generations=5, share=0.25, episodes=32)
+        look = jax.vmap(lambda state: A.view(state))(population.states)
+        act = jax.vmap(lambda seen: agent.act(seen, jax.random.key(0), jnp.eye(3)[:2]))(look)
+        return act, jax.vmap(lambda seen: agent.value(seen, jnp.eye(3)[:2]))(look)
+
+    actions, values = map(np.asarray, solve(worlds))
+    assert (actions[3, :, 0] == 1).sum() >= 3
+    assert (actions[4] == [0, 1]).all(-1).sum() >= 3
+    reached = np.array([[True, False], [True, True], [True, True], [True, False], [True, True]])
+    near = (np.abs(values - optimal_values()[:, None]) < 0.1) | ~reached[:, None]
+    assert (near.all(-1).sum(-1) >= 3).all()
+
+
+@pytest.mark.slow
+def test_a_population_goes_on_from_a_checkpoint_with_the_same_bits(tmp_path):
+    agent, params = both_decide()
+    values = {"learning_rate": jnp.array([1e-3, 2e-2]), "discount": jnp.array([0.5, 0.6])}
+    advance = jax.jit(
+        functools.partial(P.advance, agent=agent, config=CONFIG, params=params, updates=2, share=0.5)
+    )
+    start = jax.jit(lambda key: P.init(key, agent, CONFIG, params, values))(jax.random.key(0))
+    middle, _ = advance(start)
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(1, middle, {})
+    checkpoints.close()
+    restored = Checkpoints(tmp_path / "run").restore(jax.eval_shape(lambda: start))
+    bits = lambda tree: jax.tree.map(  # noqa: E731
+        lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree
+    )
+    whole, parts = bits(advance(middle)), bits(advance(restored))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert (whole[1].parent != jnp.arange(2)).any()
 
 
 @pytest.mark.parametrize(

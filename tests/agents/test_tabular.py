@@ -9,7 +9,9 @@ import pytest
 
 from jaxrl4lm import mdp as M
 from jaxrl4lm.agents import tabular
+from jaxrl4lm.checkpoint import Checkpoints
 from jaxrl4lm.envs.finite_mdp import as_environment
+from tests.agents.probes import PROBES, all_probes
 from tests.selection import slow_but
 
 WORLD = M.grid_world(".  .  +1\n.  #  -1\n.  .  .", discount=0.8, slip=0.1, living_reward=-0.04).mdp
@@ -84,6 +86,51 @@ def test_reaches_the_exact_answer(name):
     error = np.abs(table - np.asarray(answer()))[alive].max()
     assert error < tolerance
     assert metrics["done"].sum() > 100
+
+
+@pytest.mark.parametrize("name", slow_but(CASES, ["q-learning"]))
+def test_solves_the_probes(name):
+    """The worlds that every agent solves, as one program: exact values, where all is certain and rates fall."""
+    environment, worlds = all_probes(one_hot=False)
+    algorithm = CASES[name][0]
+    hyperparameters = tabular.Hyperparameters(1.0, 1.0 if name == "monte-carlo" else 0.8, EPSILON, 0.5)
+    policy = jnp.full((3, 2), 0.5)
+
+    @jax.jit
+    @jax.vmap
+    def learn(params):
+        args = jax.random.key(0), environment, params, algorithm, hyperparameters, 4000
+        return tabular.train(*args, policy=policy)[0].tables.mean(0)
+
+    tables = np.asarray(learn(worlds))
+    for table, world in zip(tables, PROBES.values(), strict=True):
+        behaviour = explored(world, 0.0 if "q-learning" in name else EPSILON)
+        exact = M.action_values(world, M.value_iteration(behaviour, tolerance=1e-6).values)
+        if not algorithm.learns_actions:
+            exact = M.policy_values(world, policy)[:, None]
+        visited = np.asarray(M.visitation(world, policy)) > 0
+        np.testing.assert_allclose(table[visited][:-1], np.asarray(exact)[visited][:-1], atol=0.1)
+
+
+def test_it_goes_on_from_a_checkpoint_with_the_same_bits(key, tmp_path):
+    environment, params = as_environment(WORLD, max_steps=40)
+    algorithm, hyperparameters = tabular.n_step_sarsa(3), tabular.Hyperparameters(learning_rate=0.3)
+    start = tabular.init(key, environment, params, algorithm, hyperparameters)
+
+    @jax.jit
+    def go_on(state):
+        step = lambda state, _: tabular.update(state, environment, params, algorithm, hyperparameters)  # noqa: E731
+        return jax.lax.scan(step, state, length=50)[0]
+
+    middle = go_on(start)
+    checkpoints = Checkpoints(tmp_path / "run")
+    checkpoints.save(1, middle, {})
+    checkpoints.close()
+    restored = Checkpoints(tmp_path / "run").restore(jax.eval_shape(lambda: start))
+    whole, parts = go_on(middle), go_on(restored)
+    np.testing.assert_array_equal(*(jax.random.key_data(state.key) for state in (whole, parts)))
+    jax.tree.map(np.testing.assert_array_equal, whole._replace(key=()), parts._replace(key=()))
+    assert (whole.tables != middle.tables).any()
 
 
 def test_one_q_learning_step_by_hand(key):

@@ -104,6 +104,9 @@ def test_a_setting_has_the_seeds_of_the_others_and_its_own_numbers():
     stage, params = begin("a2c")
     for x in jax.tree.leaves(params["params"]):
         np.testing.assert_array_equal(x[:2], x[2:])
+    seeds = [x[0] != x[1] for path, x in jax.tree.leaves_with_path(params["params"]) if "kernel" in str(path)]
+    assert seeds
+    assert all(differ.any() for differ in seeds)
     run = training.fit(stage, params)
     scores = run.progress.scores["a2c"]
     assert scores["held_out"][:2] == scores["held_out/learning_rate=0.001, discount=0.9"]
