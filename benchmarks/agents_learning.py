@@ -42,7 +42,7 @@ class Task(NamedTuple):
 FALLING = {"final_learning_rate_share": 0.0}
 CARTPOLE = {"learning_rate": 2e-3, "discount": 0.98, "gae_lambda": 0.9, "entropy_coef": 0.01, **FALLING}
 VALUES = {"n_step": 3, "learning_rate": 1e-3, "buffer": 50_000, **FALLING}
-ACROBOT = {"learning_rate": 2e-3, "entropy_coef": 0.01, **FALLING}
+ACROBOT = {"learning_rate": 2e-3, "entropy_coef": 0.02, **FALLING}
 CAR = {"environments": 16, "normalize_observations": True, "normalize_rewards": True, "gae_lambda": 0.98}
 TASKS = [
     Task("CartPole-v1", "ppo", 100_000, 495, CARTPOLE),
@@ -59,17 +59,17 @@ TASKS = [
     Task("CartPole-v1", "recurrent-ppo", 100_000, None, CARTPOLE),
     Task("CartPole-v1", "dqn", 50_000, 495, VALUES),
     Task("CartPole-v1", "qr-dqn", 50_000, None, VALUES),
-    Task("CartPole-v1", "c51", 50_000, None, VALUES),
+    Task("CartPole-v1", "c51", 50_000, None, {**VALUES, "learning_rate": 4e-3}),
     Task("CartPole-v1", "pqn", 100_000, None, {"learning_rate": 8e-3, **FALLING}),
     Task("Acrobot-v1", "ppo", 100_000, -82, ACROBOT),
     Task("Acrobot-v1", "trpo", 100_000, -82, {"learning_rate": 1e-3, "trust_region": 0.04}),
-    Task("Acrobot-v1", "dqn", 100_000, -82, {**VALUES, "learning_rate": 1e-3}),
+    Task("Acrobot-v1", "dqn", 100_000, -82, {**VALUES, "n_step": 5, "epsilon": 0.02}),
     Task(
         "MountainCar-v0",
         "dqn",
         120_000,
         -110,
-        {**VALUES, "learning_rate": 1e-3, "discount": 0.98, "buffer": 10_000, "epsilon": 0.07},
+        {**VALUES, "discount": 0.98, "buffer": 10_000, "epsilon": 0.07},
     ),
     Task("MountainCar-v0", "ppo", 1_000_000, -115, {"learning_rate": 3e-3, **CAR, **FALLING}),
     Task("Catch-bsuite", "ppo", 100_000, 1, {"learning_rate": 2e-3, **FALLING}),

@@ -28,7 +28,7 @@ from jaxrl4lm.agents import environment as env
 from jaxrl4lm.agents import on_policy
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.normalization import scale
-from jaxrl4lm.agents.on_policy import Batch, EpochConfig, Learner, State
+from jaxrl4lm.agents.on_policy import Batch, EpochConfig, Learner, LossConfig, State
 from jaxrl4lm.fields import number, size
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, InputError, Key, Metrics, Params, ScalarLike
@@ -36,7 +36,7 @@ from jaxrl4lm.types import Array, InputError, Key, Metrics, Params, ScalarLike
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class AlphaZeroConfig(EpochConfig):
+class AlphaZeroConfig(EpochConfig, LossConfig):
     """Of AlphaZero."""
 
     simulations: int = size(16)
