@@ -1,6 +1,6 @@
 """What does each control agent learn, over 16 seeds, and does it reach its bar?
 
-    python benchmarks/agents_learning.py [--only CartPole-v1/ppo ...] [--seeds 16] [--set learning_rate=1e-3 ...] [--table]
+    python benchmarks/agents_learning.py [--only CartPole-v1/ppo ...] [--set learning_rate=1e-3 ...] [--table]
 
 A row is the returns of the last policy, by the likeliest actions, on episodes of each seed's own; IQM with a bootstrap interval
 (`agents.scores`). Seeds are one program, except for images, which go one after another. Each row is written as soon as it is
@@ -37,6 +37,7 @@ class Task(NamedTuple):
     """What the interquartile mean shall be at least; None where there is no figure to beat."""
     numbers: dict
     """Hyper-parameters that are not the defaults."""
+    seeds: int = 16
 
 
 FALLING = {"final_learning_rate_share": 0.0}
@@ -44,6 +45,14 @@ CARTPOLE = {"learning_rate": 2e-3, "discount": 0.98, "gae_lambda": 0.9, "entropy
 VALUES = {"n_step": 3, "learning_rate": 1e-3, "buffer": 50_000, **FALLING}
 ACROBOT = {"learning_rate": 2e-3, "entropy_coef": 0.02, **FALLING}
 CAR = {"environments": 16, "normalize_observations": True, "normalize_rewards": True, "gae_lambda": 0.98}
+MINATAR = {
+    "environments": 128,
+    "rollout": 32,
+    "epochs": 2,
+    "minibatches": 32,
+    "learning_rate": 5e-4,
+    **FALLING,
+}
 TASKS = [
     Task("CartPole-v1", "ppo", 100_000, 495, CARTPOLE),
     Task("CartPole-v1", "ppo-kl", 100_000, 495, CARTPOLE),
@@ -97,10 +106,13 @@ TASKS = [
         None,
         {"learning_rate": 1e-3, "discount": 0.98, "warmup": 8_000, "exploration_noise": 0.3, **FALLING},
     ),
+    Task("Breakout-MinAtar", "pqn", 1_003_520, 28, MINATAR, seeds=4),
+    Task("Freeway-MinAtar", "pqn", 1_003_520, 58, MINATAR, seeds=2),
+    Task("Asterix-MinAtar", "pqn", 1_003_520, 15, MINATAR, seeds=2),
 ]
 
 
-def play(task: Task, seeds: int) -> dict:
+def play(task: Task) -> dict:
     """The row of a task."""
     environment, params = make_environment(task.environment)
     make, kind = ALGORITHMS[task.algorithm]
@@ -112,7 +124,7 @@ def play(task: Task, seeds: int) -> dict:
         _, history = train(agent, key, config, params, episodes=EPISODES)
         return history["evaluation"][-1]
 
-    keys = jax.vmap(jax.random.key)(np.arange(seeds))
+    keys = jax.vmap(jax.random.key)(np.arange(task.seeds))
     begun = time.perf_counter()
     images = len(agent.spec.shape) == 3
     together = (lambda keys: jax.lax.map(run, keys)) if images else jax.vmap(run)
@@ -129,21 +141,23 @@ def play(task: Task, seeds: int) -> dict:
         "scores": [round(float(x), 2) for x in scores],
         "numbers": task.numbers,
         "compile_seconds": round(compiling, 1),
-        "steps_per_second": round(seeds * task.steps / seconds),
+        "steps_per_second": round(task.seeds * task.steps / seconds),
     }
 
 
 def print_table(rows: dict) -> None:
     """The rows as Markdown."""
-    print("| environment | algorithm | steps | IQM | interval | worst seed | bar | hyper-parameters |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| environment | algorithm | steps | seeds | IQM | interval | worst seed | bar | hyper-parameters |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, row in rows.items():
         environment, algorithm = name.split("/")
         numbers = ", ".join(f"`{key}` {value:g}" for key, value in row["numbers"].items())
         low, high = row["interval"]
         bar = "" if row["bar"] is None else f"{row['bar']:g}"
         print(
-            f"| {environment} | {algorithm} | {row['steps']:,} | {row['iqm']:g} | {low:g} to {high:g} | {row['worst']:g} | "
+            f"| {environment} | {algorithm} | {row['steps']:,} | {len(row['scores'])} | {row['iqm']:g} | {low:g} to {high:g} | {row['worst']:g} | "
             f"{bar} | {numbers} |"
         )
 
@@ -151,7 +165,6 @@ def print_table(rows: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*")
-    parser.add_argument("--seeds", type=int, default=16)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--set", nargs="*", default=[])
     parser.add_argument("--table", action="store_true")
@@ -168,11 +181,11 @@ def main() -> None:
         if options.only is not None and name not in options.only:
             continue
         task = task._replace(numbers={**task.numbers, **trial}, steps=options.steps or task.steps)
-        row = play(task, options.seeds)
+        row = play(task)
         print(name, row, flush=True)
         if not trial and not options.steps:
             results["rows"][name] = row
-            results |= {"seeds": options.seeds, "episodes": EPISODES, "jax": jax.__version__}
+            results |= {"episodes": EPISODES, "jax": jax.__version__}
             results |= {"processor": platform.machine(), "device": jax.devices()[0].device_kind}
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
