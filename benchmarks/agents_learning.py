@@ -154,12 +154,10 @@ def print_table(rows: dict) -> None:
     for name, row in rows.items():
         environment, algorithm = name.split("/")
         numbers = ", ".join(f"`{key}` {value:g}" for key, value in row["numbers"].items())
-        low, high = row["interval"]
-        bar = "" if row["bar"] is None else f"{row['bar']:g}"
-        print(
-            f"| {environment} | {algorithm} | {row['steps']:,} | {len(row['scores'])} | {row['iqm']:g} | {low:g} to {high:g} | {row['worst']:g} | "
-            f"{bar} | {numbers} |"
-        )
+        interval = " to ".join(f"{x:g}" for x in row["interval"])
+        cells = [environment, algorithm, f"{row['steps']:,}", len(row["scores"]), f"{row['iqm']:g}", interval]
+        cells += [f"{row['worst']:g}", "" if row["bar"] is None else f"{row['bar']:g}", numbers]
+        print("|", *(f"{cell} |" for cell in cells))
 
 
 def main() -> None:
