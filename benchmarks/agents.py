@@ -79,6 +79,7 @@ DQN = dqn.DQNConfig(
     warmup=2_048,
     learning_rate=3e-4,
     exploration_share=0.1,
+    target_interval=100,  # rejax: a hundredth of the way each step
 )
 REJAX_DQN = {
     "env": "CartPole-v1",
