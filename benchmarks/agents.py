@@ -90,12 +90,12 @@ REJAX_DQN = {
 }
 
 
-def make_ours(agent, params, config, *, seeds: int = 1, evaluations: int = 1):
+def make_ours(agent, params, config, *, seeds: int = 1, evaluations: int = 1, episodes: int = EPISODES):
     """A compiled run of all seeds, and how long compiling took."""
     config.check()
 
     def run(key):
-        _, history = train(agent, key, config, params, evaluations=evaluations, episodes=EPISODES)
+        _, history = train(agent, key, config, params, evaluations=evaluations, episodes=episodes)
         return history["evaluation"] if evaluations else history["return"]
 
     keys = jax.random.split(jax.random.key(0), seeds)
@@ -225,9 +225,12 @@ def main() -> None:
         worker.end()
         keep("ppo256", {**result, "compile_seconds": round(compiling, 1), "other": "stable-baselines3 × 256"})
     if wanted("evaluation"):
-        often, _, _ = make_ours(agent, params, PPO, evaluations=20)
+        often, _, _ = make_ours(agent, params, PPO, evaluations=20, episodes=16)  # as the command line
         never, _, _ = make_ours(agent, params, PPO, evaluations=0)
-        keep("evaluation", {**alternate(never, often, options.rounds), "other": "20 evaluations"})
+        keep(
+            "evaluation",
+            {**alternate(never, often, options.rounds), "other": "20 evaluations of 16 episodes"},
+        )
     if wanted("buffer"):
         config = dqn.DQNConfig(steps=20_800)
         small, _, _ = make_ours(dqn.make(environment, params), params, config.replace(buffer=5_040))

@@ -184,10 +184,16 @@ def play(
         key_choose, keys_step = keys
         return step(keys_step, spec, params, place, *choose(key_choose, place))
 
-    # All keys at once: a split of a key in each step would cost more than the step of a small world.
+    return jax.lax.scan(once, place, split_keys(key, length, place.episodes.running.shape[0]))
+
+
+def split_keys(key: Key, length: int, count: int) -> tuple[Key, Key]:
+    """Keys to choose by `[length]`, and to step `count` copies by `[length, count]`.
+
+    All at once: to split a key in each step would cost more than the step of a small world.
+    """
     keys = jax.vmap(jax.random.split)(jax.random.split(key, length))
-    keys_step = jax.vmap(lambda key: jax.random.split(key, place.episodes.running.shape[0]))(keys[:, 1])
-    return jax.lax.scan(once, place, (keys[:, 0], keys_step))
+    return keys[:, 0], jax.vmap(lambda key: jax.random.split(key, count))(keys[:, 1])
 
 
 def roll_out(
@@ -220,9 +226,9 @@ def measure_returns(key: Key, spec: Spec, params: Any, choose: Recall, memory: A
     """
     start, go_on, keys = _begin_episodes(key, spec, params, choose, memory, episodes)
 
-    def once(carry: tuple[Any, Array], key: Key) -> tuple[tuple[Any, Array], None]:
+    def once(carry: tuple[Any, Array], keys: tuple[Key, Key]) -> tuple[tuple[Any, Array], None]:
         playing, total = carry
-        playing, transition, alive = go_on(playing, key)
+        playing, transition, alive = go_on(playing, keys)
         return (playing, total + jnp.where(alive, transition.reward, 0)), None
 
     return jax.lax.scan(once, (start, jnp.zeros(episodes)), keys)[0][1]
@@ -246,30 +252,30 @@ def film_episode(
     """The first of the episodes that `measure_returns` plays with the same arguments; of a longer one `length` steps."""
     start, go_on, keys = _begin_episodes(key, spec, params, choose, memory, episodes)
 
-    def once(playing: Any, key: Key) -> tuple[Any, Film]:
-        playing, transition, alive = go_on(playing, key)
+    def once(playing: Any, keys: tuple[Key, Key]) -> tuple[Any, Film]:
+        playing, transition, alive = go_on(playing, keys)
         shown = transition.observation, transition.reward, transition.final_observation, alive
         return playing, Film(*(x[0] for x in shown))
 
-    return jax.lax.scan(once, start, keys[:length])[1]
+    return jax.lax.scan(once, start, jax.tree.map(lambda x: x[:length], keys))[1]
 
 
 def _begin_episodes(
     key: Key, spec: Spec, params: Any, choose: Recall, memory: Any, episodes: int
-) -> tuple[Any, Callable[[Any, Key], tuple[Any, Transition, Array]], Array]:
-    """(where they begin, how they go on, a key for each step).
+) -> tuple[Any, Callable[[Any, tuple[Key, Key]], tuple[Any, Transition, Array]], tuple[Key, Key]]:
+    """(where they begin, how they go on, the keys of each step).
 
-    They go on by (where they are, key) → (where they are then, the step, whether it is of the first episode of each copy).
+    They go on by (where they are, keys) → (where they are then, the step, whether it is of the first episode of each copy).
     """
     key_begin, key_play = jax.random.split(key)
 
-    def go_on(playing: tuple[Place, Any, Array], key: Key) -> tuple[Any, Transition, Array]:
+    def go_on(playing: tuple[Place, Any, Array], keys: tuple[Key, Key]) -> tuple[Any, Transition, Array]:
         place, memory, alive = playing
-        key_choose, key_step = jax.random.split(key)
+        key_choose, keys_step = keys
         actions, memory = choose(memory, key_choose, place.observation)
-        place, transition = step(jax.random.split(key_step, episodes), spec, params, place, actions)
+        place, transition = step(keys_step, spec, params, place, actions)
         going_on = alive & ~(transition.terminated | transition.truncated)
         return (place, memory, going_on), transition, alive
 
     start = begin(key_begin, spec, params, episodes), memory, jnp.ones(episodes, bool)
-    return start, go_on, jax.random.split(key_play, spec.horizon)
+    return start, go_on, split_keys(key_play, spec.horizon, episodes)
