@@ -6,7 +6,7 @@ PYTHON is an interpreter of an environment with `rejax==0.1.3 gymnax==0.0.9`, or
 core and alternate, round by round; a round's ratio is peer / ours, whole training runs with one evaluation at the end, without
 compilation, which is said besides. Seconds are CPU seconds of the process: on one core those of the clock on an idle machine.
 rejax and ours have rejax's own numbers and network sizes. Stable-Baselines3 trains one agent after another, so that 256 of them
-take 256 times as long as one; ours, with its zoo's numbers, are one program.
+(`--population`) take 256 times as long as one; ours, with its zoo's numbers, are one program.
 """
 
 import argparse
@@ -187,8 +187,9 @@ def main() -> None:
     )
     parser.add_argument("--rejax", help="python of an environment with rejax")
     parser.add_argument("--sb3", help="python of an environment with stable-baselines3")
-    parser.add_argument("--only", nargs="*", help="ppo, ppo16, dqn, ppo256, evaluation, buffer")
+    parser.add_argument("--only", nargs="*", help="ppo, ppo16, dqn, sb3, evaluation, buffer")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--population", type=int, default=256, help="agents beside Stable-Baselines3")
     options = parser.parse_args()
     environment, params = make_environment("CartPole-v1")
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -218,12 +219,15 @@ def main() -> None:
         plain = dqn.make(environment, params, network=Perceptron(environment.num_actions, activation="silu"))
         ours = make_ours(plain, params, DQN)
         keep("dqn", beside_rejax("dqn", options.rejax, ours, task, DQN.steps, options.rounds))
-    if options.sb3 and wanted("ppo256"):
-        timed, compiling, _ = make_ours(agent, params, ZOO_PPO, seeds=256)
+    if options.sb3 and wanted("sb3"):
+        count = options.population
+        timed, compiling, _ = make_ours(agent, params, ZOO_PPO, seeds=count)
         worker = Worker(options.sb3, {"side": "sb3", "steps": ZOO_PPO.steps})
-        result = alternate(timed, lambda: 256 * worker(), 1, warm_up=False)  # minutes each
+        result = alternate(timed, lambda: count * worker(), 1, warm_up=False)  # minutes each
         worker.end()
-        keep("ppo256", {**result, "compile_seconds": round(compiling, 1), "other": "stable-baselines3 × 256"})
+        keep(
+            "sb3", {**result, "compile_seconds": round(compiling, 1), "other": f"{count} × stable-baselines3"}
+        )
     if wanted("evaluation"):
         often, _, _ = make_ours(agent, params, PPO, evaluations=20, episodes=16)  # as the command line
         never, _, _ = make_ours(agent, params, PPO, evaluations=0)
