@@ -206,4 +206,6 @@ def loss(networks: Params, part: Batch, config: AlphaZeroConfig, learner: Learne
     """KL(search ‖ policy) + c_v · value loss − c_H · entropy, and metrics. The gradient of the first is that of cross-entropy."""
     outputs = on_policy.act(learner, networks, part.observation)
     policy = learner.spec.actions.kl(part.outputs, outputs).mean()
-    return on_policy.add_critic(policy, networks, part, outputs, config, learner)
+    total, told = on_policy.add_critic(policy, networks, part, outputs, config, learner)
+    # What is played is not drawn from the weights of the search: an estimate of its KL by samples would be of nothing.
+    return total, {**told, "kl": policy}

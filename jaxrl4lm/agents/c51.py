@@ -56,7 +56,7 @@ def make(environment: Any, params: Any, *, network: Network | None = None, atoms
       InputError: if the actions are vectors.
     """
     spec = value_based.describe(environment, params)
-    network = network or value_based.choose_value_network(spec, spec.actions.outputs * atoms)
+    network = value_based.choose_value_network(spec, spec.actions.outputs * atoms, network)
     returns = Returns(
         spec, look=lambda params, seen: divide(network, spec, params["network"], seen), mean=average
     )

@@ -45,7 +45,7 @@ def make(environment: Any, params: Any, *, network: Network | None = None, dueli
       InputError: if the actions are vectors.
     """
     spec = value_based.describe(environment, params)
-    network = network or value_based.choose_value_network(spec, spec.actions.outputs + dueling)
+    network = value_based.choose_value_network(spec, spec.actions.outputs + dueling, network)
     values = partial(look, network, dueling)
     learner = Learner(
         spec=spec,

@@ -103,6 +103,8 @@ def make_environment(name: str, *, time_aware: bool = False) -> tuple[Any, Any]:
             raise InputError(
                 f"{name} is no environment: name gym:ID, FILE.py:function or one of {names}"
             ) from None
+        except OSError as error:  # MNISTBandit downloads
+            raise InputError(f"{name} cannot be made: {describe_error(error)}") from None
     return (TimeAware(environment, params), params) if time_aware else (environment, params)
 
 

@@ -157,16 +157,37 @@ def make_learner(
     actions = spec.actions
     return Learner(
         spec,
-        actor or choose_network(spec, actions.outputs, gain=0.01, constants=actions.constants),
-        critic or choose_network(spec, 1),
+        choose_network(spec, actions.outputs, actor, "actor", gain=0.01, constants=actions.constants),
+        choose_network(spec, 1, critic, "critic"),
     )
 
 
-def choose_network(spec: env.Spec, outputs: int, **settings: Any) -> Network:
-    """A convolution for images `[H, W, C]`, a perceptron for all else."""
+def choose_network(
+    spec: env.Spec, outputs: int, given: Network | None = None, name: str = "network", **settings: Any
+) -> Network:
+    """The network that is given; if None a convolution for images `[H, W, C]`, a perceptron for all else.
+
+    Args:
+      outputs: that it must have, besides `constants`.
+      name: what it is, for the message.
+      settings: of the network that is made.
+    Raises:
+      InputError: if the given one has another number of outputs.
+    """
+    if given is not None:
+        check_outputs(given, jnp.zeros((1, *spec.shape)), outputs + settings.get("constants", 0), name)
+        return given
     if len(spec.shape) == 3 and min(spec.shape[:2]) >= 3:
         return Convolution(outputs, **settings)
     return Perceptron(outputs, axes=len(spec.shape), **settings)
+
+
+def check_outputs(network: Network, example: Array, outputs: int, name: str) -> None:
+    """Raises InputError unless the network has so many outputs: an action too many would be played all the same."""
+    variables = jax.eval_shape(network.init, jax.random.key(0), example)
+    found = jax.eval_shape(network.apply, variables, example).shape[-1]
+    if found != outputs:
+        raise InputError(f"the {name} has {found} outputs, here it needs {outputs}")
 
 
 def init(key: Key, config: OnPolicyConfig, learner: Learner, params: Any) -> State:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 
 from jaxrl4lm.agents.agent import EVALUATION, Agent, evaluate, view
@@ -48,15 +49,18 @@ def init(key: Key, agent: Agent, config: AgentConfig, params: Any, values: Mappi
       params: of the environment.
       values: hyper-parameters of each member, by fields of `config`: `[N]` each, N ≥ 2.
     Raises:
-      InputError: where no field can have them.
+      InputError: where no field can have them; values that are traced are not looked at.
     """
     values = {name: jnp.asarray(x, jnp.float32) for name, x in values.items()}
     sizes = {x.shape for x in values.values()}
     if len(sizes) != 1 or len(shape := sizes.pop()) != 1 or shape[0] < 2:
         shapes = ", ".join(f"{name} {x.shape}" for name, x in values.items()) or "none"
         raise InputError(f"values must be hyper-parameters of two members or more, [N] each, not {shapes}")
-    for name in values:
+    for name, x in values.items():
         find_range(config, name)
+        if not isinstance(x, jax.core.Tracer):
+            for value in x.tolist():
+                config.replace(**{name: value}).check()
     keys = jax.random.split(key, shape[0] + 1)
     states = jax.vmap(lambda key, own: agent.init(key, config.replace(**own), params))(keys[1:], values)
     return Population(states, values, keys[0], jnp.int32(0))

@@ -88,7 +88,7 @@ def make(environment: Any, params: Any, *, network: Network | None = None) -> Ag
       InputError: if the actions are vectors.
     """
     spec = value_based.describe(environment, params)
-    network = network or value_based.choose_value_network(spec, spec.actions.outputs)
+    network = value_based.choose_value_network(spec, spec.actions.outputs, network)
 
     learner = Learner(
         spec, network, values=lambda params, seen: jnp.asarray(network.apply({"params": params}, seen))

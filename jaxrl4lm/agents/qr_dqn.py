@@ -42,7 +42,7 @@ def make(environment: Any, params: Any, *, network: Network | None = None, quant
       InputError: if the actions are vectors.
     """
     spec = value_based.describe(environment, params)
-    network = network or value_based.choose_value_network(spec, spec.actions.outputs * quantiles)
+    network = value_based.choose_value_network(spec, spec.actions.outputs * quantiles, network)
     returns = Returns(
         spec, look=partial(divide, network, spec), mean=lambda quantiles, params: quantiles.mean(-1)
     )

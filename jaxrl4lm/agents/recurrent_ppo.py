@@ -88,6 +88,8 @@ def make(
       params: the environment's; only shapes, the action space and the time limit are read here.
       actor: with outputs that the actions of the environment read. None: a recurrent unit of width 64.
       critic: with one output. None: the same.
+    Raises:
+      InputError: if one has another number of outputs, or is made for other observations.
     """
     spec = env.describe(environment, params)
     actions = spec.actions
@@ -96,6 +98,8 @@ def make(
         actor or RecurrentPolicy(actions.outputs, spec.shape, gain=0.01, constants=actions.constants),
         critic or RecurrentPolicy(1, spec.shape),
     )
+    check_policy(learner.actor, spec, actions.outputs + actions.constants, "actor")
+    check_policy(learner.critic, spec, 1, "critic")
 
     def recall(known: Any, memory: Any, key: Key, observations: Array) -> tuple[Array, Any]:
         seen = on_policy.see_known(spec, known, observations)
@@ -120,6 +124,21 @@ def make(
         start=learner.actor.start,
         recall=recall,
     )
+
+
+def check_policy(policy: MemoryPolicy, spec: env.Spec, outputs: int, name: str) -> None:
+    """Raises InputError unless the policy reads such observations and has so many outputs."""
+    shape = getattr(policy, "shape", spec.shape)
+    if tuple(shape) != tuple(spec.shape):
+        raise InputError(f"the {name} reads observations {tuple(shape)}, here they are {spec.shape}")
+
+    def act(key: Key) -> Array:
+        start = policy.start(1), jnp.zeros((1, *spec.shape)), jnp.ones(1, bool)
+        return policy.step(policy.init(key), *start)[0]
+
+    found = jax.eval_shape(act, jax.random.key(0)).shape[-1]
+    if found != outputs:
+        raise InputError(f"the {name} has {found} outputs, here it needs {outputs}")
 
 
 def init(key: Key, config: RecurrentPPOConfig, learner: Learner, params: Any) -> State:

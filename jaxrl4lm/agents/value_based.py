@@ -128,9 +128,14 @@ def make_agent(name: str, learner: Learner) -> Agent:
     )
 
 
-def choose_value_network(spec: env.Spec, outputs: int) -> Network:
-    """A small network with layer norm, without which bootstrapped values may run away: Gallici et al. 2024, arXiv:2407.04811."""
-    return choose_network(spec, outputs, layer_norm=True)
+def choose_value_network(spec: env.Spec, outputs: int, given: Network | None = None) -> Network:
+    """The network that is given; if None a small one with layer norm, without which bootstrapped values may run away.
+
+    Raises:
+      InputError: if the given one has another number of outputs.
+    Reference: Gallici et al. 2024, arXiv:2407.04811.
+    """
+    return choose_network(spec, outputs, given, layer_norm=True)
 
 
 def begin(spec: env.Spec, network: Network, key: Key) -> Params:

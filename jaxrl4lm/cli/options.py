@@ -187,7 +187,8 @@ class RunOptions:
     seed: int = size(0, least=0, most=math.inf)
     """Decides everything: the same seed gives the same bits on the same machine."""
     evaluate_every: int | None = size(None)
-    """Steps between evaluations on what is held out. If not given: 10; 50 of texts and preferences."""
+    """Steps between evaluations on what is held out, of agents updates. If not given: 10; 50 of texts and preferences; of agents
+    a twentieth of the run."""
     save_interval: float = number(15.0, least=0, most=math.inf)
     """Seconds between checkpoints, at least; a run also saves when it is interrupted and when it ends."""
     mesh: tuple[int, int, int] | None = None

@@ -15,6 +15,7 @@ same bits. An environment that its seed does not decide (a real machine, a clock
 """
 
 import dataclasses
+import re
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -155,7 +156,9 @@ def make(name: str) -> tuple[Bridge, environment.EnvParams]:
     gymnasium = _import_gymnasium(name)
     identity, limit = name.removeprefix(PREFIX), None
     head, _, last = identity.rpartition(":")
-    if head and last.isdecimal():
+    if head and (last.isdecimal() or re.search(r"-v\d+$", head)):  # else it is a name after its module
+        if not last.isdecimal() or not 0 < int(last) < 2**31:
+            raise InputError(f"{name}: {last} is no number of steps: give one from 1 to {2**31 - 1:,}")
         identity, limit = head, int(last)
     settings = {} if limit is None else {"max_episode_steps": limit}
 

@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import matplotlib.backends.backend_agg
@@ -176,17 +177,19 @@ def _draw_pendulum(ax: Any, observation: np.ndarray) -> None:
     _draw_rod(ax, (0, 0), (-sin, cos), "C3")
 
 
-def _draw_mountain_car(ax: Any, observation: np.ndarray) -> None:
+def _draw_mountain_car(goal: float, ax: Any, observation: np.ndarray) -> None:
     """Position and speed, on the hill sin 3x. The flag is the goal."""
     position, _ = observation
     places = np.linspace(-1.2, 0.6, 100)
     _set_scene(ax, (-1.25, 0.7), (-1.25, 1.6))
     ax.fill_between(places, np.sin(3 * places), -1.25, color="0.85", linewidth=0)
     ax.plot(places, np.sin(3 * places), color="0.4", linewidth=1)
-    top = np.sin(1.5)
-    ax.plot([0.5, 0.5], [top, top + 0.4], color="0.3", linewidth=1.2)
+    top = np.sin(3 * goal)
+    ax.plot([goal, goal], [top, top + 0.4], color="0.3", linewidth=1.2)
     ax.add_patch(
-        matplotlib.patches.Polygon([(0.5, top + 0.4), (0.5, top + 0.2), (0.62, top + 0.3)], color="C2")
+        matplotlib.patches.Polygon(
+            [(goal, top + 0.4), (goal, top + 0.2), (goal + 0.12, top + 0.3)], color="C2"
+        )
     )
     ax.plot([position], [np.sin(3 * position) + 0.1], "o", color="C1", markersize=9)
 
@@ -195,8 +198,8 @@ CLASSIC: dict[tuple[str, tuple[int, ...]], Draw] = {
     ("CartPole-v1", (4,)): _draw_cart_pole,
     ("Acrobot-v1", (6,)): _draw_acrobot,
     ("Pendulum-v1", (3,)): _draw_pendulum,
-    ("MountainCar-v0", (2,)): _draw_mountain_car,
-    ("MountainCarContinuous-v0", (2,)): _draw_mountain_car,
+    ("MountainCar-v0", (2,)): partial(_draw_mountain_car, 0.5),
+    ("MountainCarContinuous-v0", (2,)): partial(_draw_mountain_car, 0.45),
 }
 """By name and shape of an observation."""
 

@@ -125,11 +125,13 @@ def agent(
         assert picture is not None
         picture(path, view(states))
 
+    part = max(updates // 20, 1)
     several = {f"held_out/{label}": label for label in labels} if len(labels) > 1 else {}
     return Stage(
         name=algorithm.name,
         steps=updates,
-        chunk=min(evaluate_every or max(updates // 20, 1), updates),
+        chunk=min(evaluate_every or part, updates),
+        stride=part,  # however rarely it is judged, it can be stopped and saved
         init=init,
         advance=lambda states, done, count: chunk(states, count),
         evaluate=judge,

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from jaxrl4lm.agents import (
     a2c,
@@ -29,6 +30,7 @@ from jaxrl4lm.agents import (
 from jaxrl4lm.agents import agent as A
 from jaxrl4lm.agents.config import adam, descend, learning_rate_at
 from jaxrl4lm.agents.on_policy import monte_carlo, n_step
+from jaxrl4lm.models import RecurrentPolicy
 from jaxrl4lm.types import InputError
 from tests.agents.probes import CONTINUOUS_PROBES, all_continuous_probes, all_probes, optimal_values
 from tests.selection import slow_but
@@ -326,3 +328,29 @@ def test_steps_that_do_not_divide_are_refused(name):
     _, train, config, params = short(name)
     with pytest.raises(InputError, match="evaluations is 3: 2 updates"):
         train(jax.random.key(0), config, params, evaluations=3)
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda *world: ppo.make(*world, actor=nn.Dense(3)), "the actor has 3 outputs, here it needs 2"),
+        (lambda *world: ppo.make(*world, critic=nn.Dense(2)), "the critic has 2 outputs, here it needs 1"),
+        (lambda *world: dqn.make(*world, network=nn.Dense(3)), "the network has 3 outputs, here it needs 2"),
+        (
+            lambda *world: c51.make(*world, network=nn.Dense(2)),
+            "the network has 2 outputs, here it needs 102",
+        ),
+        (
+            lambda *world: recurrent_ppo.make(*world, actor=RecurrentPolicy(3, (4,))),
+            "the actor has 3 outputs, here it needs 2",
+        ),
+        (
+            lambda *world: recurrent_ppo.make(*world, critic=RecurrentPolicy(1, (3,))),
+            r"the critic reads observations \(3,\), here they are \(4,\)",
+        ),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused(make, words):
+    """An action too many would be played all the same: gymnax takes any number."""
+    with pytest.raises(InputError, match=words):
+        make(*gymnax.make("CartPole-v1"))

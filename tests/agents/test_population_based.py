@@ -155,6 +155,7 @@ def test_a_population_goes_on_from_a_checkpoint_with_the_same_bits(tmp_path):
             {"generations": 3},
             "generations is 3: 20 updates do not divide by it",
         ),
+        ({"learning_rate": [1e-3, -1]}, {}, r"learning_rate must be positive, not -1\.0"),
         ({"learning_rate": [1e-3, 1]}, {"share": 0.7}, "share is 0.7: give a number from 0 to 0.5"),
         ({"learning_rate": [1e-3, 1]}, {"factor": 0.0}, "factor is 0.0: give a positive number"),
     ],

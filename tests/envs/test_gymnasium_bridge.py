@@ -317,6 +317,8 @@ NUMBER, BOX = spaces.Discrete(2), spaces.Box(0, 1, (2,))
     [
         (lambda: gymnasium_bridge.make("gym:None-v0"), "gym:None-v0 is no environment of Gymnasium .*: check the name"),
         (lambda: gymnasium_bridge.make("gym:nowhere:None-v0"), "gym:nowhere:None-v0 cannot be made: .*nowhere"),
+        (lambda: gymnasium_bridge.make("gym:CartPole-v1:abc"), "abc is no number of steps: give one from 1 to 2,147"),
+        (lambda: gymnasium_bridge.make("gym:CartPole-v1:" + 12 * "9"), "9 is no number of steps: give one from 1"),
         (lambda: gymnasium_bridge.make("gym:Blackjack-v1"), "has no limit of steps, .* as gym:Blackjack-v1:1000"),
         (
             lambda: gymnasium_bridge.make("gym:Blackjack-v1:9"),

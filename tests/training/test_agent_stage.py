@@ -190,3 +190,11 @@ def test_of_an_endless_episode_the_beginning_is_drawn(tmp_path, monkeypatch):
     ((_, shown, title, _),) = drawn
     assert title == "Pendulum-v1, a2c, the beginning"
     assert (shown.observations.shape, shown.rewards.shape) == ((8, 3), (7,))
+
+
+def test_a_run_that_is_judged_once_can_be_stopped_before():
+    """Calls are a twentieth of the run, however rarely it is judged: between them signals are seen, and it is saved."""
+    environment, params = gymnax.make("CartPole-v1")
+    config = ppo.PPOConfig(**SIZES | {"steps": 40 * 40})
+    stage = training.agent(ppo.make(environment, params), config, params, evaluate_every=40)
+    assert (stage.steps, stage.chunk, stage.stride) == (40, 40, 2)
