@@ -159,7 +159,7 @@ AGENTS = {
 }
 VALUES = {
     "dqn": (with_values(dqn), dqn.DQNConfig(**REPLAY, prioritized=True, n_step=2)),
-    "qr-dqn": (with_values(qr_dqn, 2), qr_dqn.QRDQNConfig(**REPLAY)),
+    "qr-dqn": (with_values(qr_dqn, 2, quantiles=2), qr_dqn.QRDQNConfig(**REPLAY)),
     "c51": (with_values(c51, 3, atoms=3), c51.C51Config(**REPLAY)),
     "pqn": (with_values(pqn), pqn.PQNConfig(**PLAY, epochs=1, minibatches=2)),
 }
