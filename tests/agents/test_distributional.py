@@ -21,8 +21,12 @@ C51 = c51.C51Config(**SHARED, least_return=-0.5, largest_return=1.5).replace(
     learning_rate=0.3, steps=64 + 300 * 32
 )
 CASES = {
-    "quantiles": (qr_dqn, QR, {"network": Table(2 * 3)}),
-    "quantiles, plain, κ = 0": (qr_dqn, QR.replace(double=False, kappa=0.0), {"network": Table(2 * 3)}),
+    "quantiles": (qr_dqn, QR, {"network": Table(2 * 3), "quantiles": 3}),
+    "quantiles, plain, κ = 0": (
+        qr_dqn,
+        QR.replace(double=False, kappa=0.0),
+        {"network": Table(2 * 3), "quantiles": 3},
+    ),
     "categories": (c51, C51, {"network": Table(2 * 5), "atoms": 5}),
     "categories, plain, prioritized": (
         c51,
@@ -69,7 +73,7 @@ COIN = M.from_arrays(
 def test_distributions_are_those_of_the_returns():
     """All returns are among the fixed ones, so that the projections lose nothing."""
     config = QR.replace(kappa=0.0, discount=0.5)
-    quantiles = learn(qr_dqn, config, {"network": Table(2)}, COIN, 5)[1]
+    quantiles = learn(qr_dqn, config, {"network": Table(2), "quantiles": 2}, COIN, 5)[1]
     np.testing.assert_allclose(quantiles[:, 0], [[-0.5, 0.5], [1, 1], [-1, -1]], atol=2e-2)
     config = C51.replace(least_return=-1.0, largest_return=1.0, discount=0.5)
     probs = learn(c51, config, {"network": Table(5), "atoms": 5}, COIN, 5)[1]
