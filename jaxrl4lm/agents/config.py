@@ -1,6 +1,7 @@
 """Hyper-parameters that agents share: floats are pytree leaves (they may be traced, and vmap), sizes are static."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -42,6 +43,11 @@ class AgentConfig:
         if found := find_out_of_range(self):
             raise InputError(" ".join(found))
         self.count_updates()
+
+    def check_each(self, name: str, values: Iterable[float]) -> None:
+        """Raises InputError where the field cannot have one of these values, as `check`."""
+        for value in values:
+            self.replace(**{name: value}).check()
 
     def steps_per_update(self) -> int:
         """Environment steps of an update, of all copies together."""

@@ -59,8 +59,7 @@ def init(key: Key, agent: Agent, config: AgentConfig, params: Any, values: Mappi
     for name, x in values.items():
         find_range(config, name)
         if not isinstance(x, jax.core.Tracer):
-            for value in x.tolist():
-                config.replace(**{name: value}).check()
+            config.check_each(name, x.tolist())
     keys = jax.random.split(key, shape[0] + 1)
     states = jax.vmap(lambda key, own: agent.init(key, config.replace(**own), params))(keys[1:], values)
     return Population(states, values, keys[0], jnp.int32(0))

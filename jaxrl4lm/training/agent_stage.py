@@ -1,7 +1,6 @@
 """A control agent as a stage: many seeds, and many settings of its hyper-parameters, as one program."""
 
 import itertools
-import pathlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,8 +11,7 @@ import numpy as np
 
 from jaxrl4lm.agents.agent import Agent, evaluate, view
 from jaxrl4lm.agents.config import AgentConfig
-from jaxrl4lm.training.episode import make_picture
-from jaxrl4lm.training.folder import EPISODE
+from jaxrl4lm.training.episode import make_exports
 from jaxrl4lm.training.stage import Numbers, Stage
 from jaxrl4lm.types import Array, InputError, Key, Metrics, Params
 
@@ -27,6 +25,15 @@ def name_settings(sweep: Mapping[str, Sequence[float]]) -> list[str]:
         ", ".join(f"{name}={value:g}" for name, value in zip(sweep, values, strict=True))
         for values in itertools.product(*sweep.values())
     ]
+
+
+def check_sweep(config: AgentConfig, sweep: Mapping[str, Sequence[float]]) -> None:
+    """Raises InputError where a number is out of range, or a swept one has no value."""
+    config.check()
+    for name, values in sweep.items():
+        config.check_each(name, values)
+        if not len(values):
+            raise InputError(f"sweep has no value of {name}: give one")
 
 
 def list_members(seed: int, seeds: int, sweep: Mapping[str, Sequence[float]]) -> tuple[Key, dict[str, Array]]:
@@ -81,12 +88,7 @@ def agent(
       InputError: where a number is out of range, or the steps do not divide into updates.
     """
     sweep = dict(sweep or {})
-    config.check()
-    for name, values in sweep.items():
-        for value in values:
-            config.replace(**{name: value}).check()
-    if not all(sweep.values()):
-        raise InputError(f"sweep has no value of {next(n for n, v in sweep.items() if not len(v))}: give one")
+    check_sweep(config, sweep)
     updates, labels = config.count_updates(), name_settings(sweep)
     keys, values = list_members(seed, seeds, sweep)
 
@@ -118,13 +120,6 @@ def agent(
             numbers |= {f"held_out/{label}": part for label, part in zip(labels, parts, strict=True)}
         return numbers
 
-    picture = make_picture(algorithm, params, seed=seed, episodes=episodes)
-
-    def export(path: pathlib.Path, states: Any, scores: Any) -> None:
-        del scores
-        assert picture is not None
-        picture(path, view(states))
-
     part = max(updates // 20, 1)
     several = {f"held_out/{label}": label for label in labels} if len(labels) > 1 else {}
     return Stage(
@@ -137,7 +132,7 @@ def agent(
         evaluate=judge,
         headline=lambda metrics: f"mean return {float(np.mean(metrics['held_out'])):.1f}",
         params_of=view,
-        exports={} if picture is None else {EPISODE: export},
+        exports=make_exports(algorithm, params, seed=seed, episodes=episodes),
         panels=several or {"held_out": f"return of {episodes} episodes", "return": "return while learning"},
         config={"algorithm": algorithm.name, "seeds": seeds, "seed": seed, "sweep": sweep},
     )

@@ -8,13 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrl4lm.agents.agent import Agent, film
+from jaxrl4lm.agents.agent import Agent, film, view
 from jaxrl4lm.envs.time_aware import TimeAware
 from jaxrl4lm.plots.episode import Episode, draw_episode, find_drawing
+from jaxrl4lm.training.folder import EPISODE
 from jaxrl4lm.types import Params
 
 LONGEST = 2500
 """Steps that are filmed of an episode, however long it is: all observations are held at once."""
+
+
+def make_exports(
+    algorithm: Agent, params: Any, *, seed: int, episodes: int
+) -> dict[str, Callable[[pathlib.Path, Any, Any], None]]:
+    """What the run of an agent leaves (`Stage.exports`): the pictures, where there are any. Arguments as of `make_picture`."""
+    picture = make_picture(algorithm, params, seed=seed, episodes=episodes)
+    return {} if picture is None else {EPISODE: lambda path, states, scores: picture(path, view(states))}
 
 
 def make_picture(
