@@ -175,17 +175,21 @@ def choose_network(
       InputError: if the given one has another number of outputs.
     """
     if given is not None:
-        check_outputs(given, jnp.zeros((1, *spec.shape)), outputs + settings.get("constants", 0), name)
+        check_network(given, jnp.zeros((1, *spec.shape)), outputs + settings.get("constants", 0), name)
         return given
     if len(spec.shape) == 3 and min(spec.shape[:2]) >= 3:
         return Convolution(outputs, **settings)
     return Perceptron(outputs, axes=len(spec.shape), **settings)
 
 
-def check_outputs(network: Network, example: Array, outputs: int, name: str) -> None:
-    """Raises InputError unless the network has so many outputs: an action too many would be played all the same."""
-    variables = jax.eval_shape(network.init, jax.random.key(0), example)
-    found = jax.eval_shape(network.apply, variables, example).shape[-1]
+def check_network(network: Network, example: Array, outputs: int, name: str) -> None:
+    """Raises InputError unless the network makes so many outputs of such observations."""
+    check_outputs(lambda key: jnp.asarray(network.apply(network.init(key, example), example)), outputs, name)
+
+
+def check_outputs(look: Callable[[Key], Array], outputs: int, name: str) -> None:
+    """Raises InputError unless what a key gives has so many outputs: an action too many would be played all the same."""
+    found = jax.eval_shape(look, jax.random.key(0)).shape[-1]
     if found != outputs:
         raise InputError(f"the {name} has {found} outputs, here it needs {outputs}")
 

@@ -136,9 +136,7 @@ def check_policy(policy: MemoryPolicy, spec: env.Spec, outputs: int, name: str) 
         start = policy.start(1), jnp.zeros((1, *spec.shape)), jnp.ones(1, bool)
         return policy.step(policy.init(key), *start)[0]
 
-    found = jax.eval_shape(act, jax.random.key(0)).shape[-1]
-    if found != outputs:
-        raise InputError(f"the {name} has {found} outputs, here it needs {outputs}")
+    on_policy.check_outputs(act, outputs, name)
 
 
 def init(key: Key, config: RecurrentPPOConfig, learner: Learner, params: Any) -> State:
@@ -181,23 +179,17 @@ def collect(
     def see(observations: Array) -> Array:
         return on_policy.see(learner.spec, state.statistics, observations, config.normalize_observations)
 
-    def once(carry: tuple[env.Place, Any, Array], key: Key) -> tuple[Any, env.Transition]:
+    def once(carry: tuple[env.Place, Any, Array], keys: tuple[Key, Key]) -> tuple[Any, env.Transition]:
         place, memory, begins = carry
-        key_choose, key_step = jax.random.split(key)
+        key_choose, keys_step = keys
         outputs, memory = learner.actor.step(state.params["actor"], memory, see(place.observation), begins)
         action = learner.spec.actions.sample(key_choose, outputs)
-        place, step = env.step(
-            jax.random.split(key_step, config.environments),
-            learner.spec,
-            params,
-            place,
-            action,
-            (outputs, begins),
-        )
+        place, step = env.step(keys_step, learner.spec, params, place, action, (outputs, begins))
         return (place, memory, step.terminated | step.truncated), step
 
     start = state.place, before.actor, before.begins
-    (place, memory, begins), steps = jax.lax.scan(once, start, jax.random.split(key_play, config.rollout))
+    keys = env.split_keys(key_play, config.rollout, config.environments)
+    (place, memory, begins), steps = jax.lax.scan(once, start, keys)
     outputs, begun = steps.extra
     seen, after = see(steps.observation), see(steps.final_observation)
     critic = state.params["critic"]
