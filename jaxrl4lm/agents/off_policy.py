@@ -18,6 +18,7 @@ from jaxrl4lm.agents import replay
 from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import ReplayConfig, adam, descend
 from jaxrl4lm.agents.normalization import Statistics, begin_statistics
+from jaxrl4lm.agents.on_policy import check_network
 from jaxrl4lm.fields import number, size
 from jaxrl4lm.models import Network, Perceptron
 from jaxrl4lm.types import Array, InputError, Key, Metrics, Params, ScalarLike
@@ -107,7 +108,7 @@ def make_learner(
       outputs: of the actor, for each coordinate of an action.
       networks: actor and critic.
     Raises:
-      InputError: unless actions are vectors between finite bounds.
+      InputError: unless actions are vectors between finite bounds, and a given network has the outputs that it needs.
     """
     spec = env.describe(environment, params)
     if spec.actions.discrete:
@@ -119,6 +120,11 @@ def make_learner(
         raise InputError(f"the actions of {environment.name} have no bounds, which {name} needs: use ppo")
     actor, critic = networks
     width = outputs * spec.actions.outputs
+    observation, action = jnp.zeros((1, *spec.shape)), jnp.zeros((1, spec.actions.outputs))
+    if actor is not None:
+        check_network(actor, observation, width, "actor")
+    if critic is not None:
+        check_network(critic, _join(observation, action), 1, "critic")
     return Learner(
         spec,
         actor or Perceptron(width, axes=len(spec.shape), activation="relu", gain=0.01),

@@ -354,3 +354,16 @@ def test_networks_that_do_not_fit_are_refused(make, words):
     """An action too many would be played all the same: gymnax takes any number."""
     with pytest.raises(InputError, match=words):
         make(*gymnax.make("CartPole-v1"))
+
+
+@pytest.mark.parametrize(
+    "make, network, words",
+    [
+        (sac.make, {"actor": nn.Dense(1)}, "the actor has 1 outputs, here it needs 2"),
+        (td3.make, {"critic": nn.Dense(2)}, "the critic has 2 outputs, here it needs 1"),
+        (ddpg.make, {"actor": nn.Dense(2)}, "the actor has 2 outputs, here it needs 1"),
+    ],
+)
+def test_networks_of_vectors_that_do_not_fit_are_refused(make, network, words):
+    with pytest.raises(InputError, match=words):
+        make(*gymnax.make("Pendulum-v1"), **network)
