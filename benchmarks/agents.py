@@ -10,6 +10,7 @@ rejax and ours have rejax's own numbers and network sizes. Stable-Baselines3 tra
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import platform
@@ -21,8 +22,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxrl4lm.agents import dqn, ppo
+from jaxrl4lm.agents import dqn, on_policy, ppo
 from jaxrl4lm.agents.agent import train
+from jaxrl4lm.agents.config import descend
 from jaxrl4lm.agents.environment import make_environment
 from jaxrl4lm.models import Perceptron
 
@@ -181,13 +183,62 @@ def beside_rejax(name: str, python: str, ours: tuple, task: dict, steps: int, ro
     }
 
 
+def measure_step(environment, params, rounds: int) -> dict:
+    """Microseconds of an optimizer step of PPO, whole and without its parts."""
+    learner = on_policy.make_learner(environment, params)
+    state = jax.jit(lambda key: on_policy.init(key, PPO, learner, params))(jax.random.key(0))
+    state, batch, _ = jax.jit(lambda state: on_policy.collect(state, PPO, learner, params))(state)
+    loss = functools.partial(ppo.loss, config=PPO, learner=learner)
+
+    def time_each(run, count: int) -> float:
+        times = []
+        for _ in range(rounds + 1):
+            begun = time.process_time()
+            jax.block_until_ready(run())
+            times.append(time.process_time() - begun)
+        return round(1e6 * statistics.median(times[1:]) / count, 1)
+
+    def adam(carry, part):
+        grads, told = jax.grad(loss, has_aux=True)(carry[0], part)
+        return descend(PPO, jax.numpy.int32(0), grads, carry[1], carry[0]), told
+
+    def plain(carry, part):
+        grads, _ = jax.grad(loss, has_aux=True)(carry[0], part)
+        return (jax.tree.map(lambda x, g: x - 1e-4 * g, carry[0], grads), carry[1]), ()
+
+    def in_order(key, batch, minibatches):
+        del key
+        return jax.tree.map(lambda x: x.reshape(minibatches, -1, *x.shape[2:]), batch)
+
+    def time_epochs(learn, divide) -> float:
+        keys = jax.random.split(jax.random.key(1), 1000)
+        epochs = jax.jit(
+            lambda carry: jax.lax.scan(
+                lambda carry, key: jax.lax.scan(learn, carry, divide(key, batch, PPO.minibatches)),
+                carry,
+                keys,
+            )[0]
+        )
+        return time_each(lambda: epochs((state.params, state.opt_state)), len(keys) * PPO.minibatches)
+
+    width, rows = 64, PPO.environments * PPO.rollout // PPO.minibatches
+    square = jax.numpy.full((width, width), 0.01)
+    product = jax.jit(lambda x: jax.lax.scan(lambda x, _: (0.5 * (x @ square), ()), x, length=10_000)[0])
+    return {
+        "step": time_epochs(adam, on_policy.shuffle),
+        "without Adam, clip and check": time_epochs(plain, on_policy.shuffle),
+        "and without shuffle": time_epochs(plain, in_order),
+        "one product": time_each(lambda: product(jax.numpy.ones((rows, width))), 10_000),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rejax", help="python of an environment with rejax")
     parser.add_argument("--sb3", help="python of an environment with stable-baselines3")
-    parser.add_argument("--only", nargs="*", help="ppo, ppo16, dqn, sb3, evaluation, buffer")
+    parser.add_argument("--only", nargs="*", help="ppo, ppo16, dqn, sb3, evaluation, buffer, step, gymnasium")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--population", type=int, default=256, help="agents beside Stable-Baselines3")
     options = parser.parse_args()
@@ -235,6 +286,14 @@ def main() -> None:
             "evaluation",
             {**alternate(never, often, options.rounds), "other": "20 evaluations of 16 episodes"},
         )
+    if wanted("step"):
+        keep("step", measure_step(environment, params, options.rounds))
+    if wanted("gymnasium"):
+        bridged, limits = make_environment("gym:CartPole-v1")
+        config = ppo.PPOConfig(steps=20_000)
+        fast, _, _ = make_ours(agent, params, config, evaluations=0)
+        slow, _, _ = make_ours(ppo.make(bridged, limits), limits, config, evaluations=0)
+        keep("gymnasium", {**alternate(fast, slow, options.rounds), "other": "gym:CartPole-v1"})
     if wanted("buffer"):
         config = dqn.DQNConfig(steps=20_800)
         small, _, _ = make_ours(dqn.make(environment, params), params, config.replace(buffer=5_040))

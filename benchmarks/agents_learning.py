@@ -82,6 +82,8 @@ TASKS = [
     ),
     Task("MountainCar-v0", "ppo", 1_000_000, -115, {"learning_rate": 3e-3, **CAR, **FALLING}),
     Task("Catch-bsuite", "ppo", 100_000, 1, {"learning_rate": 2e-3, **FALLING}),
+    Task("Catch-bsuite", "alphazero", 16_000, 1, {"rollout": 16, "learning_rate": 3e-3}),
+    Task("CartPole-v1", "alphazero", 50_000, None, {"learning_rate": 1e-3}),
     Task("DeepSea-bsuite", "ppo", 100_000, None, {"learning_rate": 2e-3, "entropy_coef": 0.01, **FALLING}),
     Task("DeepSea-bsuite", "dqn", 100_000, None, {"learning_rate": 1e-3, **FALLING}),
     Task(
