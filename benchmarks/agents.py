@@ -21,14 +21,17 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 from jaxrl4lm.agents import dqn, on_policy, ppo
 from jaxrl4lm.agents.agent import train
 from jaxrl4lm.agents.config import descend
 from jaxrl4lm.agents.environment import make_environment
 from jaxrl4lm.models import Perceptron
+from jaxrl4lm.models.control import windows
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "agents.json"
+MODES = ("ppo", "ppo16", "dqn", "sb3", "evaluation", "buffer", "step", "convolution", "gymnasium")
 EPISODES = 128
 """Of an evaluation, as rejax has it."""
 PPO = ppo.PPOConfig(
@@ -183,20 +186,55 @@ def beside_rejax(name: str, python: str, ours: tuple, task: dict, steps: int, ro
     }
 
 
+def time_each(run: Callable, count: int, rounds: int) -> float:
+    """Microseconds of each of the `count` things that a run does, the median."""
+    times = []
+    for _ in range(rounds + 1):
+        begun = time.process_time()
+        jax.block_until_ready(run())
+        times.append(time.process_time() - begun)
+    return round(1e6 * statistics.median(times[1:]) / count, 1)
+
+
+class XlaConvolution(nn.Module):
+    """`models.Convolution` of one layer, by XLA's operation."""
+
+    @nn.compact
+    def __call__(self, observations):
+        return nn.Conv(16, (3, 3), padding="VALID")(observations)
+
+
+class Windows(nn.Module):
+    """The same, as a product of all windows."""
+
+    @nn.compact
+    def __call__(self, observations):
+        return nn.Dense(16)(windows(observations))
+
+
+def measure_convolution(rounds: int) -> dict:
+    """Microseconds of 200 steps of gradient descent in a loop, on 128 observations of Breakout, by either convolution."""
+    images = jax.random.bernoulli(jax.random.key(0), 0.1, (128, 10, 10, 4)).astype(jax.numpy.float32)
+
+    def descending(network):
+        def learn(params, scale):
+            grads = jax.grad(lambda params: (network.apply(params, scale * images) ** 2).mean())(params)
+            return jax.tree.map(lambda x, grad: x - 1e-4 * grad, params, grads), None
+
+        params = network.init(jax.random.key(1), images)
+        run = jax.jit(lambda params: jax.lax.scan(learn, params, jax.numpy.linspace(0.9, 1, 200))[0])
+        return lambda: time_each(lambda: run(params), 1, 1) / 1e6
+
+    result = alternate(descending(Windows()), descending(XlaConvolution()), rounds)
+    return {**result, "other": "XLA's convolution"}
+
+
 def measure_step(environment, params, rounds: int) -> dict:
     """Microseconds of an optimizer step of PPO, whole and without its parts."""
     learner = on_policy.make_learner(environment, params)
     state = jax.jit(lambda key: on_policy.init(key, PPO, learner, params))(jax.random.key(0))
     state, batch, _ = jax.jit(lambda state: on_policy.collect(state, PPO, learner, params))(state)
     loss = functools.partial(ppo.loss, config=PPO, learner=learner)
-
-    def time_each(run, count: int) -> float:
-        times = []
-        for _ in range(rounds + 1):
-            begun = time.process_time()
-            jax.block_until_ready(run())
-            times.append(time.process_time() - begun)
-        return round(1e6 * statistics.median(times[1:]) / count, 1)
 
     def adam(carry, part):
         grads, told = jax.grad(loss, has_aux=True)(carry[0], part)
@@ -219,7 +257,7 @@ def measure_step(environment, params, rounds: int) -> dict:
                 keys,
             )[0]
         )
-        return time_each(lambda: epochs((state.params, state.opt_state)), len(keys) * PPO.minibatches)
+        return time_each(lambda: epochs((state.params, state.opt_state)), len(keys) * PPO.minibatches, rounds)
 
     width, rows = 64, PPO.environments * PPO.rollout // PPO.minibatches
     square = jax.numpy.full((width, width), 0.01)
@@ -228,7 +266,7 @@ def measure_step(environment, params, rounds: int) -> dict:
         "step": time_epochs(adam, on_policy.shuffle),
         "without Adam, clip and check": time_epochs(plain, on_policy.shuffle),
         "and without shuffle": time_epochs(plain, in_order),
-        "one product": time_each(lambda: product(jax.numpy.ones((rows, width))), 10_000),
+        "one product": time_each(lambda: product(jax.numpy.ones((rows, width))), 10_000, rounds),
     }
 
 
@@ -238,7 +276,7 @@ def main() -> None:
     )
     parser.add_argument("--rejax", help="python of an environment with rejax")
     parser.add_argument("--sb3", help="python of an environment with stable-baselines3")
-    parser.add_argument("--only", nargs="*", help="ppo, ppo16, dqn, sb3, evaluation, buffer, step, gymnasium")
+    parser.add_argument("--only", nargs="*", help=", ".join(MODES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--population", type=int, default=256, help="agents beside Stable-Baselines3")
     options = parser.parse_args()
@@ -288,6 +326,8 @@ def main() -> None:
         )
     if wanted("step"):
         keep("step", measure_step(environment, params, options.rounds))
+    if wanted("convolution"):
+        keep("convolution", measure_convolution(options.rounds))
     if wanted("gymnasium"):
         bridged, limits = make_environment("gym:CartPole-v1")
         config = ppo.PPOConfig(steps=20_000)

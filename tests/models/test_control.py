@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from jaxrl4lm.models import RecurrentPolicy, Transformer, TransformerPolicy
+from jaxrl4lm.models import Convolution, RecurrentPolicy, Transformer, TransformerPolicy
 
 POLICY = RecurrentPolicy(3, (2, 4), width=8, constants=2)
 TRANSFORMER = TransformerPolicy(3, (2, 4), width=8, heads=2, constants=2)
@@ -118,3 +119,17 @@ def test_an_episode_knows_nothing_of_the_last_and_all_of_its_own(policy):
     seen, remembers = measure(2)
     np.testing.assert_array_equal(seen, [1, 1, 1, 0, 0, 0])
     assert remembers
+
+
+@pytest.mark.parametrize("leading", [(), (5,), (2, 3)])
+def test_a_dense_layer_of_windows_is_a_convolution(leading):
+    images = jnp.asarray(rng.normal(size=(*leading, 7, 6, 4)), jnp.float32)
+    network = Convolution(2, channels=3, width=8)
+    params = jax.jit(network.init)(jax.random.key(0), images)["params"]
+    first, second, last = (params[name] for name in ("Dense_0", "Dense_1", "_Readout_0"))
+    first["bias"] += jnp.arange(3.0)
+    known = {"kernel": first["kernel"].reshape(3, 3, 4, 3), "bias": first["bias"]}
+    hidden = nn.relu(nn.Conv(3, (3, 3), padding="VALID").apply({"params": known}, images))
+    hidden = nn.relu(hidden.reshape(*leading, -1) @ second["kernel"])
+    outputs = network.apply({"params": params}, images)
+    np.testing.assert_allclose(outputs, hidden @ last["Dense_0"]["kernel"], rtol=1e-5, atol=1e-5)
