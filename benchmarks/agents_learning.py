@@ -108,9 +108,9 @@ TASKS = [
         None,
         {"learning_rate": 1e-3, "discount": 0.98, "warmup": 8_000, "exploration_noise": 0.3, **FALLING},
     ),
-    Task("Breakout-MinAtar", "pqn", 1_003_520, 28, MINATAR, seeds=4),
-    Task("Freeway-MinAtar", "pqn", 1_003_520, 58, MINATAR, seeds=2),
-    Task("Asterix-MinAtar", "pqn", 1_003_520, 15, MINATAR, seeds=2),
+    Task("Breakout-MinAtar", "pqn", 10_002_432, 28, MINATAR, seeds=2),
+    Task("Freeway-MinAtar", "pqn", 10_002_432, 58, MINATAR, seeds=2),
+    Task("Asterix-MinAtar", "pqn", 10_002_432, 15, MINATAR, seeds=2),
 ]
 
 
