@@ -14,6 +14,7 @@ As in `tabular`, the action of a state is drawn when the state is reached, befor
 Reference: Sutton & Barto 2018, sec. 8.2; Dyna-Q+: sec. 8.3.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 
 from jaxrl4lm.agents import tabular
 from jaxrl4lm.agents.tabular import Experience, Hyperparameters, Successor, TabularState
-from jaxrl4lm.types import Array, Key, Metrics, ScalarLike
+from jaxrl4lm.types import Array, InputError, Key, Metrics, ScalarLike
 
 ALGORITHM = tabular.q_learning()
 """What learns, from real and from imagined steps alike."""
@@ -96,12 +97,11 @@ def update(
       planning: imagined steps, static.
       bonus: κ of Dyna-Q+, whose imagined steps pay κ√τ more, τ steps after the pair was really tried; None: Dyna-Q.
     Raises:
-      ValueError: if planning is negative.
+      InputError: if planning is no whole number from 0, or the bonus is negative or no finite number.
     """
-    if planning < 0:
-        raise ValueError(
-            f"planning is {planning}: give the number of imagined steps after a real one, 0 or more."
-        )
+    tabular.check_count("planning", planning)
+    if isinstance(bonus, int | float) and not 0 <= bonus < math.inf:
+        raise InputError(f"bonus must be a finite number, 0 or more, not {bonus}")
     learner, metrics, experience = tabular.advance(
         state.learner, environment, params, ALGORITHM, hyperparameters
     )
@@ -132,6 +132,7 @@ def train(
 
     `vmap` it over keys, params, hyper-parameters or the bonus.
     """
+    tabular.check_count("num_steps", num_steps)
     start = init(key, environment, params, hyperparameters, initial_value=initial_value)
 
     def step(state: DynaState, _: None) -> tuple[DynaState, Metrics]:

@@ -6,14 +6,17 @@ Algorithms differ in the bootstrap, a function that is passed in, and in n: Mont
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxrl4lm.fields import find_out_of_range, number
 from jaxrl4lm.returns import discounted_returns
-from jaxrl4lm.types import Array, Key, Metrics, ScalarLike
+from jaxrl4lm.types import Array, InputError, Key, Metrics, ScalarLike
 
 
 class Successor(NamedTuple):
@@ -54,16 +57,23 @@ class TabularAlgorithm(NamedTuple):
     """C; 2 for double Q-learning."""
 
 
-class Hyperparameters(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Hyperparameters:
     """Numbers that may be traced: a sweep over them is a `vmap`."""
 
-    learning_rate: ScalarLike = 0.1
-    decay: ScalarLike = 0.0
+    learning_rate: ScalarLike = number(0.1, above=0)
+    decay: ScalarLike = number(0.0, least=0)
     """The N-th update of an entry has step size learning_rate / N^decay: 0 keeps it constant, 1 averages."""
-    epsilon: ScalarLike = 0.1
+    epsilon: ScalarLike = number(0.1, least=0, most=1)
     """ε, the probability of a random action."""
-    discount: ScalarLike = 0.9
+    discount: ScalarLike = number(0.9, least=0, most=1)
     """γ."""
+
+    def check(self) -> None:
+        """Raises InputError, naming the field and its value, where a number that is not traced is out of range."""
+        if found := find_out_of_range(self):
+            raise InputError(" ".join(found))
 
 
 class TabularState(NamedTuple):
@@ -188,14 +198,17 @@ def init(
       policy: `[S, A]`, what TD(0), n-step TD and Monte-Carlo prediction evaluate; unused by the others.
       initial_value: of all entries of the tables.
     Raises:
-      ValueError: if a fixed policy is needed, and missing or of another shape.
+      InputError: if states or actions are not numbered, a hyper-parameter is out of range, or a fixed policy is needed and
+        missing or of another shape.
     """
-    num_states = environment.observation_space(params).n
+    hyperparameters.check()
+    num_states = _count(environment.observation_space(params), "observations")
+    _count(environment.action_space(params), "actions")
     if not algorithm.learns_actions:
         expected = (num_states, environment.num_actions)
         if policy is None or jnp.shape(policy) != expected:
             given = "is None" if policy is None else f"has shape {jnp.shape(policy)}"
-            raise ValueError(
+            raise InputError(
                 f"policy {given}: this algorithm evaluates a fixed policy, give probabilities [S, A], {expected}."
             )
     key, key_reset, key_action = jax.random.split(key, 3)
@@ -296,6 +309,7 @@ def train(
 
     `vmap` it over keys, params or hyper-parameters.
     """
+    check_count("num_steps", num_steps)
     start = init(
         key, environment, params, algorithm, hyperparameters, policy=policy, initial_value=initial_value
     )
@@ -334,6 +348,20 @@ def learn(
     rate = hyperparameters.learning_rate / jnp.maximum(counts[place], 1) ** hyperparameters.decay
     error = jnp.where(ready, returns - state.tables[place], 0)
     return state.tables.at[place].add(rate * error), counts
+
+
+def check_count(name: str, count: Any) -> None:
+    """Raises InputError, naming it, unless it is a whole number from 0."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
+        raise InputError(f"{name} must be a whole number, 0 or more, not {count}")
+
+
+def _count(space: Any, what: str) -> int:
+    if not hasattr(space, "n"):
+        raise InputError(
+            f"tables need numbered {what}, not {type(space).__name__}: use an agent with a network, as agents.dqn"
+        )
+    return space.n
 
 
 def _table_order(key: Key, num_tables: int) -> Array:

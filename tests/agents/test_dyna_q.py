@@ -1,5 +1,8 @@
 """Dyna-Q is Q-learning where it does not plan, the textbook's loop where it does, and needs few real steps to the optimum."""
 
+import math
+
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 from jaxrl4lm import mdp as M
 from jaxrl4lm.agents import dyna_q, tabular
 from jaxrl4lm.envs.finite_mdp import as_environment
+from jaxrl4lm.types import InputError
 
 WORLD = M.grid_world(". . +1\n. # .\n. . .", discount=0.9, living_reward=-0.1).mdp
 """Episodes begin anywhere."""
@@ -223,7 +227,35 @@ def test_seeds_and_numbers_are_one_vmap(key):
             np.testing.assert_array_equal(found[i], expected)
 
 
-def test_a_negative_number_of_imagined_steps_is_refused(key):
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"planning": -1}, "planning must be a whole number, 0 or more, not -1"),
+        ({"planning": 1.5}, r"planning must be a whole number, 0 or more, not 1\.5"),
+        ({"num_steps": -1}, "num_steps must be a whole number, 0 or more, not -1"),
+        ({"bonus": math.nan}, "bonus must be a finite number, 0 or more, not nan"),
+        ({"bonus": -0.1}, "bonus must be a finite number"),
+        ({"learning_rate": 0.0}, r"learning_rate must be positive, not 0\.0"),
+        ({"epsilon": 1.1}, r"epsilon must lie in 0\.\.1, not 1\.1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(key, changed, words):
     environment, params = as_environment(WORLD)
-    with pytest.raises(ValueError, match="planning is -1: give the number of imagined steps"):
-        dyna_q.train(key, environment, params, tabular.Hyperparameters(), 1, planning=-1)
+    options: dict = {"num_steps": 1, "planning": 2, "bonus": None}
+    numbers = {name: value for name, value in changed.items() if name not in options}
+    hyper = tabular.Hyperparameters(**numbers)
+    with pytest.raises(InputError, match=words):
+        dyna_q.train(
+            key, environment, params, hyper, **options | {k: v for k, v in changed.items() if k in options}
+        )
+
+
+@pytest.mark.parametrize("what", ["observations", "actions"])
+def test_worlds_without_numbered_states_are_refused(key, what):
+    environment, params = gymnax.make("Pendulum-v1")
+    if what == "actions":
+        environment.observation_space = lambda params: gymnax.environments.spaces.Discrete(3)
+    with pytest.raises(
+        InputError, match=f"tables need numbered {what}, not Box: use an agent with a network"
+    ):
+        dyna_q.init(key, environment, params, tabular.Hyperparameters())
