@@ -150,7 +150,8 @@ def breed(
       score: `[N]`; what is no number is worst.
       values: hyper-parameters of the members, `[N]` each.
       config: the record of which they are fields; they stay in their ranges.
-      share: of members that are replaced, rounded down, at most half; as many best ones are copied, each as likely.
+      share: of members that are replaced, at most half, rounded down, but one at least unless it is 0; as many best ones are
+        copied, each as likely.
       factor: by which a copied number is multiplied or divided, each as likely; near an end of a range, as of
         a discount, take one near 1.
     Raises:
@@ -161,7 +162,7 @@ def breed(
     if not factor > 0:
         raise InputError(f"factor is {factor}: give a positive number")
     members = len(score)
-    count = int(share * members)
+    count = max(int(share * members), 1) if share else 0
     order = jnp.argsort(jnp.where(jnp.isnan(score), -jnp.inf, score))
     worst, best = order[:count], order[members - count :]
     key_parent, key_change = jax.random.split(key)

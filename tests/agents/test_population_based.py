@@ -168,3 +168,11 @@ def test_what_makes_no_sense_is_refused(values, options, words):
             lambda key: P.train(key, agent, CONFIG, params, values, **{"generations": 2, **options}),
             jax.random.key(0),
         )
+
+
+@pytest.mark.parametrize("share, replaced", [(0.0, 0), (1e-3, 1), (0.2, 1), (0.5, 2)])
+def test_of_a_small_population_one_is_replaced_at_least(share, replaced):
+    values = {"learning_rate": jnp.array([1e-3, 2e-3, 3e-3, 4e-3])}
+    score = jnp.array([3.0, 1.0, 2.0, 4.0])
+    parent, _ = P.breed(jax.random.key(0), score, values, CONFIG, share=share)
+    assert (np.asarray(parent) != np.arange(4)).sum() == replaced
