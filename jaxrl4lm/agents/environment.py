@@ -239,8 +239,12 @@ def measure_returns(key: Key, spec: Spec, params: Any, choose: Recall, memory: A
 class Film(NamedTuple):
     """An episode as it was played, `[T, ...]`."""
 
+    begun: Any
+    """The state of the environment before the first step."""
     observation: Array
     """Before each step."""
+    action: Array
+    """As the environment was given it."""
     reward: Array
     final_observation: Array
     """After each step, before any reset."""
@@ -256,10 +260,12 @@ def film_episode(
 
     def once(playing: Any, keys: tuple[Key, Key]) -> tuple[Any, Film]:
         playing, transition, alive = go_on(playing, keys)
-        shown = transition.observation, transition.reward, transition.final_observation, alive
-        return playing, Film(*(x[0] for x in shown))
+        action = spec.actions.to_environment(transition.action)
+        shown = transition.observation, action, transition.reward, transition.final_observation, alive
+        return playing, Film((), *(x[0] for x in shown))
 
-    return jax.lax.scan(once, start, jax.tree.map(lambda x: x[:length], keys))[1]
+    _, shot = jax.lax.scan(once, start, jax.tree.map(lambda x: x[:length], keys))
+    return shot._replace(begun=jax.tree.map(lambda x: x[0], start[0].state))
 
 
 def _begin_episodes(

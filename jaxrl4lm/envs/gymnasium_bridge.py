@@ -15,9 +15,10 @@ same bits. An environment that its seed does not decide (a real machine, a clock
 """
 
 import dataclasses
+import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,9 +50,9 @@ class State(environment.EnvState):
 class Bridge(environment.Environment[State, environment.EnvParams]):
     """An environment of Gymnasium as one of gymnax. `make` and `wrap` build it."""
 
-    def __init__(self, name: str, limit: int, player: "_Player"):
+    def __init__(self, name: str, limit: int, player: "_Player", create_drawn: Callable[[], Any]):
         super().__init__()
-        self._name, self._limit, self._player = name, limit, player
+        self._name, self._limit, self._player, self._create_drawn = name, limit, player, create_drawn
 
     @property
     def name(self) -> str:
@@ -68,6 +69,36 @@ class Bridge(environment.Environment[State, environment.EnvParams]):
         """How many actions there are, or numbers in one."""
         space = self._player.actions.space
         return space.n if isinstance(space, spaces.Discrete) else space.shape[0]
+
+    def find_camera(self) -> Callable[[State, np.ndarray, Sequence[int]], dict[int, np.ndarray]] | None:
+        """How to photograph an episode, on the host; None where the environment does not draw itself as images, or what it draws
+        with is not installed.
+
+        It is a function of the state that the episode began with, the actions `[T, ...]`, and the times of the pictures: uint8
+        `[H, W, 3]` each.
+        """
+        os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # or pygame complains where there is no sound
+        try:
+            drawn = self._create_drawn()
+            drawn.reset(seed=0)
+            shown = drawn.render() if drawn.render_mode == "rgb_array" else None
+        except Exception:  # whatever an environment says instead of drawing itself
+            return None
+        if not isinstance(shown, np.ndarray) or shown.ndim != 3:
+            return None
+        return partial(self._photograph, drawn)
+
+    def _photograph(
+        self, drawn: Any, begun: State, actions: np.ndarray, times: Sequence[int]
+    ) -> dict[int, np.ndarray]:
+        wanted, pictures = set(times), {}
+        drawn.reset(seed=int(begun.seed))
+        for time in range(max(wanted) + 1):
+            if time:
+                drawn.step(self._player.actions.to_gymnasium(actions[time - 1]))
+            if time in wanted:
+                pictures[time] = np.asarray(drawn.render())
+        return pictures
 
     def action_space(self, params: Any = None) -> Any:
         """Numbers from 0, or flat vectors."""
@@ -162,21 +193,27 @@ def make(name: str) -> tuple[Bridge, environment.EnvParams]:
         identity, limit = head, int(last)
     settings = {} if limit is None else {"max_episode_steps": limit}
 
-    def create() -> Any:
+    def create(**options: Any) -> Any:
         try:
-            return gymnasium.make(identity, disable_env_checker=True, **settings)
+            return gymnasium.make(identity, disable_env_checker=True, **settings, **options)
         except gymnasium.error.UnregisteredEnv as error:
             raise InputError(f"{name} is no environment of Gymnasium ({error}): check the name") from None
         except gymnasium.error.DependencyNotInstalled as error:
             raise InputError(f"{name} needs more than Gymnasium: {error}") from None
+        except gymnasium.error.Error as error:
+            raise InputError(f"{name} cannot be made: {error}") from None
         except Exception as error:  # whatever the environment or its module does wrong
             raise InputError(f"{name} cannot be made: {describe_error(error)}") from error
 
-    return wrap(create, name=name)
+    return wrap(create, name=name, create_drawn=partial(create, render_mode="rgb_array"))
 
 
 def wrap(
-    create: Callable[[], Any], *, name: str | None = None, limit: int | None = None
+    create: Callable[[], Any],
+    *,
+    name: str | None = None,
+    limit: int | None = None,
+    create_drawn: Callable[[], Any] | None = None,
 ) -> tuple[Bridge, environment.EnvParams]:
     """An environment of Gymnasium, perhaps in wrappers, as one of gymnax, and its parameters.
 
@@ -184,6 +221,7 @@ def wrap(
       create: makes one such environment; it is called for each copy that is played at once.
       name: for messages. None: its id, or its class.
       limit: steps of the longest episode; one that goes on is truncated. None: that of its registration.
+      create_drawn: makes the same with render_mode "rgb_array", for the picture of an episode. None: `create`.
     Raises:
       InputError: if it has no limit, or agents cannot play it: observations must be an array or a number, actions a number
         or an array of floats, and vectors of environments are refused, as copies are made here.
@@ -202,10 +240,11 @@ def wrap(
         raise InputError(
             f"{name} runs JAX itself, which waits for ever within a JAX program: choose one that does not"
         )
+    player = _Player(name, create, first)
     if not limit:
         how = f"as {name}:1000" if name.startswith(PREFIX) else "by limit="
         raise InputError(f"{name} has no limit of steps, and an evaluation would never end: give one, {how}")
-    bridge = Bridge(short, limit, _Player(name, create, first))
+    bridge = Bridge(short, limit, player, create_drawn or create)
     return bridge, bridge.default_params
 
 

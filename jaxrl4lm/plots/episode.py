@@ -1,7 +1,7 @@
 """Pictures of one episode: a strip of its moments, and an animation."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -33,8 +33,8 @@ Draw = Callable[[Any, np.ndarray], None]
 class Episode(NamedTuple):
     """What was seen and earned, on the host."""
 
-    observations: np.ndarray
-    """`[T + 1, ...]`: before each step, and after the last."""
+    observations: np.ndarray | Mapping[int, np.ndarray]
+    """`[T + 1, ...]`: before each step, and after the last; or those of `list_moments`, by their times."""
     rewards: np.ndarray
     """`[T]`."""
 
@@ -56,7 +56,7 @@ def find_drawing(environment: Any, shape: tuple[int, ...]) -> Draw | None:
     if name == "FrozenLake-misc" and shape == ():
         return _lake(np.asarray(environment.desc))
     if len(shape) in (2, 3) and min(shape[:2]) > 1:
-        return _draw_image
+        return draw_image
     return None
 
 
@@ -77,6 +77,11 @@ def draw_episode(draw: Draw, episode: Episode, title: str, path: pathlib.Path) -
 def choose_moments(steps: int, most: int) -> np.ndarray:
     """Times from 0 to `steps`, both among them, at equal distances; all of them if they are at most `most`."""
     return np.unique(np.linspace(0, steps, min(most, steps + 1)).round().astype(int))
+
+
+def list_moments(steps: int) -> list[int]:
+    """The times at which an episode of so many steps is drawn."""
+    return np.union1d(choose_moments(steps, MOMENTS), choose_moments(steps, FRAMES)).tolist()
 
 
 def _draw_strip(draw: Draw, episode: Episode, title: str, path: pathlib.Path) -> None:
@@ -128,15 +133,16 @@ def _say(reward: float) -> str:
     return f"{reward:.4g}"
 
 
-def _draw_image(ax: Any, observation: np.ndarray) -> None:
+def draw_image(ax: Any, observation: np.ndarray) -> None:
     """Shades of one number a cell, an image of three bytes, or else the colour of the first channel that a cell has."""
     if observation.ndim == 2 or observation.shape[-1] == 1:
         shade = observation.reshape(observation.shape[:2]).astype(float)
         ax.imshow(shade, cmap="magma", vmin=min(0, shade.min()), vmax=max(1, shade.max()))
     elif observation.dtype == np.uint8 and observation.shape[-1] == 3:
         ax.imshow(observation)
-    elif observation.dtype == np.uint8:  # images of several moments: the last one
-        ax.imshow(observation[..., -1], cmap="gray", vmin=0, vmax=255)
+    elif observation.dtype == np.uint8:  # images of several moments, along the shorter end: the last one
+        last = observation[-1] if len(observation) < observation.shape[-1] else observation[..., -1]
+        ax.imshow(last, cmap="gray", vmin=0, vmax=255)
     else:
         ax.imshow(colour_channels(observation))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrl4lm.agents.agent import Agent, film, view
 from jaxrl4lm.envs.time_aware import TimeAware
-from jaxrl4lm.plots.episode import Episode, draw_episode, find_drawing
+from jaxrl4lm.plots.episode import Episode, draw_episode, draw_image, find_drawing, list_moments
 from jaxrl4lm.training.folder import EPISODE
 from jaxrl4lm.types import Params
 
@@ -43,7 +43,10 @@ def make_picture(
     environment = algorithm.spec.environment
     shown = environment.inner if isinstance(environment, TimeAware) else environment
     observation, _ = jax.eval_shape(shown.reset, jax.random.key(0), params)
-    draw = find_drawing(shown, observation.shape)
+    camera = getattr(
+        shown, "find_camera", lambda: None
+    )()  # of Gymnasium's environments, which may draw themselves
+    draw = find_drawing(shown, observation.shape) if camera is None else draw_image
     if draw is None:
         return None
 
@@ -56,11 +59,14 @@ def make_picture(
         # One agent, mapped over as in evaluation: its program rounds alike.
         shot = jax.tree.map(lambda x: np.asarray(x[0]), play(jax.tree.map(lambda x: x[:1], seen)))
         steps = int(shot.alive.sum())
-        seen_then = np.concatenate([shot.observation[:steps], shot.final_observation[steps - 1 : steps]])
-        if isinstance(environment, TimeAware):
-            seen_then = environment.without_time(jnp.asarray(seen_then))
+        if camera is None:
+            moments = np.concatenate([shot.observation[:steps], shot.final_observation[steps - 1 : steps]])
+            if isinstance(environment, TimeAware):
+                moments = np.asarray(environment.without_time(jnp.asarray(moments)))
+        else:
+            moments = camera(shot.begun, shot.action[:steps], list_moments(steps))
         begins = ", the beginning" if steps == LONGEST < algorithm.spec.horizon else ""
         title = f"{shown.name}, {algorithm.name}{begins}"
-        draw_episode(draw, Episode(np.asarray(seen_then), shot.reward[:steps]), title, path)
+        draw_episode(draw, Episode(moments, shot.reward[:steps]), title, path)
 
     return write

@@ -21,6 +21,8 @@ from jaxrl4lm.agents.environment import make_environment
 from jaxrl4lm.cli.machine_errors import explain_error
 from jaxrl4lm.envs import gymnasium_bridge
 from jaxrl4lm.envs.time_aware import TimeAware
+from jaxrl4lm.plots.episode import draw_image
+from jaxrl4lm.training import episode
 from jaxrl4lm.types import InputError
 from tests.selection import slow_but
 
@@ -309,6 +311,7 @@ class JaxEnvironment(Counter):
 
 
 JaxEnvironment.__name__ = "FunctionalJaxEnv"
+gymnasium.register("Endless-v0", Counter)
 NUMBER, BOX = spaces.Discrete(2), spaces.Box(0, 1, (2,))
 
 
@@ -319,10 +322,11 @@ NUMBER, BOX = spaces.Discrete(2), spaces.Box(0, 1, (2,))
         (lambda: gymnasium_bridge.make("gym:nowhere:None-v0"), "gym:nowhere:None-v0 cannot be made: .*nowhere"),
         (lambda: gymnasium_bridge.make("gym:CartPole-v1:abc"), "abc is no number of steps: give one from 1 to 2,147"),
         (lambda: gymnasium_bridge.make("gym:CartPole-v1:" + 12 * "9"), "9 is no number of steps: give one from 1"),
-        (lambda: gymnasium_bridge.make("gym:Blackjack-v1"), "has no limit of steps, .* as gym:Blackjack-v1:1000"),
+        (lambda: gymnasium_bridge.make("gym:Endless-v0"), "has no limit of steps, .* as gym:Endless-v0:1000"),
+        (lambda: gymnasium_bridge.make("gym:Taxi-v3"), "Taxi-v3 cannot be made: Environment version v3 for `Taxi` is deprecated"),
         (
-            lambda: gymnasium_bridge.make("gym:Blackjack-v1:9"),
-            "the observations of gym:Blackjack-v1:9 are Tuple, agents need an array or a number.*FlattenObservation",
+            lambda: gymnasium_bridge.make("gym:Blackjack-v1"),
+            "the observations of gym:Blackjack-v1 are Tuple, agents need an array or a number.*FlattenObservation",
         ),
         (lambda: gymnasium_bridge.wrap(Counter), "Counter has no limit of steps, .* give one, by limit="),
         (lambda: gymnasium_bridge.wrap(JaxEnvironment, limit=3), "runs JAX itself, .* choose one that does not"),
@@ -368,3 +372,45 @@ def test_what_goes_wrong_while_it_is_played_is_a_sentence():
         assert (
             str(explain_error(caught.value)) == "an episode of Counter is longer than 2 steps: cut it there"
         )
+
+
+class Painter(Counter):
+    """Draws what it has seen, in bytes."""
+
+    render_mode = "rgb_array"
+
+    def render(self):
+        if self.render_mode == "broken":
+            raise gymnasium.error.DependencyNotInstalled("pygame")
+        return np.broadcast_to((255 * self.seen / 9).astype(np.uint8), (2, 4, 3))
+
+
+@pytest.mark.parametrize("aware", [False, True])
+def test_what_draws_itself_is_photographed(aware, tmp_path, monkeypatch):
+    """Of the episode that is judged, at the times that a picture shows."""
+    environment, params = gymnasium_bridge.wrap(Painter, limit=20)
+    algorithm = a2c.make(TimeAware(environment, params) if aware else environment, params)
+    config = a2c.A2CConfig(environments=2, rollout=20, steps=160)
+    stage = training.agent(algorithm, config, params, seed=3, episodes=2)
+    shown = []
+    monkeypatch.setattr(episode, "draw_episode", lambda *given: shown.append(given))
+    monkeypatch.setattr(episode, "list_moments", lambda steps: [0, 2, steps])
+    state = stage.init(training.start_agents(algorithm, config, params, seed=3))
+    stage.exports["episode"](tmp_path, state, {})
+    ((draw, filmed, title, _),) = shown
+    assert (draw, title) == (draw_image, "Painter, a2c")
+    assert list(filmed.observations) == [0, 2, 5]
+    first = jax.tree.map(lambda x: x[0], stage.params_of(state))
+    film = jax.jit(lambda seen: A.film(algorithm, seen, jax.random.key(3), params, 2, 20))(first)
+    seen = np.concatenate([film.observation[:5], film.final_observation[4:5]])[:, :3]
+    for time, picture in filmed.observations.items():
+        np.testing.assert_array_equal(picture[0, 0], (255 * seen[time] / 9).astype(np.uint8))
+
+
+def test_what_cannot_draw_itself_is_not_photographed(monkeypatch):
+    assert count()[0].find_camera() is None
+    monkeypatch.setattr(Painter, "render_mode", "broken")
+    assert gymnasium_bridge.wrap(Painter, limit=20)[0].find_camera() is None
+    assert gymnasium_bridge.wrap(Counter, limit=20, create_drawn=Painter)[0].find_camera() is None
+    monkeypatch.setattr(Painter, "render_mode", "rgb_array")
+    assert gymnasium_bridge.wrap(Counter, limit=20, create_drawn=Painter)[0].find_camera() is not None

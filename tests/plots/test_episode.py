@@ -87,6 +87,10 @@ def test_channels_are_colours():
     ax = matplotlib.figure.Figure().subplots()
     find_drawing(None, photo.shape)(ax, photo)
     np.testing.assert_array_equal(ax.images[0].get_array(), photo)
+    for stack, last in ((photo[..., [0, 1, 2, 2]], photo[..., 2]), (photo.swapaxes(0, 2), photo[..., 2].T)):
+        ax = matplotlib.figure.Figure().subplots()
+        find_drawing(None, stack.shape)(ax, stack)
+        np.testing.assert_array_equal(ax.images[0].get_array(), last)
 
 
 def test_agent_and_goal_stand_in_their_rooms():
