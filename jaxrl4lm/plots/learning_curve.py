@@ -1,10 +1,11 @@
 """The picture of a training run: metrics against steps."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 
 MANY = 8
@@ -17,6 +18,7 @@ def draw_learning_curve(
     panels: Mapping[str, str],
     title: str,
     path: pathlib.Path,
+    axis: tuple[str, Callable[[int], int]] = ("step", lambda step: step),
 ) -> None:
     """Draws the records of a run, as `metrics.jsonl` holds them, into a PNG.
 
@@ -25,7 +27,9 @@ def draw_learning_curve(
         seed (then the mean is drawn, over the range of the seeds, or of the middle half of many); None is left out.
       stage: whose steps are drawn. What an earlier stage reached of a metric is a dashed line.
       panels: metrics, and their titles.
+      axis: what they are drawn against: its name, and how much of it a step's number is.
     """
+    unit, count = axis
     width = max(len(panels), 1)
     figure = matplotlib.figure.Figure(figsize=(1 + 4 * width, 4), layout="constrained")
     axes = figure.subplots(1, width, squeeze=False)[0]
@@ -33,13 +37,15 @@ def draw_learning_curve(
     earlier = dict.fromkeys(r["stage"] for r in records if r["stage"] != stage)
     for ax, (name, label) in zip(axes, panels.items(), strict=False):
         chosen = [r for r in records if r["stage"] == stage and name in r]
-        _draw_curve(ax, [r["step"] for r in chosen], [r[name] for r in chosen], "C0")
+        _draw_curve(ax, [count(r["step"]) for r in chosen], [r[name] for r in chosen], "C0")
         for color, other in enumerate(earlier, start=1):
             if before := [r[name] for r in records if r["stage"] == other and name in r]:
                 level = float(np.mean(before[-1]))
                 ax.axhline(level, color=f"C{color}", linestyle="--", label=f"after {other}: {level:.2f}")
         ax.set_title(label, fontsize=10)
-        ax.set_xlabel(f"step ({stage})")
+        ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+        ax.xaxis.set_major_formatter("{x:,.0f}")
+        ax.set_xlabel(f"{unit} ({stage})")
         ax.grid(alpha=0.25)
         ax.spines[["top", "right"]].set_visible(False)
     # One legend below the panels: inside one it would lie on a curve.

@@ -134,5 +134,6 @@ def agent(
         params_of=view,
         exports=make_exports(algorithm, params, seed=seed, episodes=episodes),
         panels=several or {"held_out": f"return of {episodes} episodes", "return": "return while learning"},
+        axis=("environment step", lambda done: config.steps_before() + done * config.steps_per_update()),
         config={"algorithm": algorithm.name, "seeds": seeds, "seed": seed, "sweep": sweep},
     )

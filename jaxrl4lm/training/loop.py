@@ -444,9 +444,8 @@ class _Loop:
         if self.folder is not None:
             if interrupted is None and after:
                 self.folder.write_samples({f"before {last.name}": before, "after": after})
-            draw_learning_curve(
-                self.records, last.name, last.panels, self.title, self.folder.path / run_folder.CURVE
-            )
+            path = self.folder.path / run_folder.CURVE
+            draw_learning_curve(self.records, last.name, last.panels, self.title, path, last.axis)
         return Run(
             params=params,
             history=gather_history(self.records),

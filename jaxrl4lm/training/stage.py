@@ -58,6 +58,8 @@ class Stage(NamedTuple):
     """What `config.json` is to say of it: JSON."""
     panels: Mapping[str, str] = {}
     """What the picture shows: metrics, and their titles."""
+    axis: tuple[str, Callable[[int], int]] = ("step", lambda step: step)
+    """What the picture shows them against: its name, and how much of it the steps up to one are."""
     stride: int | None = None
     """Steps of one call of `advance`, where it does not matter how many they are: between calls the loop looks for signals,
     and saves. None: those of a chunk."""

@@ -37,8 +37,8 @@ def drawn(monkeypatch, tmp_path):
         matplotlib.figure.Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k))
     )
 
-    def draw(records, title="a run"):
-        draw_learning_curve(records, "reinforcement", PANELS, title, tmp_path / "curve.png")
+    def draw(records, title="a run", **options):
+        draw_learning_curve(records, "reinforcement", PANELS, title, tmp_path / "curve.png", **options)
         assert [p.name for p in tmp_path.iterdir()] == ["curve.png"]
         return figures[-1]
 
@@ -82,3 +82,11 @@ def test_runs_that_were_cut_short(drawn, records):
 
 def test_titles_are_no_mathematics(drawn):
     assert drawn(run(3), title="regex:^$a_{$").get_suptitle() == "regex:^$a_{$"
+
+
+def test_steps_may_be_counted_in_something_else(drawn):
+    reward = drawn(run(10), axis=("environment step", lambda step: 40 + 8 * step)).axes[0]
+    np.testing.assert_array_equal(reward.lines[0].get_xdata(), 40 + 8 * np.arange(1, 11))
+    assert reward.get_xlabel() == "environment step (reinforcement)"
+    reward.figure.canvas.draw()
+    assert drawn(run(10)).axes[0].get_xlabel() == "step (reinforcement)"
