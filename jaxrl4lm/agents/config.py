@@ -112,6 +112,17 @@ class ReplayConfig(AgentConfig):
             )
 
 
+def check_minibatches(config: Any) -> None:
+    """Raises InputError unless the steps of an update divide into the minibatches."""
+    total, parts = config.steps_per_update(), config.minibatches
+    if total % parts:
+        divisors = [n for n in range(1, total + 1) if total % n == 0]
+        nearest = min(divisors, key=lambda n: abs(n - parts))
+        raise InputError(
+            f"minibatches {parts} does not divide the {total} steps of an update: give {nearest}"
+        )
+
+
 def learning_rate_at(update: Array, config: AgentConfig) -> Array:
     """The learning rate of an update, from 0; it falls along a line and never below its end."""
     done = jnp.minimum(update / config.count_updates(), 1.0)

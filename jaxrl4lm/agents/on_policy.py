@@ -11,7 +11,7 @@ import optax
 from jaxrl4lm import losses, returns
 from jaxrl4lm.agents import environment as env
 from jaxrl4lm.agents.agent import Agent
-from jaxrl4lm.agents.config import AgentConfig, adam, descend
+from jaxrl4lm.agents.config import AgentConfig, adam, check_minibatches, descend
 from jaxrl4lm.agents.normalization import Statistics, add_batch, begin_statistics, scale, standardize
 from jaxrl4lm.fields import number, size
 from jaxrl4lm.models import Convolution, Network, Perceptron
@@ -64,6 +64,11 @@ class EpochConfig(AdvantageConfig):
     """Times that a rollout is learned from."""
     minibatches: int = size(4)
     """Parts of a rollout, an optimizer step each."""
+
+    def check(self) -> None:
+        """Raises InputError, naming the field, its value and the fix, where a number does not fit."""
+        super().check()
+        check_minibatches(self)
 
 
 class Learner(NamedTuple):

@@ -18,7 +18,7 @@ from jaxrl4lm import losses, returns
 from jaxrl4lm.agents import environment as env
 from jaxrl4lm.agents import value_based
 from jaxrl4lm.agents.agent import Agent
-from jaxrl4lm.agents.config import adam
+from jaxrl4lm.agents.config import adam, check_minibatches
 from jaxrl4lm.agents.normalization import Statistics, begin_statistics
 from jaxrl4lm.agents.on_policy import learn_in_epochs
 from jaxrl4lm.agents.value_based import ExploringConfig, epsilon_at, explore
@@ -46,6 +46,11 @@ class PQNConfig(ExploringConfig):
     def steps_per_update(self) -> int:
         """Environment steps of an update, of all copies together."""
         return self.environments * self.rollout
+
+    def check(self) -> None:
+        """Raises InputError, naming the field, its value and the fix, where a number does not fit."""
+        super().check()
+        check_minibatches(self)
 
 
 class State(NamedTuple):

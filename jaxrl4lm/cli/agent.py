@@ -38,7 +38,15 @@ from jaxrl4lm.agents.environment import make_environment
 from jaxrl4lm.agents.scores import bootstrap_interval, interquartile_mean
 from jaxrl4lm.cli import run_folder
 from jaxrl4lm.cli.compilation_cache import count_programs, enable_compilation_cache
-from jaxrl4lm.cli.options import Group, RunOptions, check_numbers, check_seeds, name_option, parse
+from jaxrl4lm.cli.options import (
+    Group,
+    RunOptions,
+    check_numbers,
+    check_seeds,
+    name_option,
+    name_options,
+    parse,
+)
 from jaxrl4lm.cli.progress import ProgressLine
 from jaxrl4lm.cli.report import report
 from jaxrl4lm.envs.gymnasium_bridge import PREFIX
@@ -179,7 +187,8 @@ def main(words: list[str]) -> int:
     path = options.resume or run_folder.choose_folder(options.out, name)
     console = Console()
     members = training.seeds * len(training.labels)
-    console.print(f"[bold]{training.title}[/]: {members} agents of {arguments.hyperparameters.steps:,} steps")
+    agents = f"{members} agent{'s' * (members != 1)}"
+    console.print(f"[bold]{training.title}[/]: {agents} of {arguments.hyperparameters.steps:,} steps")
     console.print(f"seed {options.seed}; run folder {path}", highlight=False, markup=False, soft_wrap=True)
     with ProgressLine(console) as progress, count_programs() as programs:
         run = fit(
@@ -205,7 +214,8 @@ def main(words: list[str]) -> int:
 def _tell_of_pictures(console: Console, training: Training, path: Path) -> None:
     """Says where an episode can be looked at, if it can be."""
     if folder.EPISODE in training.stage.exports:
-        line = f"an episode of the first agent: {path / folder.EPISODE / STRIP} and {ANIMATION}"
+        label = f" ({training.labels[0]})" if training.labels[0] else ""
+        line = f"an episode of the first agent{label}: {path / folder.EPISODE / STRIP} and {ANIMATION}"
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -292,8 +302,10 @@ def build(arguments: Any) -> Training:
         )
         start = start_agents(algorithm, config, params, **members)
     except InputError as error:
-        name, _, rest = str(error).partition(" ")
-        raise InputError(f"{name_option(name)} {rest}" if name in given else str(error)) from None
+        first, space, rest = str(error).partition(" ")
+        said = InputError(f"{name_option(first) if first in given else first}{space}{rest}")
+        # Of other words only those that are no English.
+        raise name_options(said, *(name for name in given if "_" in name)) from None
     title = f"{_name_world(problem.env)}, {problem.algorithm}"
     return Training(title, stage, name_settings(sweep), problem.seeds, start)
 
@@ -306,7 +318,13 @@ def tabulate(training: Training, returns: Any) -> Table:
         low, high = bootstrap_interval(scores)
         cells = (interquartile_mean(scores), scores.min(), scores.max())
         middle, worst, best = (f"{x:.1f}" for x in cells)
-        table.add_row(label or f"{training.seeds} seeds", middle, f"{low:.1f} to {high:.1f}", worst, best)
+        table.add_row(
+            label or f"{training.seeds} seed{'s' * (training.seeds != 1)}",
+            middle,
+            f"{low:.1f} to {high:.1f}",
+            worst,
+            best,
+        )
     return table
 
 
@@ -317,10 +335,10 @@ def evaluate_run(path: Path, as_json: bool) -> int:
     state, progress = run_folder.restore_newest_state(path, (training.stage,), lambda: training.start)
     params = training.stage.params_of(state)
     returns = np.asarray(training.stage.evaluate(params)["held_out"]).tolist()
-    drawn = _draw_again(training, state, path)
     if as_json:
         print(json.dumps({"stage": training.stage.name, "step": progress.done, "held_out": returns}))
         return 0
+    drawn = _draw_again(training, state, path)
     console = Console()
     console.print(f"{training.title}, update {progress.done}/{training.stage.steps}", highlight=False)
     console.print(tabulate(training, returns))

@@ -15,7 +15,7 @@ from jaxrl4lm.models.cache import Prefix, cache_dtype
 from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.policy import LanguagePolicy
 from jaxrl4lm.models.transformer import Transformer
-from jaxrl4lm.types import Array, Key, Params
+from jaxrl4lm.types import Array, InputError, Key, Params
 
 
 class MemoryPolicy(Protocol):
@@ -78,6 +78,13 @@ class TransformerPolicy:
     heads: int = 4
     constants: int = 0
     """Outputs that are parameters themselves, as the log standard deviations of a Gaussian policy; O counts them."""
+
+    def __post_init__(self):
+        for name in ("outputs", "span", "layers", "width", "heads"):
+            if not getattr(self, name) >= 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.constants < 0:
+            raise InputError(f"constants must not be negative, not {self.constants}")
 
     @property
     def language(self) -> LanguagePolicy:

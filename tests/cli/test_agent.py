@@ -26,8 +26,10 @@ def test_a_run_leaves_its_records_and_is_scored(run, capsys):
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["step"] == 4
     assert len(records[-1]["held_out"]) == 4
+    drawn = (run / "episode").stat()
     assert main(["evaluate", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["held_out"] == records[-1]["held_out"]
+    assert (run / "episode").stat() == drawn
     assert main(["evaluate", str(run)]) == 0
     shown = capsys.readouterr().out
     assert "learning_rate=0.001" in shown
@@ -41,7 +43,7 @@ def test_a_run_leaves_an_episode_to_look_at(run, capsys, monkeypatch):
     strip.unlink()
     assert main(["evaluate", str(run)]) == 0
     shown = capsys.readouterr().out
-    assert f"an episode of the first agent: {strip} and animation.gif" in shown
+    assert f"an episode of the first agent (learning_rate=0.001): {strip} and animation.gif" in shown
     assert (strip.read_bytes(), animation.read_bytes()) == before
     assert sorted(path.name for path in run.iterdir() if "episode" in path.name) == ["episode"]
 
@@ -69,6 +71,11 @@ def test_a_finished_run_has_nothing_to_go_on_with(run, capsys):
         (["--env", "gym:Go-v0"], "--env gym:Go-v0 is no environment of Gymnasium"),
         (["--steps", "1001"], "--steps 1001 is no whole number of updates of 1000 steps: give 1000"),
         (["--learning-rate", "0.1", "-1"], "--learning-rate must be positive, not -1.0"),
+        (["--minibatches", "7"], "--minibatches 7 does not divide the 1000 steps of an update: give 8"),
+        (
+            ["--algorithm", "c51", "--least-return", "200"],
+            "--least-return 200.0 is not below --largest-return 100.0: give the range",
+        ),
         (["--seeds", "0"], "--seeds must be positive, not 0"),
         (
             ["--algorithm", "dqn", "--n-step", "200", "--buffer", "800"],
@@ -85,7 +92,7 @@ def test_a_finished_run_has_nothing_to_go_on_with(run, capsys):
         ),
         (
             ["--algorithm", "td3", "--env", "Pendulum-v1", "--gradient-steps", "3"],
-            "--gradient-steps 3 is no multiple of the policy_delay 2: give 4",
+            "--gradient-steps 3 is no multiple of the --policy-delay 2: give 4",
         ),
         (
             ["--algorithm", "alphazero", "--env", "Pendulum-v1"],
@@ -135,7 +142,7 @@ def test_a_world_of_ones_own_that_tells_the_time(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path / "here")
     words = ["--env", "mine.py:make", "--time-aware", *SMALL[2:], "--algorithm", "a2c", "--out", "run"]
     assert main(["agent", *words]) == 0
-    assert "mine.py:make, a2c: 1 agents" in capsys.readouterr().out
+    assert "mine.py:make, a2c: 1 agent of" in capsys.readouterr().out
     assert (tmp_path / "here" / "run" / "episode" / "filmstrip.png").exists()
     config = json.loads((tmp_path / "here" / "run" / "config.json").read_text())
     assert config["problem"]["env"] == f"{tmp_path}/here/mine.py:make"
@@ -176,7 +183,7 @@ def test_an_environment_of_gymnasium(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["--algorithm", "a2c", *SMALL[2:]]
     assert main(["agent", "--env", "gym:CartPole-v1:12", *words]) == 0
-    assert "gym:CartPole-v1:12, a2c: 1 agents" in capsys.readouterr().out
+    assert "gym:CartPole-v1:12, a2c: 1 agent of" in capsys.readouterr().out
     run = tmp_path / "runs" / "CartPole-v1-12-a2c-seed0"
     assert (run / "episode" / "filmstrip.png").exists()
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])

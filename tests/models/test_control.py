@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 
 from jaxrl4lm.models import Convolution, RecurrentPolicy, Transformer, TransformerPolicy
+from jaxrl4lm.types import InputError
 
 POLICY = RecurrentPolicy(3, (2, 4), width=8, constants=2)
 TRANSFORMER = TransformerPolicy(3, (2, 4), width=8, heads=2, constants=2)
@@ -133,3 +134,12 @@ def test_a_dense_layer_of_windows_is_a_convolution(leading):
     hidden = nn.relu(hidden.reshape(*leading, -1) @ second["kernel"])
     outputs = network.apply({"params": params}, images)
     np.testing.assert_allclose(outputs, hidden @ last["Dense_0"]["kernel"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes, words",
+    [({"span": 0}, "span must be at least 1, not 0"), ({"constants": -1}, "constants must not")],
+)
+def test_a_transformer_that_cannot_be_is_refused(sizes, words):
+    with pytest.raises(InputError, match=words):
+        TransformerPolicy(2, (4,), **sizes)
