@@ -12,6 +12,7 @@ import ast
 import json
 import pathlib
 import platform
+import re
 import time
 from typing import NamedTuple
 
@@ -147,6 +148,15 @@ def play(task: Task) -> dict:
     }
 
 
+def describe_number(name: str, value: float | bool) -> str:
+    """A hyper-parameter, as the table has it."""
+    if name == "final_learning_rate_share" and value == 0:
+        return "falling"
+    if value is True:
+        return f"`{name}`"
+    return f"rate {value:g}" if name == "learning_rate" else f"`{name}` {value:g}"
+
+
 def print_table(rows: dict) -> None:
     """The rows as Markdown."""
     print(
@@ -155,11 +165,12 @@ def print_table(rows: dict) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for name, row in rows.items():
         environment, algorithm = name.split("/")
-        numbers = ", ".join(f"`{key}` {value:g}" for key, value in row["numbers"].items())
+        numbers = ", ".join(describe_number(*each) for each in row["numbers"].items())
         interval = " to ".join(f"{x:g}" for x in row["interval"])
         cells = [environment, algorithm, f"{row['steps']:,}", len(row["scores"]), f"{row['iqm']:g}", interval]
         cells += [f"{row['worst']:g}", "" if row["bar"] is None else f"{row['bar']:g}", numbers]
-        print("|", *(f"{cell} |" for cell in cells))
+        line = " | ".join(str(cell) for cell in cells)
+        print("|", re.sub(r"(?<= )-(?=\d)", "−", line), "|")
 
 
 def main() -> None:
