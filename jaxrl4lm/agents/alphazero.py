@@ -147,16 +147,8 @@ def update(
         return found.action, jnp.log(found.action_weights)
 
     state, batch, metrics = on_policy.collect(state, config, learner, params, choose=choose)
-    key, key_learn = jax.random.split(state.key)
-    networks, opt_state, told = on_policy.learn_in_epochs(
-        key_learn,
-        (state.params, state.opt_state),
-        batch,
-        partial(loss, config=config, learner=learner),
-        config,
-        now,
-    )
-    return state._replace(params=networks, opt_state=opt_state, key=key), {**metrics, **told}
+    state, told = on_policy.improve(state, batch, partial(loss, config=config, learner=learner), config, now)
+    return state, {**metrics, **told}
 
 
 def plan(

@@ -436,6 +436,21 @@ def add_value_loss(
     return total, {"loss/policy": policy, "loss/value": critic, "entropy": entropy, "kl": kl}
 
 
+def improve(
+    state: Any,
+    batch: Any,
+    loss: Callable[[Params, Any], tuple[Array, Metrics]],
+    config: Any,
+    update: Array,
+    divide: Callable[[Key, Any, int], Any] = shuffle,
+) -> tuple[Any, Metrics]:
+    """A state after learning from a rollout, and mean metrics. Arguments as of `learn_in_epochs`."""
+    key, key_learn = jax.random.split(state.key)
+    start = state.params, state.opt_state
+    networks, opt_state, told = learn_in_epochs(key_learn, start, batch, loss, config, update, divide)
+    return state._replace(params=networks, opt_state=opt_state, key=key), told
+
+
 def learn_in_epochs(
     key: Key,
     start: tuple[Params, optax.OptState],

@@ -51,22 +51,14 @@ def update(state: State, config: PPOKLConfig, learner: Learner, params: Any) -> 
     """A rollout, and what is learned from it; then β moves by the divergence that was measured."""
     now, beta = state.step, state.extra
     state, batch, metrics = on_policy.collect(state, config, learner, params)
-    key, key_learn = jax.random.split(state.key)
-    networks, opt_state, told = on_policy.learn_in_epochs(
-        key_learn,
-        (state.params, state.opt_state),
-        batch,
-        partial(loss, beta=beta, config=config, learner=learner),
-        config,
-        now,
+    state, told = on_policy.improve(
+        state, batch, partial(loss, beta=beta, config=config, learner=learner), config, now
     )
-    outputs = on_policy.act(learner, networks, batch.observation)
+    outputs = on_policy.act(learner, state.params, batch.observation)
     kl = learner.spec.actions.kl(batch.outputs, outputs).mean()
     target = jnp.asarray(config.kl_target)
     moved = losses.kl.doubling_controller(target=jnp.where(target > 0, target, 1)).update(beta, kl, 1)
-    state = state._replace(
-        params=networks, opt_state=opt_state, key=key, extra=jnp.where(target > 0, moved, beta)
-    )
+    state = state._replace(extra=jnp.where(target > 0, moved, beta))
     return state, {**metrics, **told, "kl": kl, "kl_coef": beta}
 
 

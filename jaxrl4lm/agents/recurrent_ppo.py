@@ -153,17 +153,10 @@ def update(state: State, config: RecurrentPPOConfig, learner: Learner, params: A
     """A rollout, and what is learned from it."""
     now = state.step
     state, sequences, metrics = collect(state, config, learner, params)
-    key, key_learn = jax.random.split(state.key)
-    networks, opt_state, told = on_policy.learn_in_epochs(
-        key_learn,
-        (state.params, state.opt_state),
-        sequences,
-        partial(loss, config=config, learner=learner),
-        config,
-        now,
-        shuffle_sequences,
+    state, told = on_policy.improve(
+        state, sequences, partial(loss, config=config, learner=learner), config, now, shuffle_sequences
     )
-    return state._replace(params=networks, opt_state=opt_state, key=key), {**metrics, **told}
+    return state, {**metrics, **told}
 
 
 def collect(
