@@ -84,8 +84,8 @@ class ProblemOptions:
     """A gymnax environment by its name; gym:ID or gym:ID:STEPS, one of Gymnasium, which is slow, with a limit of steps; or
     FILE.py:function, which returns one of your own and its parameters."""
     time_aware: bool = False
-    """Observations tell the time that is left, and the limit is an end like others (arXiv:1712.00378). Otherwise a limit cuts an
-    episode whose values go on."""
+    """Observations tell the time that is left, as one number more of a flat vector, and the limit is an end like others
+    (arXiv:1712.00378). Otherwise a limit cuts an episode whose values go on."""
     algorithm: Literal[
         "ppo",
         "ppo-kl",
@@ -330,7 +330,8 @@ def tabulate(training: Training, returns: Any) -> Table:
 
 def evaluate_run(path: Path, as_json: bool) -> int:
     """Scores the newest checkpoint of a run and draws its episode, as `jaxrl4lm evaluate` does."""
-    arguments, _ = run_folder.read_arguments(path, ARGUMENTS[read_algorithm(path)])
+    arguments, changed = run_folder.read_arguments(path, ARGUMENTS[read_algorithm(path)])
+    run_folder.refuse_changes(path, changed)
     training = build(arguments)
     state, progress = run_folder.restore_newest_state(path, (training.stage,), lambda: training.start)
     params = training.stage.params_of(state)

@@ -145,6 +145,8 @@ def _find_files(arguments: Any) -> Iterator[pathlib.Path]:
         record = getattr(arguments, group.name)
         for each in dataclasses.fields(record):
             value = getattr(record, each.name)
+            if each.name == "env" and ".py:" in value:  # what is learnt; a reward's may be mended
+                value = pathlib.Path(value.rpartition(":")[0])
             if each.name not in ("out", "resume"):
                 paths = map(_find_path, value if isinstance(value, tuple) else (value,))
                 yield from (file for path in paths if path is not None for file in _list_files(path))

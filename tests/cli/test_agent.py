@@ -71,6 +71,10 @@ def test_a_finished_run_has_nothing_to_go_on_with(run, capsys):
         (["--env", "gym:Go-v0"], "--env gym:Go-v0 is no environment of Gymnasium"),
         (["--steps", "1001"], "--steps 1001 is no whole number of updates of 1000 steps: give 1000"),
         (["--learning-rate", "0.1", "-1"], "--learning-rate must be positive, not -1.0"),
+        (
+            ["--learning-rate", "0.1", "0.2", "0.1000000001"],
+            "--learning-rate has 0.1000000001 twice, as numbers of 32 bits: leave one out",
+        ),
         (["--minibatches", "7"], "--minibatches 7 does not divide the 1000 steps of an update: give 8"),
         (
             ["--algorithm", "c51", "--least-return", "200"],
@@ -151,6 +155,13 @@ def test_a_world_of_ones_own_that_tells_the_time(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["evaluate", "here/run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["held_out"] == [6.0]
+    mine = tmp_path / "here" / "mine.py"
+    mine.write_text(mine.read_text().replace("=6", "=7"))
+    for command in (["agent", "--resume"], ["evaluate"]):
+        assert main([*command, "here/run"]) == 2
+        assert (
+            f"{mine} has changed since the run here/run began: put the file back" in capsys.readouterr().err
+        )
 
 
 FAULTY = """
