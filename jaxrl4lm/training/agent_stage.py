@@ -20,20 +20,30 @@ EPISODES = 16
 
 
 def name_settings(sweep: Mapping[str, Sequence[float]]) -> list[str]:
-    """The settings of a sweep in their order, as text: one, without a name, if nothing is swept."""
+    """The settings of a sweep in their order, as text, each another: one, without a name, if nothing is swept."""
     return [
-        ", ".join(f"{name}={value:g}" for name, value in zip(sweep, values, strict=True))
+        ", ".join(f"{name}={_say(value)}" for name, value in zip(sweep, values, strict=True))
         for values in itertools.product(*sweep.values())
     ]
 
 
+def _say(value: float) -> str:
+    """The shortest text of a number of 32 bits."""
+    short = f"{value:g}"
+    return short if np.float32(short) == np.float32(value) else str(np.float32(value))
+
+
 def check_sweep(config: AgentConfig, sweep: Mapping[str, Sequence[float]]) -> None:
-    """Raises InputError where a number is out of range, or a swept one has no value."""
+    """Raises InputError where a number is out of range, or a swept one has no value, or one twice."""
     config.check()
     for name, values in sweep.items():
         config.check_each(name, values)
         if not len(values):
             raise InputError(f"sweep has no value of {name}: give one")
+        rounded = np.asarray(values, np.float32)
+        for i, value in enumerate(values):
+            if (rounded[:i] == rounded[i]).any():
+                raise InputError(f"{name} has {value} twice, as numbers of 32 bits: leave one out")
 
 
 def list_members(seed: int, seeds: int, sweep: Mapping[str, Sequence[float]]) -> tuple[Key, dict[str, Array]]:

@@ -30,6 +30,7 @@ from jaxrl4lm.agents.environment import make_environment
 from jaxrl4lm.agents.scores import bootstrap_interval, interquartile_mean
 from jaxrl4lm.plots.episode import _draw_pendulum
 from jaxrl4lm.training import episode
+from jaxrl4lm.training.agent_stage import name_settings
 from jaxrl4lm.types import InputError
 from tests.selection import slow_but
 
@@ -198,3 +199,11 @@ def test_a_run_that_is_judged_once_can_be_stopped_before():
     config = ppo.PPOConfig(**SIZES | {"steps": 40 * 40})
     stage = training.agent(ppo.make(environment, params), config, params, evaluate_every=40)
     assert (stage.steps, stage.chunk, stage.stride) == (40, 40, 2)
+
+
+def test_settings_that_are_nearly_equal_have_names_of_their_own():
+    values = [1e-3, 0.0010000001, 0.9999999, 1.0, 3e-4, 1e-7]
+    names = name_settings({"learning_rate": values})
+    assert names[0] == "learning_rate=0.001"
+    assert names[-2:] == ["learning_rate=0.0003", "learning_rate=1e-07"]
+    assert [np.float32(name.split("=")[1]) for name in names] == [np.float32(value) for value in values]
