@@ -38,6 +38,12 @@ def size(
     return field(default=default, metadata={"static": True, "whole": whole, **bounds})
 
 
+def check_count(name: str, count: Any, least: int = 0) -> None:
+    """Raises InputError, naming it, unless it is a whole number of at least so much."""
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < least:
+        raise InputError(f"{name} must be a whole number, {least} or more, not {count!r}")
+
+
 def find_out_of_range(record: Any) -> tuple[str, str] | None:
     """(field, what is wrong with its value) of the first number of a dataclass that is outside of its range.
 

@@ -19,7 +19,7 @@ from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.config import descend
 from jaxrl4lm.agents.on_policy import AdvantageConfig, Batch, Estimator, Learner, LossConfig, State
 from jaxrl4lm.models import Network
-from jaxrl4lm.types import Array, Metrics, Params
+from jaxrl4lm.types import Array, InputError, Metrics, Params
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +41,11 @@ def make(
     Args:
       estimate: what an advantage is.
       The others: as of `on_policy.make_agent`.
+    Raises:
+      InputError: if the estimate is no function.
     """
+    if not callable(estimate):
+        raise InputError(f"estimate is {estimate!r}: give a function, as agents.on_policy.n_step(1)")
     return on_policy.make_agent(
         "a2c", partial(update, estimate=estimate), environment, params, (actor, critic)
     )

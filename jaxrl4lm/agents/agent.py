@@ -7,6 +7,7 @@ import jax
 
 from jaxrl4lm.agents.config import AgentConfig
 from jaxrl4lm.agents.environment import Film, Recall, Spec, film_episode, measure_returns
+from jaxrl4lm.fields import check_count
 from jaxrl4lm.types import Array, InputError, Key, Metrics
 
 EVALUATION = 2**32 - 3
@@ -82,9 +83,11 @@ def train(
     Returns:
       The last state; metrics `[updates]`, and `evaluation` `[evaluations]`, mean returns.
     Raises:
-      InputError: if the steps or the evaluations do not divide.
+      InputError: if the steps or the evaluations do not divide, or there are less than 0, or less than an episode.
     """
     updates = config.count_updates()
+    check_count("evaluations", evaluations)
+    check_count("episodes", episodes, least=1)
     parts = max(evaluations, 1)
     if updates % parts:
         raise InputError(f"evaluations is {evaluations}: {updates} updates do not divide by it")

@@ -18,7 +18,7 @@ from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.distributional import Returns, divide, look_ahead, look_now
 from jaxrl4lm.agents.replay import Sample
 from jaxrl4lm.agents.value_based import Learner, ValueConfig
-from jaxrl4lm.fields import number
+from jaxrl4lm.fields import check_count, number
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, InputError, Key, Params, ScalarLike
 
@@ -53,8 +53,9 @@ def make(environment: Any, params: Any, *, network: Network | None = None, atoms
       network: with `atoms` outputs for each action, those of the first one first; a small one is chosen if None.
       atoms: how many fixed returns there are.
     Raises:
-      InputError: if the actions are vectors.
+      InputError: if the actions are vectors, or there are less than two returns.
     """
+    check_count("atoms", atoms, least=2)
     spec = value_based.describe(environment, params)
     network = value_based.choose_value_network(spec, spec.actions.outputs * atoms, network)
     returns = Returns(

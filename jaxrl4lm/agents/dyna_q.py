@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from jaxrl4lm.agents import tabular
 from jaxrl4lm.agents.tabular import Experience, Hyperparameters, Successor, TabularState
+from jaxrl4lm.fields import check_count
 from jaxrl4lm.types import Array, InputError, Key, Metrics, ScalarLike
 
 ALGORITHM = tabular.q_learning()
@@ -99,7 +100,7 @@ def update(
     Raises:
       InputError: if planning is no whole number from 0, or the bonus is negative or no finite number.
     """
-    tabular.check_count("planning", planning)
+    check_count("planning", planning)
     if isinstance(bonus, int | float) and not 0 <= bonus < math.inf:
         raise InputError(f"bonus must be a finite number, 0 or more, not {bonus}")
     learner, metrics, experience = tabular.advance(
@@ -132,7 +133,7 @@ def train(
 
     `vmap` it over keys, params, hyper-parameters or the bonus.
     """
-    tabular.check_count("num_steps", num_steps)
+    check_count("num_steps", num_steps)
     start = init(key, environment, params, hyperparameters, initial_value=initial_value)
 
     def step(state: DynaState, _: None) -> tuple[DynaState, Metrics]:

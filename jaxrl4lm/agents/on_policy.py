@@ -406,7 +406,9 @@ def shuffle(key: Key, batch: Any, minibatches: int) -> Any:
     """
     total = jax.tree.leaves(batch)[0].shape[0] * jax.tree.leaves(batch)[0].shape[1]
     if total % minibatches:
-        raise InputError(f"minibatches is {minibatches}: {total} steps of an update do not divide by it")
+        raise InputError(
+            f"minibatches is {minibatches}: {total} steps of an update do not divide by it; config.check() names a number"
+        )
     order = jax.random.permutation(key, total)
     return jax.tree.map(
         lambda x: x.reshape(total, *x.shape[2:])[order].reshape(minibatches, -1, *x.shape[2:]), batch

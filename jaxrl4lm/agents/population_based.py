@@ -6,6 +6,7 @@ Shapes: `N` members, the leading axis of every leaf; `G` generations.
 Reference: Jaderberg et al. 2017, arXiv:1711.09846: truncation selection, and perturbation as in appendix A.1.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxrl4lm.agents.agent import EVALUATION, Agent, evaluate, view
 from jaxrl4lm.agents.config import AgentConfig
-from jaxrl4lm.fields import find_range
+from jaxrl4lm.fields import check_count, find_range
 from jaxrl4lm.types import Array, InputError, Key
 
 
@@ -82,7 +83,11 @@ def advance(
       updates: of each member; static.
       episodes: that judge a member, the same for all.
       share, factor: as of `breed`.
+    Raises:
+      InputError: where one is out of range.
     """
+    check_count("updates", updates, least=1)
+    check_count("episodes", episodes, least=1)
     key = jax.random.fold_in(population.key, population.generation)
 
     def train(state: Any, own: Mapping[str, Array]) -> tuple[Any, Array]:
@@ -122,10 +127,11 @@ def train(
     Returns:
       The population after the last generation, and what became of each, leaves `[G, N]`.
     Raises:
-      InputError: if the updates do not divide into generations; as `init`.
+      InputError: if the updates do not divide into generations; as `init` and `advance`.
     """
     updates = config.count_updates()
-    if generations < 1 or updates % generations:
+    check_count("generations", generations, least=1)
+    if updates % generations:
         raise InputError(f"generations is {generations}: {updates} updates do not divide by it")
     options: dict[str, Any] = {"episodes": episodes, "share": share, "factor": factor}
 
@@ -153,14 +159,20 @@ def breed(
       share: of members that are replaced, at most half, rounded down, but one at least unless it is 0; as many best ones are
         copied, each as likely.
       factor: by which a copied number is multiplied or divided, each as likely; near an end of a range, as of
-        a discount, take one near 1.
+        a discount, take one near 1, and begin with none at 0, which stays 0.
     Raises:
       InputError: where these are out of range.
     """
     if not 0 <= share <= 0.5:
         raise InputError(f"share is {share}: give a number from 0 to 0.5")
-    if not factor > 0:
+    if not 0 < factor < math.inf:
         raise InputError(f"factor is {factor}: give a positive number")
+    score, values = jnp.asarray(score, float), {name: jnp.asarray(x) for name, x in values.items()}
+    for name, own in values.items():
+        if score.ndim != 1 or own.shape != score.shape:
+            raise InputError(
+                f"{name} has shape {own.shape}, the scores {score.shape}: give [N], one of each member"
+            )
     members = len(score)
     count = max(int(share * members), 1) if share else 0
     order = jnp.argsort(jnp.where(jnp.isnan(score), -jnp.inf, score))

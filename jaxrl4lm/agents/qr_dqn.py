@@ -17,7 +17,7 @@ from jaxrl4lm.agents.agent import Agent
 from jaxrl4lm.agents.distributional import Returns, divide, look_ahead, look_now
 from jaxrl4lm.agents.replay import Sample
 from jaxrl4lm.agents.value_based import Learner, ValueConfig
-from jaxrl4lm.fields import number
+from jaxrl4lm.fields import check_count, number
 from jaxrl4lm.models import Network
 from jaxrl4lm.types import Array, Params, ScalarLike
 
@@ -39,8 +39,9 @@ def make(environment: Any, params: Any, *, network: Network | None = None, quant
       network: with as many outputs for each action, those of the first one first; a small one is chosen if None.
       quantiles: of each action, of the network that is chosen.
     Raises:
-      InputError: if the actions are vectors.
+      InputError: if the actions are vectors, or there is no quantile.
     """
+    check_count("quantiles", quantiles, least=1)
     spec = value_based.describe(environment, params)
     network = value_based.choose_value_network(spec, spec.actions.outputs * quantiles, network)
     returns = Returns(

@@ -127,7 +127,11 @@ def make(
 
 
 def check_policy(policy: MemoryPolicy, spec: env.Spec, outputs: int, name: str) -> None:
-    """Raises InputError unless the policy reads such observations and has so many outputs."""
+    """Raises InputError unless it is a policy with a memory that reads such observations and has so many outputs."""
+    if missing := [each for each in ("init", "start", "step", "apply") if not hasattr(policy, each)]:
+        raise InputError(
+            f"the {name} has no {missing[0]}: give a models.MemoryPolicy, as models.RecurrentPolicy"
+        )
     shape = getattr(policy, "shape", spec.shape)
     if tuple(shape) != tuple(spec.shape):
         raise InputError(f"the {name} reads observations {tuple(shape)}, here they are {spec.shape}")

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxrl4lm.fields import find_out_of_range, number
+from jaxrl4lm.fields import check_count, find_out_of_range, number
 from jaxrl4lm.returns import discounted_returns
 from jaxrl4lm.types import Array, InputError, Key, Metrics, ScalarLike
 
@@ -348,12 +347,6 @@ def learn(
     rate = hyperparameters.learning_rate / jnp.maximum(counts[place], 1) ** hyperparameters.decay
     error = jnp.where(ready, returns - state.tables[place], 0)
     return state.tables.at[place].add(rate * error), counts
-
-
-def check_count(name: str, count: Any) -> None:
-    """Raises InputError, naming it, unless it is a whole number from 0."""
-    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
-        raise InputError(f"{name} must be a whole number, 0 or more, not {count}")
 
 
 def _count(space: Any, what: str) -> int:

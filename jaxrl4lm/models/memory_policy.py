@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxrl4lm.fields import check_count
 from jaxrl4lm.models.cache import Prefix, cache_dtype
 from jaxrl4lm.models.config import TransformerConfig
 from jaxrl4lm.models.policy import LanguagePolicy
@@ -81,10 +82,16 @@ class TransformerPolicy:
 
     def __post_init__(self):
         for name in ("outputs", "span", "layers", "width", "heads"):
-            if not getattr(self, name) >= 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.constants < 0:
-            raise InputError(f"constants must not be negative, not {self.constants}")
+            check_count(name, getattr(self, name), least=1)
+        check_count("constants", self.constants)
+        if not isinstance(self.shape, tuple | list):
+            raise InputError(f"shape must be that of an observation, as (4,), not {self.shape!r}")
+        for size in self.shape:
+            check_count("a size of shape", size, least=1)
+        if self.width % self.heads:
+            raise InputError(
+                f"width {self.width} does not divide into the {self.heads} heads: give a multiple"
+            )
 
     @property
     def language(self) -> LanguagePolicy:

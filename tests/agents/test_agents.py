@@ -328,6 +328,10 @@ def test_steps_that_do_not_divide_are_refused(name):
     _, train, config, params = short(name)
     with pytest.raises(InputError, match="evaluations is 3: 2 updates"):
         train(jax.random.key(0), config, params, evaluations=3)
+    with pytest.raises(InputError, match="evaluations must be a whole number, 0 or more, not -1"):
+        train(jax.random.key(0), config, params, evaluations=-1)
+    with pytest.raises(InputError, match="episodes must be a whole number, 1 or more, not 0"):
+        train(jax.random.key(0), config, params, episodes=0)
 
 
 @pytest.mark.parametrize(
@@ -348,9 +352,22 @@ def test_steps_that_do_not_divide_are_refused(name):
             lambda *world: recurrent_ppo.make(*world, critic=RecurrentPolicy(1, (3,))),
             r"the critic reads observations \(3,\), here they are \(4,\)",
         ),
+        (
+            lambda *world: recurrent_ppo.make(*world, actor=nn.Dense(2)),
+            "the actor has no start: give a models.Mem",
+        ),
+        (
+            lambda *world: qr_dqn.make(*world, quantiles=0),
+            "quantiles must be a whole number, 1 or more, not 0",
+        ),
+        (lambda *world: c51.make(*world, atoms=1), "atoms must be a whole number, 2 or more, not 1"),
+        (
+            lambda *world: a2c.make(*world, estimate="td"),
+            "estimate is 'td': give a function, as agents.on_policy",
+        ),
     ],
 )
-def test_networks_that_do_not_fit_are_refused(make, words):
+def test_what_does_not_fit_is_refused(make, words):
     """An action too many would be played all the same: gymnax takes any number."""
     with pytest.raises(InputError, match=words):
         make(*gymnax.make("CartPole-v1"))

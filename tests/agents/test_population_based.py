@@ -158,6 +158,13 @@ def test_a_population_goes_on_from_a_checkpoint_with_the_same_bits(tmp_path):
         ({"learning_rate": [1e-3, -1]}, {}, r"learning_rate must be positive, not -1\.0"),
         ({"learning_rate": [1e-3, 1]}, {"share": 0.7}, "share is 0.7: give a number from 0 to 0.5"),
         ({"learning_rate": [1e-3, 1]}, {"factor": 0.0}, "factor is 0.0: give a positive number"),
+        ({"learning_rate": [1e-3, 1]}, {"factor": np.inf}, "factor is inf: give a positive number"),
+        (
+            {"learning_rate": [1e-3, 1]},
+            {"generations": 2.0},
+            r"generations must be a whole number, 1 or more, not 2\.0",
+        ),
+        ({"learning_rate": [1e-3, 1]}, {"episodes": 0}, "episodes must be a whole number, 1 or more, not 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(values, options, words):
@@ -176,3 +183,19 @@ def test_of_a_small_population_one_is_replaced_at_least(share, replaced):
     score = jnp.array([3.0, 1.0, 2.0, 4.0])
     parent, _ = P.breed(jax.random.key(0), score, values, CONFIG, share=share)
     assert (np.asarray(parent) != np.arange(4)).sum() == replaced
+
+
+def test_scores_may_be_a_list_of_one_number_a_member():
+    values = {"learning_rate": [1e-3, 2e-3, 3e-3]}
+    parent, bred = P.breed(jax.random.key(0), [1, 3, 2], values, CONFIG, share=0.4)
+    assert parent.tolist() == [1, 1, 2]
+    np.testing.assert_array_equal(bred["learning_rate"][1:], np.float32([2e-3, 3e-3]))
+    with pytest.raises(InputError, match=r"learning_rate has shape \(3,\), the scores \(2,\): give \[N\]"):
+        P.breed(jax.random.key(0), [1, 3], values, CONFIG)
+
+
+def test_a_generation_without_updates_is_refused():
+    agent, params = both_decide()
+    population = P.init(jax.random.key(0), agent, CONFIG, params, {"learning_rate": jnp.array([1e-3, 1e-2])})
+    with pytest.raises(InputError, match="updates must be a whole number, 1 or more, not 0"):
+        P.advance(population, agent, CONFIG, params, updates=0)

@@ -138,8 +138,17 @@ def test_a_dense_layer_of_windows_is_a_convolution(leading):
 
 @pytest.mark.parametrize(
     "sizes, words",
-    [({"span": 0}, "span must be at least 1, not 0"), ({"constants": -1}, "constants must not")],
+    [
+        ({"span": 0}, "span must be a whole number, 1 or more, not 0"),
+        ({"span": 2.5}, r"span must be a whole number, 1 or more, not 2\.5"),
+        ({"span": "4"}, "span must be a whole number, 1 or more, not '4'"),
+        ({"layers": True}, "layers must be a whole number, 1 or more, not True"),
+        ({"constants": -1}, "constants must be a whole number, 0 or more, not -1"),
+        ({"shape": 4}, r"shape must be that of an observation, as \(4,\), not 4"),
+        ({"shape": (3, 0)}, "a size of shape must be a whole number, 1 or more, not 0"),
+        ({"width": 32, "heads": 3}, "width 32 does not divide into the 3 heads: give a multiple"),
+    ],
 )
 def test_a_transformer_that_cannot_be_is_refused(sizes, words):
     with pytest.raises(InputError, match=words):
-        TransformerPolicy(2, (4,), **sizes)
+        TransformerPolicy(2, **{"shape": (4,), **sizes})
