@@ -44,7 +44,7 @@ class Task(NamedTuple):
 FALLING = {"final_learning_rate_share": 0.0}
 CARTPOLE = {"learning_rate": 2e-3, "discount": 0.98, "gae_lambda": 0.9, "entropy_coef": 0.01, **FALLING}
 VALUES = {"n_step": 3, "learning_rate": 1e-3, "buffer": 50_000, **FALLING}
-ACROBOT = {"learning_rate": 2e-3, "entropy_coef": 0.02, **FALLING}
+ACROBOT = {"environments": 16, "rollout": 64, "normalize_observations": True}
 CAR = {"environments": 16, "normalize_observations": True, "normalize_rewards": True, "gae_lambda": 0.98}
 MINATAR = {
     "environments": 128,
@@ -71,9 +71,29 @@ TASKS = [
     Task("CartPole-v1", "qr-dqn", 50_000, None, VALUES),
     Task("CartPole-v1", "c51", 50_000, None, {**VALUES, "learning_rate": 4e-3}),
     Task("CartPole-v1", "pqn", 100_000, None, {"learning_rate": 8e-3, **FALLING}),
-    Task("Acrobot-v1", "ppo", 100_000, -82, ACROBOT),
+    Task(
+        "Acrobot-v1",
+        "ppo",
+        99_328,
+        -82,
+        {**ACROBOT, "learning_rate": 4e-3, "entropy_coef": 0.05, "discount": 0.97, **FALLING},
+    ),
     Task("Acrobot-v1", "trpo", 100_000, -82, {"learning_rate": 1e-3, "trust_region": 0.04}),
-    Task("Acrobot-v1", "dqn", 100_000, -82, {**VALUES, "n_step": 5, "epsilon": 0.02}),
+    Task(
+        "Acrobot-v1",
+        "dqn",
+        100_000,
+        -82,
+        {
+            "gradient_steps": 80,
+            "batch": 128,
+            "buffer": 50_000,
+            "target_interval": 3,
+            "learning_rate": 6.3e-4,
+            "epsilon": 0.03,
+            **FALLING,
+        },
+    ),
     Task(
         "MountainCar-v0",
         "dqn",
