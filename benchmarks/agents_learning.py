@@ -76,9 +76,21 @@ TASKS = [
         "ppo",
         99_328,
         -82,
-        {**ACROBOT, "learning_rate": 4e-3, "entropy_coef": 0.05, "discount": 0.97, **FALLING},
+        {
+            **ACROBOT,
+            "learning_rate": 3e-3,
+            "entropy_coef": 0.01,
+            "gae_lambda": 0.85,
+            **FALLING,
+        },
     ),
-    Task("Acrobot-v1", "trpo", 100_000, -82, {"learning_rate": 1e-3, "trust_region": 0.04}),
+    Task(
+        "Acrobot-v1",
+        "trpo",
+        99_328,
+        -82,
+        {**ACROBOT, "learning_rate": 3e-3, "max_grad_norm": 10, "gae_lambda": 0.75},
+    ),
     Task(
         "Acrobot-v1",
         "dqn",
