@@ -91,13 +91,13 @@ class Bridge(environment.Environment[State, environment.EnvParams]):
     def _photograph(
         self, drawn: Any, begun: State, actions: np.ndarray, times: Sequence[int]
     ) -> dict[int, np.ndarray]:
-        wanted, pictures = set(times), {}
-        drawn.reset(seed=int(begun.seed))
-        for time in range(max(wanted) + 1):
+        player, pictures = self._player, {}
+        player.guard(drawn.reset, seed=int(begun.seed))
+        for time in range(max(times) + 1):
             if time:
-                drawn.step(self._player.actions.to_gymnasium(actions[time - 1]))
-            if time in wanted:
-                pictures[time] = np.asarray(drawn.render())
+                player.guard(drawn.step, player.actions.to_gymnasium(actions[time - 1]))
+            if time in times:
+                pictures[time] = np.asarray(player.guard(drawn.render))
         return pictures
 
     def action_space(self, params: Any = None) -> Any:
@@ -380,7 +380,7 @@ class _Player:
         if waiting := self._by_episode.get(episode):
             return self._take(waiting[-1]), episode
         live = self._find_spare()
-        self._guard(live.reset, seed=int(seed))
+        self.guard(live.reset, seed=int(seed))
         for action in past:
             self._step(live, action)
         return live, episode
@@ -405,13 +405,13 @@ class _Player:
         self._by_episode.setdefault(episode, []).append(id(live))
 
     def _begin(self, live: Any, seed: np.ndarray) -> Any:
-        observation, _ = self._guard(live.reset, seed=int(seed))
+        observation, _ = self.guard(live.reset, seed=int(seed))
         self._keep(live, seed.tobytes())
         return self.observations.from_gymnasium(observation)
 
     def _step(self, live: Any, action: np.ndarray) -> tuple[Any, float, bool, bool]:
         """(observation, reward, terminated, truncated)"""
-        observation, reward, terminated, truncated, _ = self._guard(
+        observation, reward, terminated, truncated, _ = self.guard(
             live.step, self.actions.to_gymnasium(action)
         )
         return (
@@ -421,7 +421,8 @@ class _Player:
             bool(truncated),
         )
 
-    def _guard(self, function: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    def guard(self, function: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        """What a call of the environment gives; what it raises is told as what its author is to mend."""
         try:
             return function(*args, **named)
         except Exception as error:

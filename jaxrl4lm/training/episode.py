@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl4lm.agents.agent import Agent, film, view
+from jaxrl4lm.envs.gymnasium_bridge import Bridge
 from jaxrl4lm.envs.time_aware import TimeAware
 from jaxrl4lm.plots.episode import Episode, draw_episode, draw_image, find_drawing, list_moments
 from jaxrl4lm.training.folder import EPISODE
@@ -43,9 +44,8 @@ def make_picture(
     environment = algorithm.spec.environment
     shown = environment.inner if isinstance(environment, TimeAware) else environment
     observation, _ = jax.eval_shape(shown.reset, jax.random.key(0), params)
-    camera = getattr(
-        shown, "find_camera", lambda: None
-    )()  # of Gymnasium's environments, which may draw themselves
+    # Environments of Gymnasium may draw themselves.
+    camera = shown.find_camera() if isinstance(shown, Bridge) else None
     draw = find_drawing(shown, observation.shape) if camera is None else draw_image
     if draw is None:
         return None
