@@ -112,9 +112,8 @@ class ReplayConfig(AgentConfig):
             )
 
 
-def check_minibatches(config: Any) -> None:
-    """Raises InputError unless the steps of an update divide into the minibatches."""
-    total, parts = config.steps_per_update(), config.minibatches
+def check_minibatches(total: int, parts: int) -> None:
+    """Raises InputError unless so many steps of an update divide into so many minibatches."""
     if total % parts:
         divisors = [n for n in range(1, total + 1) if total % n == 0]
         nearest = min(divisors, key=lambda n: abs(n - parts))

@@ -68,7 +68,7 @@ class EpochConfig(AdvantageConfig):
     def check(self) -> None:
         """Raises InputError, naming the field, its value and the fix, where a number does not fit."""
         super().check()
-        check_minibatches(self)
+        check_minibatches(self.steps_per_update(), self.minibatches)
 
 
 class Learner(NamedTuple):
@@ -405,10 +405,7 @@ def shuffle(key: Key, batch: Any, minibatches: int) -> Any:
       InputError: if they do not divide it.
     """
     total = jax.tree.leaves(batch)[0].shape[0] * jax.tree.leaves(batch)[0].shape[1]
-    if total % minibatches:
-        raise InputError(
-            f"minibatches is {minibatches}: {total} steps of an update do not divide by it; config.check() names a number"
-        )
+    check_minibatches(total, minibatches)
     order = jax.random.permutation(key, total)
     return jax.tree.map(
         lambda x: x.reshape(total, *x.shape[2:])[order].reshape(minibatches, -1, *x.shape[2:]), batch

@@ -50,7 +50,7 @@ class PQNConfig(ExploringConfig):
     def check(self) -> None:
         """Raises InputError, naming the field, its value and the fix, where a number does not fit."""
         super().check()
-        check_minibatches(self)
+        check_minibatches(self.steps_per_update(), self.minibatches)
 
 
 class State(NamedTuple):
