@@ -64,10 +64,13 @@ def start_agents(
     sweep: Mapping[str, Sequence[float]] | None = None,
 ) -> Params:
     """Where the runs begin: what `agents.agent.view` gives of each, with the members as first axis. Arguments as of `agent`."""
-    keys, values = list_members(seed, seeds, sweep or {})
-    return jax.jit(jax.vmap(lambda key, values: view(algorithm.init(key, config.replace(**values), params))))(
-        keys, values
-    )
+    members = list_members(seed, seeds, sweep or {})
+    return jax.jit(lambda keys, values: view(_begin(algorithm, config, params, keys, values)))(*members)
+
+
+def _begin(algorithm: Agent, config: AgentConfig, params: Any, keys: Key, values: dict[str, Array]) -> Any:
+    """The states of all members before the first update."""
+    return jax.vmap(lambda key, own: algorithm.init(key, config.replace(**own), params))(keys, values)
 
 
 def agent(
@@ -103,9 +106,7 @@ def agent(
     keys, values = list_members(seed, seeds, sweep)
 
     def init(started: Params) -> Any:
-        states = jax.vmap(lambda key, values: algorithm.init(key, config.replace(**values), params))(
-            keys, values
-        )
+        states = _begin(algorithm, config, params, keys, values)
         return states._replace(**jax.tree.map(jnp.copy, started))
 
     @partial(jax.jit, static_argnums=1, donate_argnums=0)
