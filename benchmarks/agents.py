@@ -23,15 +23,15 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from jaxrl4lm.agents import dqn, on_policy, ppo
+from jaxrl4lm.agents import dqn, on_policy, ppo, pqn
 from jaxrl4lm.agents.agent import train
 from jaxrl4lm.agents.config import descend
 from jaxrl4lm.agents.environment import make_environment
-from jaxrl4lm.models import Perceptron
+from jaxrl4lm.models import Convolution, Perceptron
 from jaxrl4lm.models.control import windows
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "agents.json"
-MODES = ("ppo", "ppo16", "dqn", "sb3", "evaluation", "buffer", "step", "convolution", "gymnasium")
+MODES = ("ppo", "ppo16", "dqn", "sb3", "evaluation", "buffer", "step", "convolution", "game", "gymnasium")
 EPISODES = 128
 """Of an evaluation, as rejax has it."""
 PPO = ppo.PPOConfig(
@@ -186,34 +186,40 @@ def beside_rejax(name: str, python: str, ours: tuple, task: dict, steps: int, ro
     }
 
 
+def time_once(run: Callable) -> float:
+    """CPU seconds of what a run does."""
+    begun = time.process_time()
+    jax.block_until_ready(run())
+    return time.process_time() - begun
+
+
 def time_each(run: Callable, count: int, rounds: int) -> float:
     """Microseconds of each of the `count` things that a run does, the median."""
-    times = []
-    for _ in range(rounds + 1):
-        begun = time.process_time()
-        jax.block_until_ready(run())
-        times.append(time.process_time() - begun)
+    times = [time_once(run) for _ in range(rounds + 1)]
     return round(1e6 * statistics.median(times[1:]) / count, 1)
 
 
-class XlaConvolution(nn.Module):
-    """`models.Convolution` of one layer, by XLA's operation."""
-
-    @nn.compact
-    def __call__(self, observations):
-        return nn.Conv(16, (3, 3), padding="VALID")(observations)
-
-
 class Windows(nn.Module):
-    """The same, as a product of all windows."""
+    """The convolution of `models.Convolution`, alone."""
 
     @nn.compact
     def __call__(self, observations):
         return nn.Dense(16)(windows(observations))
 
 
+class XlaConvolution(Convolution):
+    """`models.Convolution` by XLA's operation."""
+
+    @nn.compact
+    def __call__(self, observations):
+        x = nn.Conv(self.channels, (3, 3), padding="VALID")(observations)
+        x = nn.relu(nn.LayerNorm()(x))
+        x = nn.Dense(self.width)(x.reshape(*x.shape[:-3], -1))
+        return nn.Dense(self.outputs)(nn.relu(nn.LayerNorm()(x)))
+
+
 def measure_convolution(rounds: int) -> dict:
-    """Microseconds of 200 steps of gradient descent in a loop, on 128 observations of Breakout, by either convolution."""
+    """200 steps of gradient descent in a loop, on 128 observations of Breakout, by either convolution."""
     images = jax.random.bernoulli(jax.random.key(0), 0.1, (128, 10, 10, 4)).astype(jax.numpy.float32)
 
     def descending(network):
@@ -223,10 +229,20 @@ def measure_convolution(rounds: int) -> dict:
 
         params = network.init(jax.random.key(1), images)
         run = jax.jit(lambda params: jax.lax.scan(learn, params, jax.numpy.linspace(0.9, 1, 200))[0])
-        return lambda: time_each(lambda: run(params), 1, 1) / 1e6
+        return lambda: time_once(lambda: run(params))
 
-    result = alternate(descending(Windows()), descending(XlaConvolution()), rounds)
-    return {**result, "other": "XLA's convolution"}
+    plain = nn.Conv(16, (3, 3), padding="VALID")
+    return {**alternate(descending(Windows()), descending(plain), rounds), "other": "XLA's convolution"}
+
+
+def measure_game(rounds: int) -> dict:
+    """Four updates of PQN on Breakout, by either convolution."""
+    environment, params = make_environment("Breakout-MinAtar")
+    config = pqn.PQNConfig(steps=4 * 4096, environments=128, rollout=32, epochs=2, minibatches=32)
+    theirs = pqn.make(environment, params, network=XlaConvolution(environment.num_actions))
+    fast, _, _ = make_ours(pqn.make(environment, params), params, config, evaluations=0)
+    slow, _, _ = make_ours(theirs, params, config, evaluations=0)
+    return {**alternate(fast, slow, rounds), "other": "the same by XLA's convolution"}
 
 
 def measure_step(environment, params, rounds: int) -> dict:
@@ -328,6 +344,8 @@ def main() -> None:
         keep("step", measure_step(environment, params, options.rounds))
     if wanted("convolution"):
         keep("convolution", measure_convolution(options.rounds))
+    if wanted("game"):
+        keep("game", measure_game(options.rounds))
     if wanted("gymnasium"):
         bridged, limits = make_environment("gym:CartPole-v1")
         config = ppo.PPOConfig(steps=20_000)
